@@ -1,0 +1,12 @@
+"""XRD Phase: extend diffraction amplitudes from 1.5 to 0.8 Å and solve the structure."""
+
+import os
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The repository: config.yaml, data/, notebooks/ and weights/ lie here."""
+
+RUNS = Path(os.environ.get("XRD_RUNS", ROOT / "runs"))
+"""What a run writes goes to RUNS / profile. The tests move it, so that they overwrite nobody's results."""

@@ -1,0 +1,1 @@
+"""The networks that extend amplitudes, one a file."""

@@ -1,0 +1,1 @@
+"""From amplitudes to atoms: charge flipping, origin, peaks, and the SHELXT driver."""
