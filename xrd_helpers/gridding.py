@@ -1,0 +1,196 @@
+"""The amplitude box: the reflections of one asymmetric unit on a grid of Miller indices that a network can read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import gemmi
+import numpy as np
+import torch
+
+from .crystals import Crystal, CrystalError, swap_a_and_c
+from .structure_factors import CrystalBatch, reciprocal_metric
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of Miller indices, low to high with both ends, for the Laue group of ``spacegroup``."""
+
+    name: str
+    low: tuple[int, int, int]
+    high: tuple[int, int, int]
+    spacegroup: str  # a centrosymmetric symmorphic group of the Laue class
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of voxels along h, k, l."""
+        return tuple(high - low + 1 for low, high in zip(self.low, self.high))
+
+    @cached_property
+    def hkl(self) -> np.ndarray:
+        """(n, 3) int, the Miller indices of the voxels in C order."""
+        axes = [np.arange(low, high + 1) for low, high in zip(self.low, self.high)]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+    @cached_property
+    def redundant(self) -> np.ndarray:
+        """(n,) bool, voxels whose equivalent under the Laue group stands elsewhere in the box (there with larger h, k, l)."""
+        best = self.hkl
+        for op in gemmi.SpaceGroup(self.spacegroup).operations():
+            hkl = self.hkl @ (np.array(op.rot) // gemmi.Op.DEN)
+            inside = ((hkl >= self.low) & (hkl <= self.high)).all(axis=1)
+            better = inside & (_order(hkl) > _order(best))
+            best = np.where(better[:, None], hkl, best)
+        return (best != self.hkl).any(axis=1)
+
+    def index(self, hkl) -> np.ndarray:
+        """Flat voxel numbers of reflections hkl (n, 3), taken to an equivalent that is inside; -1 where none is."""
+        found = np.full(len(hkl), -1)
+        for op in gemmi.SpaceGroup(self.spacegroup).operations():
+            image = np.asarray(hkl) @ (np.array(op.rot) // gemmi.Op.DEN)
+            inside = ((image >= self.low) & (image <= self.high)).all(axis=1)
+            voxel = np.ravel_multi_index(np.where(inside[:, None], image - self.low, 0).T, self.shape)
+            inside &= (found < 0) | self.redundant[found]  # the voxel that counts in scores, where there is a choice
+            found = np.where(inside, voxel, found)
+        return found
+
+
+def _order(hkl):
+    """A number that sorts reflections by h, then k, then l (indices stay below 1000)."""
+    return hkl @ np.array([1_000_000, 1_000, 1])
+
+
+BOXES = {box.name: box for box in (
+    Box("monoclinic", (-13, 0, 0), (12, 17, 22), "P 1 2/m 1"),
+    Box("orthorhombic", (0, 0, 0), (16, 21, 28), "P m m m"),
+    Box("triclinic", (-16, -14, 0), (16, 21, 28), "P -1"),
+)}
+
+
+def to_box_setting(crystal: Crystal) -> Crystal:
+    """A monoclinic crystal (unique axis b) with the shorter of a and c first, any other as it is."""
+    if crystal.spacegroup.crystal_system_str() == "monoclinic" and crystal.cell.a > crystal.cell.c:
+        return swap_a_and_c(crystal)
+    return crystal
+
+
+def check_fit(crystal: Crystal, box: Box, d_target: float) -> None:
+    """Raise CrystalError, with the limit that is broken, if a reflection with d >= d_target has no voxel in the box."""
+    group = crystal.spacegroup
+    if group.laue_str() != gemmi.SpaceGroup(box.spacegroup).laue_str() or (
+            box.name == "monoclinic" and group.monoclinic_unique_axis() != "b"):
+        raise CrystalError(f"{crystal.name}: space group {group.xhm()} is not of the {box.name} box"
+                           + (" (unique axis b)" if box.name == "monoclinic" else ""))
+    hkl = gemmi.make_miller_array(crystal.cell, group, d_target)
+    outside = hkl[box.index(hkl) < 0]
+    if len(outside):
+        # ranges of the representative nearest to the box, so that the message names the axis that is too long
+        axes = [f"|{name}| up to {np.abs(outside[:, i]).max()}, the box holds {box.low[i]}..{box.high[i]}"
+                for i, name in enumerate("hkl") if np.abs(outside[:, i]).max() > max(-box.low[i], box.high[i])]
+        raise CrystalError(f"{crystal.name}: {len(outside)} of {len(hkl)} reflections to {d_target} Å are outside the "
+                           f"{box.name} box" + (f" ({'; '.join(axes)})" if axes else ""))
+
+
+def select_fitting(crystals, box: Box, d_target: float):
+    """Bring crystals to the box's setting and keep those that fit.
+
+    Returns
+    -------
+    fitting : list of Crystal
+    problems : list of str, a sentence for each crystal that was left out
+    """
+    fitting, problems = [], []
+    for crystal in crystals:
+        try:
+            crystal = to_box_setting(crystal)
+            check_fit(crystal, box, d_target)
+            fitting.append(crystal)
+        except CrystalError as error:
+            problems.append(str(error))
+    return fitting, problems
+
+
+@lru_cache(maxsize=256)
+def _symmetry(box_name, spacegroup_symbol):
+    """(absent (n,) bool, epsilon (n,)) of the voxels of a box in a space group; the same for every crystal of it."""
+    box, group = BOXES[box_name], gemmi.SpaceGroup(spacegroup_symbol).operations()
+    hkl = np.ascontiguousarray(box.hkl, dtype=np.int32)
+    epsilon = np.ones(len(hkl))
+    present = (hkl != 0).any(axis=1)  # F(000) has no direction
+    epsilon[present] = group.epsilon_factor_without_centering_array(hkl[present])
+    return np.array(group.systematic_absences(hkl), bool), epsilon
+
+
+@dataclass
+class AmplitudeBoxes:
+    """Amplitudes of B crystals in one box, with masks. Tensors are (B, *box.shape) unless said otherwise.
+
+    ``F`` is the true amplitude over ``scale`` (B,), the largest measured one; zero outside d_target. ``measured``
+    is d >= d_input, ``target`` is d >= d_target, ``absent`` systematically absent; F(000) is in none of the first
+    two. ``redundant`` (*box.shape) voxels repeat another voxel: they are filled and left out of every score.
+    """
+
+    box: Box
+    F: torch.Tensor
+    scale: torch.Tensor
+    measured: torch.Tensor
+    target: torch.Tensor
+    absent: torch.Tensor
+    redundant: torch.Tensor
+    d: torch.Tensor        # Å; inf at (0, 0, 0)
+    epsilon: torch.Tensor  # statistical weight of the reflection, without centring
+
+    @property
+    def F_in(self) -> torch.Tensor:
+        """What a model sees: the measured amplitudes, zero elsewhere."""
+        return self.F * self.measured
+
+    @property
+    def extension(self) -> torch.Tensor:
+        """Bool, the reflections that a model has to predict: in d_target, not measured, present, each once."""
+        return self.target & ~self.measured & ~self.absent & ~self.redundant
+
+    @classmethod
+    def from_crystals(cls, crystals, box: Box = BOXES["monoclinic"], d_input=1.5, d_target=0.8,
+                      dtype=torch.float32, device="cpu") -> AmplitudeBoxes:
+        """Structure factors of crystals that fit the box (see ``select_fitting``), computed only where needed."""
+        batch = CrystalBatch.from_crystals(crystals, dtype=dtype, device=device)
+        hkl = torch.as_tensor(box.hkl, device=device)
+        metric = np.array([reciprocal_metric(crystal.cell) for crystal in crystals])
+        # d in double precision on one route, so that a reflection at the limit falls on one side only
+        inverse_d2 = torch.as_tensor(np.einsum("ni,bij,nj->bn", box.hkl, metric, box.hkl), device=device)
+        d = inverse_d2.clamp(min=1e-12).rsqrt()
+        d[inverse_d2 == 0] = torch.inf
+        target, measured = (d >= d_target) & d.isfinite(), (d >= d_input) & d.isfinite()
+        symmetry = [_symmetry(box.name, crystal.spacegroup.xhm()) for crystal in crystals]
+        absent = torch.as_tensor(np.array([s[0] for s in symmetry]), device=device)
+        epsilon = torch.as_tensor(np.array([s[1] for s in symmetry]), dtype=dtype, device=device)
+        needed = target.any(dim=0)
+        F = torch.zeros(d.shape, dtype=dtype, device=device)
+        F[:, needed] = batch.structure_factors(hkl[needed]).abs()
+        F = F * (target & ~absent)
+        scale = (F * measured).amax(dim=1)
+        if (scale <= 0).any():
+            names = [c.name for c, s in zip(crystals, scale) if s <= 0]
+            raise CrystalError(f"no reflection with d >= {d_input} Å is above zero in {', '.join(names)}")
+        grid = (len(crystals), *box.shape)
+        return cls(box=box, F=(F / scale[:, None]).reshape(grid), scale=scale, measured=measured.reshape(grid),
+                   target=target.reshape(grid), absent=absent.reshape(grid),
+                   redundant=torch.as_tensor(box.redundant, device=device).reshape(box.shape),
+                   d=d.to(dtype).reshape(grid), epsilon=epsilon.reshape(grid))
+
+    def __len__(self):
+        return len(self.F)
+
+    def __getitem__(self, rows) -> AmplitudeBoxes:
+        """The boxes of some of the crystals; ``rows`` is a slice or a list of numbers."""
+        per_crystal = ("F", "scale", "measured", "target", "absent", "d", "epsilon")
+        return AmplitudeBoxes(box=self.box, redundant=self.redundant,
+                              **{name: getattr(self, name)[rows] for name in per_crystal})
+
+    def reflections(self, row, F) -> tuple[np.ndarray, np.ndarray]:
+        """(hkl (n, 3), F (n,) in electrons) of one crystal from a box of scaled amplitudes F (*box.shape)."""
+        keep = (self.target[row] & ~self.absent[row] & ~self.redundant).flatten().cpu().numpy()
+        F = F.detach().cpu().double().flatten().numpy() * float(self.scale[row])
+        return self.box.hkl[keep], F[keep]
