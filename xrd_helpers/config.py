@@ -1,13 +1,22 @@
 """What a run is set up with and where it writes: `config.yaml`, the run folder, safe writing."""
 
+import ast
+import difflib
 import json
 import math
 import os
+import re
 import secrets
 from contextlib import contextmanager
 from pathlib import Path
 
-from xrd_helpers import RUNS
+import pydantic
+import yaml
+
+from xrd_helpers import ROOT, RUNS
+
+CONFIG = ROOT / "config.yaml"
+NOTEBOOKS = ROOT / "notebooks"
 
 
 class UserError(Exception):
@@ -82,7 +91,7 @@ def write_result(profile, notebook, **values):
 def _inside(path, folder):
     """`path` relative to `folder`, with forward slashes, so that the run folder can be moved as a whole."""
     path = Path(path)
-    return (path.relative_to(folder) if path.is_absolute() else path).as_posix()
+    return Path(os.path.relpath(path, folder) if path.is_absolute() else path).as_posix()
 
 
 def _plain(value):
@@ -96,3 +105,242 @@ def _plain(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+# --- The notebooks' parameters: each notebook's `parameters` cell is the one place that declares them ---
+
+
+def list_notebooks(folder=NOTEBOOKS):
+    """Notebooks that belong to the pipeline, ``NN_name.ipynb``, in order: dict of name to path."""
+    paths = sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))
+    if not paths:
+        raise ConfigError(f"{shown(folder)} has no notebook named like 02_train_unet.ipynb")
+    return {path.stem: path for path in paths}
+
+
+def find_notebook(wanted, names, source):
+    """The one of `names` that `wanted` means: a whole name, or its two digits. `source` begins the error."""
+    matches = [name for name in names if wanted in (name, name[:2])]
+    if len(matches) == 1:
+        return matches[0]
+    raise ConfigError(f"{source}: there is no notebook {wanted!r}; {_nearest(wanted, names, 'the notebooks are')}")
+
+
+def read_cells(path):
+    """The cells of a notebook, read as plain JSON: importing nbformat takes seconds, and a typo deserves a quick answer.
+
+    Returns
+    -------
+    cells : list of (str, list of str, str)
+        Cell type, tags and source.
+    """
+    try:
+        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        return [(cell["cell_type"], cell.get("metadata", {}).get("tags", []), "".join(cell["source"])) for cell in cells]
+    except OSError as error:
+        raise ConfigError(f"{shown(path)} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{shown(path)} is not a notebook of format 4") from error
+
+
+def read_parameters(path):
+    """Names and default values that the notebook at `path` declares in its cell tagged `parameters`.
+
+    Only what papermill can replace is allowed: ``name = literal`` on a line. An annotated
+    name is overlooked by papermill's own check, a derived value would keep the default.
+    """
+    sources = [source for kind, tags, source in read_cells(path) if kind == "code" and "parameters" in tags]
+    if len(sources) != 1:
+        raise ConfigError(f"{shown(path)} needs exactly one cell tagged 'parameters', it has {len(sources)}")
+    try:
+        statements = ast.parse(sources[0]).body
+    except SyntaxError as error:
+        raise ConfigError(f"{shown(path)}: line {error.lineno} of the parameters cell is not Python") from error
+    defaults = {}
+    for statement in statements:
+        try:
+            (target,) = statement.targets  # AttributeError: not a plain assignment; ValueError: a = b = 1
+            defaults[target.id] = ast.literal_eval(statement.value)
+            _type_of(defaults[target.id])
+        except (AttributeError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{shown(path)}: line {statement.lineno} of the parameters cell must be `name = value` with a "
+                f"number, a text, True, False or a list of one of these: {ast.unparse(statement)}"
+            ) from error
+    return defaults
+
+
+def _type_of(value):
+    """The type that replaces `value` must have; a tuple or None has none, because papermill would not pass it on."""
+    if isinstance(value, list):
+        kinds = {type(item) for item in value} or {str}
+        kinds = {float} if kinds == {int, float} else kinds
+        if len(kinds) > 1 or not kinds <= {int, float, str, bool}:
+            raise TypeError("a list of mixed types, or of lists")
+        return list[kinds.pop()]
+    if type(value) not in (int, float, str, bool):
+        raise TypeError(f"{type(value).__name__} is no type of a parameter")
+    return type(value)
+
+
+def _model(name, defaults):
+    """A pydantic model with the parameters of one notebook, all required, none converted but int to float."""
+    rules = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    fields = {key: (_type_of(value), ...) for key, value in defaults.items()}
+    return pydantic.create_model(name, __config__=rules, **fields)
+
+
+# --- config.yaml ---
+
+
+def load_config(path=CONFIG, notebooks=NOTEBOOKS):
+    """Read and check `config.yaml`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file: a block per profile, in it a block per notebook with exactly that notebook's parameters.
+    notebooks : str or Path
+        Folder of the notebooks, whose `parameters` cells say what is allowed.
+
+    Returns
+    -------
+    config : dict
+        ``config[profile][notebook][key]``, notebooks in their order.
+
+    Raises
+    ------
+    ConfigError
+        With one sentence that names the file, the place in it and the nearest valid name.
+    """
+    defaults = {name: read_parameters(notebook) for name, notebook in list_notebooks(notebooks).items()}
+    content = _read_yaml(path)
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{shown(path)} must hold a block per profile, such as 'quick:'")
+    return {profile: _check_profile(shown(path), profile, blocks, defaults) for profile, blocks in content.items()}
+
+
+def get_profile(config, profile, path=CONFIG):
+    """The block of one profile of `config`; an unknown name is an error that names the nearest one."""
+    if profile not in config:
+        raise ConfigError(f"{shown(path)} has no profile {profile!r}; {_nearest(profile, config, 'it has')}")
+    return config[profile]
+
+
+def set_value(blocks, assignment, notebooks=NOTEBOOKS):
+    """Apply one ``--set 02_train_unet.epochs=3`` to the blocks of a profile, with the checks of `load_config`.
+
+    Parameters
+    ----------
+    blocks : dict
+        ``blocks[notebook][key]``, as `get_profile` returns it; not changed.
+    assignment : str
+        ``notebook.key=value``; the notebook by name or number, the value as in YAML.
+
+    Returns
+    -------
+    blocks : dict
+        A copy with the value replaced.
+    """
+    source = "--set"
+    match = re.fullmatch(r"\s*([^.=\s]+)\.([^.=\s]+)\s*=(.*)", assignment, re.DOTALL)
+    if not match:
+        raise ConfigError(f"{source} {assignment!r} must look like 02_train_unet.epochs=3")
+    wanted, key, text = match.groups()
+    name = find_notebook(wanted, blocks, source)
+    if key == "profile":
+        raise ConfigError(f"{source} {assignment!r}: the profile is chosen with --profile")
+    try:
+        value = yaml.load(text, _Loader) if text.strip() else ""  # an empty text, where YAML would have null
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} {assignment!r}: the value is not YAML") from error
+    defaults = read_parameters(list_notebooks(notebooks)[name])
+    return blocks | {name: _check_block(source, name, name, blocks[name] | {key: value}, defaults)}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without two traps: `1e-3` would be a text, and of two equal keys the first would be forgotten."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands here a second time", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
+def _read_yaml(path):
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{shown(path)} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown(path)} is not text in UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{shown(path)}{line}: {getattr(error, 'problem', None) or error}") from error
+
+
+def _check_profile(source, profile, blocks, defaults):
+    """Check every notebook's block of one profile; `defaults` holds the parameters of every notebook."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", str(profile)):
+        raise ConfigError(f"{source}: a profile is named with letters, digits, - and _ only, not {profile!r}")
+    if not isinstance(blocks, dict):
+        raise ConfigError(f"{source}: {profile} must hold a block per notebook")
+    for name in blocks:
+        if name not in defaults:
+            nearest = _nearest(name, defaults, "the notebooks are")
+            raise ConfigError(f"{source}: {profile} has no notebook {str(name)!r}; {nearest}")
+    for name in defaults:
+        if name not in blocks:
+            raise ConfigError(f"{source}: {profile} lacks the notebook {name!r}")
+    checked = {name: _check_block(source, f"{profile}.{name}", name, blocks[name] or {}, defaults[name]) for name in defaults}
+    for name, block in checked.items():
+        # a notebook told another profile would write its results into that one's folder
+        if block.get("profile", profile) != profile:
+            raise ConfigError(f"{source}: {profile}.{name}.profile must be {profile!r}, not {block['profile']!r}")
+    return checked
+
+
+def _check_block(source, where, name, block, defaults):
+    """Check the parameters of one notebook; `source` and `where` begin the error."""
+    if not isinstance(block, dict):
+        raise ConfigError(f"{source}: {where} must hold the parameters of the notebook, as in 'seed: 0'")
+    for key in block:  # first, because a misspelt key is also a missing one
+        if key not in defaults:
+            nearest = _nearest(key, defaults, "its parameters are")
+            raise ConfigError(f"{source}: {where} has no parameter {str(key)!r}; {nearest}")
+    try:
+        checked = _model(name, defaults)(**block)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key, *item = first["loc"]
+        if first["type"] == "missing":
+            raise ConfigError(f"{source}: {where} lacks the parameter {key!r}") from error
+        place = f"item {item[0] + 1} of {where}.{key}" if item else f"{where}.{key}"
+        kind = _type_of(defaults[key]).__args__[0] if item else _type_of(defaults[key])
+        raise ConfigError(f"{source}: {place} must be {_describe(kind)}, not {first['input']!r}") from error
+    return {key: getattr(checked, key) for key in defaults}
+
+
+def _describe(kind):
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return words.get(kind) or f"a list in which each item is {words[kind.__args__[0]]}"
+
+
+def _nearest(wanted, valid, otherwise):
+    """The second half of an error: the valid name most like `wanted`, or all of them."""
+    close = difflib.get_close_matches(str(wanted), [str(name) for name in valid], n=1)
+    return f"did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(map(str, valid)) or 'none'}"
+
+
+def shown(path):
+    """`path` as a person would type it: relative where it lies below the working directory."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
