@@ -119,8 +119,8 @@ def list_notebooks(folder=NOTEBOOKS):
 
 
 def find_notebook(wanted, names, source):
-    """The one of `names` that `wanted` means: a whole name, or its two digits. `source` begins the error."""
-    matches = [name for name in names if wanted in (name, name[:2])]
+    """The one of `names` that `wanted` means: a whole name, or its number. `source` begins the error."""
+    matches = [name for name in names if wanted == name or wanted.zfill(2) == name[:2]]
     if len(matches) == 1:
         return matches[0]
     raise ConfigError(f"{source}: there is no notebook {wanted!r}; {_nearest(wanted, names, 'the notebooks are')}")
