@@ -1,0 +1,141 @@
+"""The form of the notebooks, without a kernel; `make test` also executes them."""
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+
+import nbformat
+import papermill
+import pytest
+
+from notebook_makers import make_notebook
+from test_setup import DIRECT, canonical
+from xrd_helpers import ROOT
+from xrd_helpers.config import list_notebooks, load_config, read_parameters
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+# A notebook is always run by IPython, which comes with jupyterlab.
+ALLOWED = {"xrd_helpers", "IPython", *sys.stdlib_module_names}
+ALLOWED |= {module for module, names in packages_distributions().items() if DIRECT & set(map(canonical, names))}
+
+
+def check_form(path):
+    """Assert what every notebook of this project has in common."""
+    nb = nbformat.read(path, as_version=4)
+    nbformat.validate(nb)
+    assert re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem), "named NN_what_it_does.ipynb"
+    assert nb.cells[0].cell_type == "markdown" and nb.cells[0].source.startswith(f"# {path.name[:2]} "), "first cell: '# NN Title'"
+    tags = [tag for cell in nb.cells for tag in cell.metadata.get("tags", [])]
+    assert tags.count("parameters") == 1 and "parameters" in nb.cells[1].metadata.get("tags", []), "second cell: the parameters"
+    assert "injected-parameters" not in tags, "this is the copy that papermill executed"
+    assert nb.metadata.kernelspec.name == "python3", "the kernel has to exist on every machine"
+    assert "widgets" not in nb.metadata and "papermill" not in nb.metadata, "left by an execution: run nbstripout"
+    for cell in nb.cells:
+        assert not cell.get("outputs") and cell.get("execution_count") is None, "left by an execution: run nbstripout"
+        assert "papermill" not in cell.metadata, "left by an execution: run nbstripout"
+        if cell.cell_type == "code":
+            check_imports(cell.source)
+    # read by us and by papermill; the latter overlooks annotated names and what follows a '#' in a text
+    declared = read_parameters(path)
+    assert set(papermill.inspect_notebook(str(path))) == set(declared)
+    assert not any(isinstance(value, str) and "#" in value for value in declared.values())
+
+
+def check_imports(source):
+    """Assert that a cell is plain Python, no magic, and imports only the package and what pyproject.toml declares."""
+    for node in ast.walk(ast.parse(source)):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module or "."] if isinstance(node, ast.ImportFrom) else []
+        for module in modules:
+            assert module.split(".")[0] in ALLOWED, f"{module} is not a declared dependency"
+
+
+def test_there_are_notebooks_each_with_a_number_of_its_own():
+    assert NOTEBOOKS, "notebooks/ is empty, so nothing was tested"
+    numbers = [path.name[:2] for path in NOTEBOOKS]
+    assert len(set(numbers)) == len(numbers)
+    assert [path.stem for path in NOTEBOOKS] == list(list_notebooks())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_clean(path):
+    check_form(path)
+
+
+def test_config_is_valid_and_quick_equals_the_defaults():
+    """Run All in JupyterLab and nbval run the defaults: they have to be what `make run` runs."""
+    config = load_config()
+    assert {"smoke", "quick", "full"} <= set(config)
+    assert config["quick"] == {name: read_parameters(path) for name, path in list_notebooks().items()}
+
+
+# --- the checks themselves: each catches what it is there for ---
+
+
+def test_a_clean_notebook_passes(tmp_path):
+    check_form(make_notebook(tmp_path, "01_x", "import torch\nimport yaml\nfrom xrd_helpers import ROOT"))
+
+
+def title(nb):
+    nb.cells[0].source = "# The title"
+
+
+def stored_output(nb):
+    nb.cells[2].outputs = [nbformat.v4.new_output("stream", text="1")]
+
+
+def execution_count(nb):
+    nb.cells[2].execution_count = 1
+
+
+def kernel_of_one_machine(nb):
+    nb.metadata.kernelspec.name = "conda-env-xrd-py"
+
+
+def widget_state(nb):
+    nb.metadata.widgets = {}
+
+
+def parameters_not_second(nb):
+    nb.cells.insert(1, nbformat.v4.new_markdown_cell("text"))
+
+
+def injected(nb):
+    nb.cells.insert(2, nbformat.v4.new_code_cell("", metadata={"tags": ["injected-parameters"]}))
+
+
+def undeclared_import(nb):
+    nb.cells[2].source = "from iotbx import cif"
+
+
+def relative_import(nb):
+    nb.cells[2].source = "from . import helpers"
+
+
+def installs(nb):
+    nb.cells[2].source = "!pip install torch"
+
+
+def annotation(nb):
+    nb.cells[1].source = "seed: int = 0"
+
+
+def hash_in_text(nb):
+    nb.cells[1].source = 'colour = "#ff0000"'
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [title, stored_output, execution_count, kernel_of_one_machine, widget_state, parameters_not_second, injected,
+     undeclared_import, relative_import, installs, annotation, hash_in_text],
+)  # fmt: skip
+def test_a_spoilt_notebook_is_caught(tmp_path, spoil):
+    path = make_notebook(tmp_path, "01_x", "1 + 1")
+    nb = nbformat.read(path, as_version=4)
+    spoil(nb)
+    nbformat.write(nb, path)
+    with pytest.raises(Exception) as caught:
+        check_form(path)
+    assert caught.type.__name__ in ("AssertionError", "SyntaxError", "ConfigError")
