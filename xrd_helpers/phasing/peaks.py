@@ -1,0 +1,156 @@
+"""Density maps of the whole cell, and the atoms at their maxima."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gemmi
+import numpy as np
+from scipy.fft import irfftn, next_fast_len
+from scipy.ndimage import maximum_filter
+
+from ..reflections import expand_to_p1, rotations_and_translations
+
+MIN_DISTANCE = 0.95  # Å between two peaks: no bond but those of hydrogen is shorter than 1.1 Å
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Maxima of a map, one of each set that the space group links, highest first.
+
+    fract : (n, 3), height : (n,) in the unit of the map
+    occ : (n,) 1 / number of operators that leave the place where it is: 1 in general positions
+    """
+
+    fract: np.ndarray
+    height: np.ndarray
+    occ: np.ndarray
+
+    def __len__(self):
+        return len(self.fract)
+
+
+def grid_size(cell, hkl, spacing) -> tuple[int, int, int]:
+    """Points along the axes: at most `spacing` (Å) apart, all of hkl inside, fast to transform, the last one even."""
+    lengths = np.array(cell.parameters[:3])
+    least = np.maximum(np.ceil(lengths / spacing), 2 * np.abs(hkl).max(axis=0) + 1).astype(int)
+    return next_fast_len(int(least[0])), next_fast_len(int(least[1])), 2 * next_fast_len((int(least[2]) + 1) // 2)
+
+
+class MapGrid:
+    """Density maps of one set of reflections, `spacing` Å between the points.
+
+    rho(x) = 1/V Σ F(h) exp(-2πi h·x) over the whole sphere, in electrons per Å³ if F is in electrons and without
+    the constant F000 / V.
+    """
+
+    def __init__(self, hkl, cell, spacegroup, spacing):
+        p1 = expand_to_p1(hkl, spacegroup)
+        self.size = grid_size(cell, p1.hkl, spacing)
+        self.cell, self.p1 = cell, p1
+        # a real map needs half of the sphere; the plane l = 0 is whole in that half
+        self.rows = np.flatnonzero(p1.hkl[:, 2] >= 0)
+        half = (*self.size[:2], self.size[2] // 2 + 1)
+        self.voxel = np.ravel_multi_index((p1.hkl[self.rows] % self.size).T, half)
+        self.half = half
+
+    def map(self, sf) -> np.ndarray:
+        """The map (nx, ny, nz) of complex structure factors (n,) of the asymmetric unit."""
+        coefficients = np.zeros(self.half, np.complex64)
+        # the conjugate, because numpy's inverse transform has exp(+2πi h·x)
+        coefficients.flat[self.voxel] = self.p1.structure_factors(sf)[self.rows].conj()
+        return irfftn(coefficients, s=self.size) * np.float32(np.prod(self.size) / self.cell.volume)
+
+
+def find_peaks(rho, cell, spacegroup, n_peaks, min_distance=MIN_DISTANCE, exclude=None) -> Peaks:
+    """Find the highest maxima of a periodic map.
+
+    A maximum is placed between the points by a parabola along each axis through its three points, and onto a
+    special position when it comes nearer than `min_distance` to an image of itself.
+
+    Parameters
+    ----------
+    rho : (nx, ny, nz) float array, the whole cell
+    n_peaks : int, at most so many are returned
+    min_distance : float, Å, between any two peaks and their images
+    exclude : (m, 3) fract, optional; no peak nearer than `min_distance` to one of these
+    """
+    size = np.array(rho.shape)
+    is_peak = (rho == maximum_filter(rho, size=3, mode="wrap")) & (rho > 0)
+    voxels = np.argwhere(is_peak)
+    values = rho[is_peak]
+    rot, tran = _all_operators(spacegroup)
+    # each peak turns up once for every operator; twice as many leave room for those that are too near
+    order = np.argsort(-values, kind="stable")[:2 * len(rot) * n_peaks + 50]
+    voxels, values = voxels[order], values[order]
+    offset, height = _parabola(rho, voxels, values)
+    fract = ((voxels + offset) / size) % 1
+    orth = np.array(cell.orth.mat.tolist())
+    taken = np.zeros((0, 3)) if exclude is None else _images(np.asarray(exclude), rot, tran)
+    kept = [], [], []
+    for x, value in zip(fract, height):
+        if len(kept[0]) == n_peaks:
+            break
+        if len(taken) and _distance(taken - x, orth).min() < min_distance:
+            continue
+        x, occ = snap(x, rot, tran, orth, min_distance)
+        for column, entry in zip(kept, (x, value, occ)):
+            column.append(entry)
+        taken = np.concatenate([taken, _images(x[None], rot, tran)])
+    found = Peaks(np.array(kept[0]).reshape(-1, 3), np.array(kept[1]), np.array(kept[2]))
+    order = np.argsort(-found.height, kind="stable")
+    return Peaks(found.fract[order], found.height[order], found.occ[order])
+
+
+def snap(x, rot, tran, orth, within):
+    """Move x (3,) onto the special position nearer than `within` Å to it, if any -> (x, 1 / operators that keep it).
+
+    The mean of x and its images nearby is that position.
+    """
+    images = np.einsum("gij,j->gi", rot, x) + tran
+    vectors = images - x
+    vectors -= np.round(vectors)
+    near = ((vectors @ orth.T) ** 2).sum(1) < within**2
+    return x + vectors[near].mean(0), 1 / near.sum()
+
+
+def element_list(elements, n_atoms=None) -> tuple[str, ...]:
+    """Elements to look for, heaviest first and without hydrogen: those given, or `n_atoms` carbon atoms."""
+    if elements is None:
+        return ("C",) * n_atoms
+    heavy = [element for element in elements if element not in ("H", "D")]
+    return tuple(sorted(heavy, key=lambda element: -gemmi.Element(element).atomic_number))
+
+
+def assign_elements(n_peaks, elements) -> tuple[str, ...]:
+    """Elements for peaks sorted by height: the heaviest to the highest; what is left over becomes the lightest."""
+    return tuple(elements[min(i, len(elements) - 1)] for i in range(n_peaks))
+
+
+def _all_operators(spacegroup):
+    """rot (g, 3, 3) and tran (g, 3) of all operators, centring included."""
+    rot, tran = rotations_and_translations(spacegroup)
+    centring = np.array(spacegroup.operations().cen_ops, float) / gemmi.Op.DEN
+    return np.repeat(rot, len(centring), axis=0), (tran[:, None] + centring).reshape(-1, 3)
+
+
+def _images(fract, rot, tran):
+    return (np.einsum("gij,nj->ngi", rot, fract) + tran).reshape(-1, 3)
+
+
+def _distance(vectors, orth):
+    return np.sqrt((((vectors - np.round(vectors)) @ orth.T) ** 2).sum(-1))
+
+
+def _parabola(rho, voxels, values):
+    """Vertex of the parabola through each maximum and its neighbours along each axis -> offset (n, 3), height (n,)."""
+    offset, height = np.zeros(voxels.shape), values.astype(float)
+    for axis in range(3):
+        step = np.zeros(3, int)
+        step[axis] = 1
+        before, after = (rho[tuple(((voxels + s) % rho.shape).T)].astype(float) for s in (-step, step))
+        curvature = np.minimum(before + after - 2 * values, -1e-12)
+        slope = (after - before) / 2
+        offset[:, axis] = np.clip(-slope / curvature, -0.5, 0.5)
+        height -= 0.5 * slope**2 / curvature
+    return offset, height

@@ -1,0 +1,195 @@
+"""An atomic model against amplitudes: structure factors with derivatives, least squares, completion from maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import gemmi
+import numpy as np
+from scipy.ndimage import map_coordinates
+
+from ..reflections import rotations_and_translations
+from .peaks import MapGrid, _all_operators, assign_elements, find_peaks, snap
+
+U_START, U_MIN, U_MAX = 0.04, 0.005, 0.25  # Å²
+MAX_MOVE = 0.2                             # Å an atom may move in one cycle of least squares
+SPACING = 3.0                              # points of a map per d_min
+
+
+@dataclass(frozen=True)
+class Model:
+    """Atoms of the asymmetric unit and how well they explain the amplitudes.
+
+    fract (n, 3), elements (n,), u_iso (n,) Å², occ (n,) crystallographic, heights (n,) in sigmas of the map
+    r1 : Σ |F - scale |Fcalc|| / Σ F; scale brings Fcalc to the scale of F
+    """
+
+    fract: np.ndarray
+    elements: tuple[str, ...]
+    u_iso: np.ndarray
+    occ: np.ndarray
+    heights: np.ndarray
+    r1: float = np.nan
+    scale: float = 1.0
+
+
+class Refiner:
+    """One set of reflections prepared for many models: indices of all operators, form factors, map grid."""
+
+    def __init__(self, reflections):
+        self.reflections = reflections
+        hkl, spacegroup = reflections.hkl, reflections.spacegroup
+        rot, tran = rotations_and_translations(spacegroup)
+        self.centric = bool(((rot == -np.eye(3, dtype=int)).all((1, 2)) & (tran % 1 == 0).all(1)).any())
+        keep = np.linalg.det(rot) > 0 if self.centric else slice(None)  # the others are their conjugates
+        self.hkl_ops = np.einsum("ni,gij->gnj", hkl, rot[keep])               # (g, n, 3)
+        self.shifts = np.einsum("ni,gi->gn", hkl, tran[keep])                 # (g, n) in cycles
+        centring = np.array(spacegroup.operations().cen_ops, float) / gemmi.Op.DEN
+        factor = np.exp(2j * np.pi * hkl @ centring.T).sum(1).real            # 0 where the centring forbids
+        self.factor = factor * (2 if self.centric else 1)
+        self.stol2 = 0.25 / reflections.d**2
+        self.maps = MapGrid(hkl, reflections.cell, spacegroup, reflections.d_min / SPACING)
+        self.orth = np.array(reflections.cell.orth.mat.tolist())
+        self._form = {}
+
+    def form_factor(self, element):
+        """IT92 form factor (n,) of a neutral atom (International Tables, Vol. C, table 6.1.1.4)."""
+        if element not in self._form:
+            it92 = gemmi.Element(element).it92
+            self._form[element] = sum(a * np.exp(-b * self.stol2) for a, b in zip(it92.a, it92.b)) + it92.c
+        return self._form[element]
+
+    def weights(self, model):
+        """occ f exp(-8π² U s²) of each atom (n_hkl, n_atoms)."""
+        f = np.stack([self.form_factor(element) for element in model.elements], axis=1)
+        return f * model.occ * np.exp(-8 * np.pi**2 * self.stol2[:, None] * model.u_iso)
+
+    def _waves(self, model, g):
+        phase = self.hkl_ops[g] @ model.fract.T + self.shifts[g][:, None]
+        # single precision suffices once the whole cycles are gone, and its sine is several times faster
+        phase = (2 * np.pi * (phase - np.round(phase))).astype(np.float32)
+        return np.cos(phase), np.sin(phase)
+
+    def structure_factors(self, model) -> np.ndarray:
+        """Complex structure factors (n,) of a model, in electrons."""
+        weights = self.weights(model)
+        real, imag = 0, 0
+        for g in range(len(self.hkl_ops)):
+            cos, sin = self._waves(model, g)
+            real = real + np.einsum("na,na->n", weights, cos)
+            imag = imag if self.centric else imag + np.einsum("na,na->n", weights, sin)
+        return (real + 1j * imag) * self.factor
+
+    def score(self, model, sf=None) -> Model:
+        """The model with its scale by least squares and its R1."""
+        F = self.reflections.F
+        sf = np.abs(self.structure_factors(model) if sf is None else sf)
+        scale = float(F @ sf / max(sf @ sf, 1e-30))
+        return replace(model, scale=scale, r1=float(np.abs(F - scale * sf).sum() / F.sum()))
+
+    def fit_overall_u(self, model) -> Model:
+        """The model with one U for all atoms, the best of a few values."""
+        base = self.structure_factors(replace(model, u_iso=np.zeros(len(model.fract))))
+        models = [self.score(replace(model, u_iso=np.full(len(model.fract), u)),
+                             base * np.exp(-8 * np.pi**2 * self.stol2 * u)) for u in np.arange(0.01, 0.12, 0.01)]
+        return min(models, key=lambda m: m.r1)
+
+    def least_squares(self, model, cycles) -> Model:
+        """Refine coordinates and U by damped Gauss-Newton steps on F, unit weights; keep the best cycle."""
+        best = model = self.score(model)
+        F = self.reflections.F
+        n_atoms = len(model.fract)
+        for _ in range(cycles):
+            weights = self.weights(model)
+            atom_sf = np.zeros(weights.shape, complex)                        # (n, a)
+            slope = np.zeros((*weights.shape, 3), np.complex64)               # (n, a, 3)
+            for g in range(len(self.hkl_ops)):
+                cos, sin = self._waves(model, g)
+                wave = weights * (cos + 0j if self.centric else cos + 1j * sin)
+                along = weights * (-sin + 0j if self.centric else 1j * cos - sin)
+                atom_sf += wave
+                slope += 2 * np.pi * (along[:, :, None] * self.hkl_ops[g][:, None, :])
+            atom_sf, slope = atom_sf * self.factor[:, None], slope * self.factor[:, None, None]
+            sf = atom_sf.sum(1)
+            unit = (sf / np.maximum(np.abs(sf), 1e-9)).conj()[:, None]
+            d_u = (unit * atom_sf).real * (-8 * np.pi**2 * self.stol2[:, None])
+            d_x = (unit[..., None] * slope).real.reshape(len(F), -1)
+            J = np.concatenate([model.scale * d_x, model.scale * d_u, np.abs(sf)[:, None]], axis=1)
+            normal = J.T @ J
+            # a small ridge for parameters the data do not determine: special positions, the origin of polar groups
+            normal[np.diag_indices_from(normal)] *= 1.001
+            normal[np.diag_indices_from(normal)] += 1e-9 * np.trace(normal) / len(normal)
+            step = np.linalg.solve(normal, J.T @ (F - model.scale * np.abs(sf)))
+            move = step[:3 * n_atoms].reshape(-1, 3)
+            length = np.linalg.norm(move @ self.orth.T, axis=1, keepdims=True)
+            move = move * np.minimum(1, MAX_MOVE / np.maximum(length, 1e-9))
+            u_iso = (model.u_iso + np.clip(step[3 * n_atoms:4 * n_atoms], -0.03, 0.03)).clip(U_MIN, U_MAX)
+            model = self.score(replace(model, fract=self._keep_special(model.fract + move, model.occ), u_iso=u_iso))
+            if model.r1 < best.r1:
+                best = model
+        return best
+
+    def _keep_special(self, fract, occ):
+        """Atoms on special positions stay there."""
+        rot, tran = _all_operators(self.reflections.spacegroup)
+        return np.array([snap(x, rot, tran, self.orth, 0.9)[0] if o < 0.99 else x for x, o in zip(fract, occ)])
+
+    def model_from_map(self, rho, elements, n_peaks=None) -> Model | None:
+        """The highest peaks of a map as atoms with one overall U; None if there is no peak."""
+        peaks = find_peaks(rho, self.reflections.cell, self.reflections.spacegroup, n_peaks or len(elements))
+        if not len(peaks):
+            return None
+        model = Model(peaks.fract, assign_elements(len(peaks), elements), np.full(len(peaks), U_START), peaks.occ,
+                      peaks.height / rho.std())
+        return self.fit_overall_u(model)
+
+    def map(self, model, difference=False):
+        """Map with coefficients 2F - Fcalc, or F - Fcalc, and the phases of the model, on the scale of Fcalc."""
+        sf = self.structure_factors(model)
+        amplitude = self.reflections.F / model.scale
+        amplitude = amplitude - np.abs(sf) if difference else np.maximum(2 * amplitude - np.abs(sf), 0)
+        return self.maps.map(amplitude * np.exp(1j * np.angle(sf)))
+
+    def recycle(self, model, elements, rounds) -> Model:
+        """New peaks from the map with the phases of the model, again and again; the best model met."""
+        best = model
+        for _ in range(rounds):
+            model = self.model_from_map(self.map(model), elements)
+            if model is None or model.r1 > best.r1 + 0.02:
+                break
+            best = min(best, model, key=lambda m: m.r1)
+        return best
+
+    def complete(self, model, elements, rounds=3, cycles=3) -> Model:
+        """Refine; drop atoms that melt; fill up from the difference map; name the elements again by peak height."""
+        best = model = self.least_squares(model, cycles)
+        for _ in range(rounds):
+            u_limit = max(3.5 * np.median(model.u_iso), 0.15)
+            model = _take(model, model.u_iso < u_limit)
+            missing = len(elements) - len(model.fract)
+            if missing > 0:
+                peaks = find_peaks(self.map(model, difference=True), self.reflections.cell,
+                                   self.reflections.spacegroup, missing, exclude=model.fract)
+                model = replace(
+                    model, fract=np.concatenate([model.fract, peaks.fract]),
+                    elements=model.elements + (elements[-1],) * len(peaks), occ=np.concatenate([model.occ, peaks.occ]),
+                    u_iso=np.concatenate([model.u_iso, np.full(len(peaks), np.median(model.u_iso))]),
+                    heights=np.concatenate([model.heights, np.zeros(len(peaks))]))
+            model = self.least_squares(self.rename(model, elements), cycles)
+            if model.r1 < best.r1:
+                best = model
+        return best
+
+    def rename(self, model, elements) -> Model:
+        """Elements by the height of the density at the atoms, heaviest to the highest, and atoms in that order."""
+        rho = self.map(model)
+        height = map_coordinates(rho, (model.fract % 1 * rho.shape).T, order=1, mode="grid-wrap")
+        order = np.argsort(-height, kind="stable")
+        model = _take(model, order)
+        return replace(model, elements=assign_elements(len(order), elements), heights=height[order] / rho.std())
+
+
+def _take(model, rows):
+    elements = tuple(np.array(model.elements)[rows])
+    return replace(model, fract=model.fract[rows], elements=elements, u_iso=model.u_iso[rows], occ=model.occ[rows],
+                   heights=model.heights[rows])
