@@ -1,0 +1,252 @@
+"""SHELXT as a phasing engine: find it, run it in a folder of its own, read what it wrote.
+
+Sheldrick (2015), Acta Cryst. A71, 3. SHELXT is free for academic use but not part of this project: see
+https://shelx.uni-goettingen.de. Only the Laue group is taken from the input; SHELXT searches for the space group.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from ..reflections import SHELX_LATT, write_shelx
+from .charge_flipping import PhasingError, Solution
+
+NAME = "job"          # of the files in the folder of a run
+U_EQUIVALENT = 0.05   # Å² for atoms whose U the .res file gives as a multiple of another one
+# one row of the table of solutions; Flack_x stays empty for centrosymmetric groups, Orientation may hold spaces
+ROW = re.compile(r"^\s*(\d\.\d+)\s+(\d\.\d+)\s+(\d\.\d+)\s+(\d\.\d+)\s+(.+?)\s{2,}(\S+)\s+(?:(-?\d*\.\d+)\s+)?"
+                 r"(\S+_[a-z])\s+(.*)$")
+INSTRUCTIONS = set("""ABIN ACTA AFIX ANIS ANSC ANSR BASF BIND BLOC BOND BUMP CELL CGLS CHIV CONF CONN DAMP DANG DEFS DELU
+DFIX DISP EADP END EQIV EXTI EXYZ FEND FLAT FMAP FRAG FREE FVAR GRID HFIX HKLF HTAB INIT ISOR LATT LAUE LIST L.S. MERG
+MORE MOVE MPLA NCSY NEUT OMIT PART PLAN PRIG REM RESI RIGU RTAB SADI SAME SFAC SHEL SIMU SIZE SPEC STIR SUMP SWAT SYMM
+TEMP TITL TWIN TWST UNIT WGHT WIGL WPDB XNPD ZERR""".split())
+
+
+@dataclass(frozen=True)
+class ListedSolution:
+    """One row of the table at the end of a .lxt listing; `file` is the name without suffix, flack_x may be None."""
+
+    r1: float
+    r_weak: float
+    alpha: float
+    sys_abs: float
+    orientation: str
+    spacegroup: str
+    flack_x: float | None
+    file: str
+    formula: str
+
+
+def find_shelxt(configured="") -> Path | None:
+    """The SHELXT program: `configured` if that is a program, else the one on PATH, else None.
+
+    Raises
+    ------
+    PhasingError
+        If `configured` names something that is no program: a wrong setting is not passed over in silence.
+    """
+    if configured:
+        found = shutil.which(str(Path(configured).expanduser()))
+        if found is None:
+            raise PhasingError(f"config.yaml names {configured} as SHELXT, which is no program that can be started: "
+                               "correct the path, or leave it empty to search PATH")
+        return Path(found).resolve()
+    found = shutil.which("shelxt")
+    return Path(found).resolve() if found else None
+
+
+def run_shelxt(reflections, elements, folder, timeout=600, executable=None, threads=2, switches=()) -> Solution:
+    """Solve a structure with SHELXT.
+
+    Parameters
+    ----------
+    reflections : Reflections
+    elements : sequence of str, symbols of the asymmetric unit or of the elements expected
+    folder : str or Path, made if absent; the files of an earlier run in it are removed first
+    timeout : float, seconds. SHELXT writes its results at the end: nothing is left of a run that is stopped.
+    executable : path, by default what ``find_shelxt`` finds
+    threads : int, always passed on: left alone, SHELXT takes every core of the machine
+    switches : sequence of str, more switches of the command line, for instance ``-m500``
+
+    Returns
+    -------
+    Solution, the first one that SHELXT lists, perhaps in another space group or orientation than the input
+
+    Raises
+    ------
+    PhasingError
+        If SHELXT is absent, cannot start, runs out of time or finds no solution.
+    """
+    executable = Path(executable) if executable else find_shelxt()
+    if executable is None:
+        raise PhasingError("SHELXT was not found on PATH: get it from shelx.uni-goettingen.de and name it in "
+                           "config.yaml, or use the built-in charge flipping")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{NAME}[._]*"):
+        old.unlink()  # a solution of an earlier run would look like one of this run
+    write_shelx(folder / NAME, reflections, elements)
+    began = time.perf_counter()
+    output = folder / f"{NAME}.out"
+    with open(output, "wb") as stream:
+        try:
+            # a session of its own, so that a time-out ends whatever the program started as well
+            process = subprocess.Popen([str(executable.resolve()), f"-t{threads}", *switches, NAME], cwd=folder,
+                                       stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+                                       start_new_session=True)
+        except OSError as error:
+            raise PhasingError(f"{executable} cannot be started: {error.strerror}") from None
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise PhasingError(f"SHELXT did not finish within {timeout:g} s ({_stage(folder)}): raise the time limit "
+                               "or use the built-in charge flipping") from None
+        finally:
+            _stop(process)
+    seconds = time.perf_counter() - began
+    listing = _text(folder / f"{NAME}.lxt")
+    if "SHELXT finished at" not in listing or not (folder / f"{NAME}_a.res").exists():
+        last = (listing.strip() or _text(output).strip() or "it wrote nothing").splitlines()[-1].strip()
+        raise PhasingError(f"SHELXT found no solution for the data in {folder} (its last line: {last})")
+    rows = read_lxt(folder / f"{NAME}.lxt")
+    first = next((row for row in rows if row.file == f"{NAME}_a"), None)
+    return read_res(folder / f"{NAME}_a.res", listed=first, trials=_attempts(listing), seconds=seconds)
+
+
+def _stop(process):
+    """End a process that is still running, and its children, which share its session."""
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, 9)
+        except ProcessLookupError:
+            pass
+        process.wait()
+
+
+def _stage(folder):
+    """What SHELXT was busy with, from its listing so far: the search for the space group prints nothing for long."""
+    listing = _text(folder / f"{NAME}.lxt")
+    if "Structure solution:" in listing:
+        return "it was searching for the space group"
+    tries = re.findall(r"^\s*(\d+)\s+\d+\s+\d\.\d+\s", listing, re.MULTILINE)
+    return f"it was at try {tries[-1]}" if tries else "it had not begun to solve"
+
+
+def _attempts(listing):
+    match = re.search(r"(\d+) attempts, solution\s+\d+ selected", listing)
+    return int(match[1]) if match else 0
+
+
+def _text(path):
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def read_lxt(path) -> list[ListedSolution]:
+    """The table of solutions at the end of a .lxt listing, in its order; empty when there is none."""
+    rows = []
+    for line in _text(path).splitlines():
+        if match := ROW.match(line):
+            r1, r_weak, alpha, sys_abs, orientation, group, flack, file, formula = match.groups()
+            rows.append(ListedSolution(float(r1), float(r_weak), float(alpha), float(sys_abs), orientation, group,
+                                       float(flack) if flack else None, file, formula.strip()))
+    return rows
+
+
+def read_res(path, listed=None, trials=0, seconds=0.0) -> Solution:
+    """Read the structure of a SHELX .res file; `listed` is its row of the .lxt table, used where the file says less.
+
+    Q peaks are left out. A site occupancy of 10 + x is x, held fixed; free variables (20 and more) count as full
+    sites. SHELX occupancies are crystallographic already, as in Solution.
+
+    Raises
+    ------
+    PhasingError
+        If the file has no cell, an atom line that cannot be read, or symmetry that is no space group of the tables.
+    """
+    path = Path(path)
+    text = _text(path).replace("=\n", " ")  # continued lines
+    cell, latt, symm, elements, atoms = None, 1, [], [], []
+    r1, orientation = (listed.r1, listed.orientation) if listed else (float("nan"), "as input")
+    for line in text.splitlines():
+        words = line.split("!")[0].split()
+        if not words:
+            continue
+        key = words[0].upper()[:4]
+        try:
+            if key == "CELL":
+                cell = gemmi.UnitCell(*map(float, words[2:8]))
+            elif key == "LATT":
+                latt = int(words[1])
+            elif key == "SYMM":
+                symm.append(gemmi.Op(_triplet(" ".join(words[1:]))))
+            elif key == "SFAC":
+                elements += [word.capitalize() for word in words[1:] if word.isalpha()]
+            elif key == "REM":
+                if match := re.search(r"R1\s+([\d.]+),.*?Orientation\s+(.+)", line):
+                    r1, orientation = float(match[1]), match[2].strip()
+            elif key in ("HKLF", "END"):
+                break
+            elif key not in INSTRUCTIONS and not line[0].isspace() and not re.match(r"Q\d", words[0].upper()):
+                atoms.append(_atom(words, elements))
+        except (ValueError, IndexError, RuntimeError):
+            raise PhasingError(f"{path} has a line that cannot be read: {line.strip()!r}") from None
+    if cell is None or not atoms:
+        raise PhasingError(f"{path} holds no {'atoms' if cell else 'CELL'}: it is not a solution of SHELXT")
+    fract, occ, u_iso, heights = (np.array(column, float) for column in list(zip(*atoms))[1:])
+    return Solution(fract=fract % 1, heights=heights, elements=tuple(atom[0] for atom in atoms), u_iso=u_iso, occ=occ,
+                    rho=None, cell=cell, spacegroup=_spacegroup(path, latt, symm), r1=r1,
+                    figure_of_merit=1 - listed.alpha if listed else float("nan"), trials=trials, seconds=seconds,
+                    engine="SHELXT", orientation=orientation)
+
+
+def _atom(words, elements):
+    """(element, fract, occ, u_iso, height) of the words of an atom line: name sfac x y z occ U [... height]."""
+    number = int(words[1])
+    if number < 1:
+        raise ValueError(words[1])
+    # 10 + x: the parameter is held at x
+    values = [float(word) - 10 if 5 < abs(float(word)) < 15 else float(word) for word in words[2:7]]
+    *fract, occ, u_iso = (values + [1.0, U_EQUIVALENT])[:5] if len(values) < 5 else values
+    height = float(words[7]) if len(words) == 8 else float("nan")
+    return elements[number - 1], fract, occ if 0 < occ <= 1 else 1.0, u_iso if u_iso > 0 else U_EQUIVALENT, height
+
+
+def _triplet(text):
+    """A SHELX operator in the form gemmi reads: decimals as fractions, lower case."""
+    def fraction(match):
+        twelfths = round(float(match[0]) * 12)
+        if abs(float(match[0]) - twelfths / 12) > 0.01:
+            raise ValueError(text)
+        return f"{twelfths}/12"
+    return re.sub(r"\d*\.\d+", fraction, text.lower().replace(" ", ""))
+
+
+def _spacegroup(path, latt, symm):
+    """The space group that LATT and SYMM describe, in the tables' setting that has these operators."""
+    centring = {number: letter for letter, number in SHELX_LATT.items()}.get(abs(latt))
+    if centring is None:
+        raise PhasingError(f"{path}: LATT {latt} is no lattice of SHELX")
+    ops = [gemmi.Op("x,y,z"), *symm]
+    lattice = gemmi.SpaceGroup(f"{centring} 1").operations().cen_ops if centring != "R" else \
+        gemmi.SpaceGroup("R 3:H").operations().cen_ops
+    ops += [gemmi.Op("x,y,z").translated(list(c)) for c in lattice if any(c)]
+    if latt > 0:
+        ops.append(gemmi.Op("-x,-y,-z"))
+    group = gemmi.GroupOps(ops)
+    group.add_missing_elements()
+    found = gemmi.find_spacegroup_by_ops(group)
+    if found is None:
+        raise PhasingError(f"{path}: LATT {latt} and its SYMM operators form no space group of the tables")
+    return found
