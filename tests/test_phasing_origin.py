@@ -1,5 +1,7 @@
 """Origins, hands and their comparison: against International Tables, and cases moved by hand."""
 
+from types import SimpleNamespace
+
 import gemmi
 import numpy as np
 import pytest
@@ -142,3 +144,44 @@ def test_solved_counts_the_atoms_that_are_not_hydrogen():
     assert origin.solved(true[:4] + [0.5, 0.3, 0], crystal)  # 4 of 5, from another origin
     assert not origin.solved(true[[0, 1, 2, 5]], crystal)    # the hydrogen atom does not count
     assert not origin.solved(None, crystal)
+
+
+@pytest.mark.parametrize("name, basis", [("P 1 21/n 1", "x-z,y,z"), ("P 1 21/a 1", "z,-y,x"), ("P 1 21 1", "z,-y,x")])
+def test_a_solution_on_other_axes_is_compared_on_those_of_the_crystal(name, basis):
+    # gemmi's change of basis brings cell, operators and atoms of P21/c (or P21) to other axes
+    cell, spacegroup = setting("P 1 21/c 1" if "/" in name else "P 1 21 1")
+    true = atoms(6)
+    crystal = Crystal("test", cell, spacegroup, ("C",) * 6, true, np.full(6, 0.03), np.ones(6))
+    op = gemmi.Op(basis)
+    group = spacegroup.operations()
+    group.change_basis_forward(op)
+    other = cell.changed_basis_forward(op, False)
+    found = SimpleNamespace(fract=np.array([op.apply_to_xyz(list(x)) for x in true]) % 1, cell=other,
+                            spacegroup=gemmi.find_spacegroup_by_ops(group))
+    assert found.spacegroup.xhm() == name and not np.allclose(other.parameters, cell.parameters)
+    match = origin.match_solution(found, crystal)
+    assert match.n_matched == match.n_true == 6 * len(spacegroup.operations()) and match.rms < 1e-6
+    found.fract = np.random.default_rng(9).random((6, 3))
+    assert not origin.solved(found, crystal)
+
+
+def test_a_solution_of_lower_symmetry_is_recognised():
+    cell, spacegroup = setting("P 1 21/c 1")
+    crystal = Crystal("test", cell, spacegroup, ("C",) * 9, atoms(), np.full(9, 0.03), np.ones(9))
+    inverted = -atoms()
+    found = SimpleNamespace(fract=np.concatenate([atoms(), inverted]), cell=cell,
+                            spacegroup=gemmi.SpaceGroup("P 1 21 1"))
+    # the screw axis of P21/c is at z = 1/4, that of P21 at 0 and its origin anywhere along y
+    found.fract = found.fract - [0, 0.123, 0.25]
+    match = origin.match_solution(found, crystal)
+    assert match.n_matched == match.n_true == 36 and match.rms < 1e-6
+    # the same molecules, wrongly packed
+    found.fract[9:] += [0.2, 0.1, 0.3]
+    assert not origin.solved(found, crystal)
+
+
+def test_another_lattice_has_no_match():
+    cell, spacegroup = setting("P 1 21 1")
+    crystal = Crystal("test", cell, spacegroup, ("C",) * 9, atoms(), np.full(9, 0.03), np.ones(9))
+    found = SimpleNamespace(fract=atoms(), cell=gemmi.UnitCell(5, 6, 7, 90, 100, 90), spacegroup=spacegroup)
+    assert origin.match_solution(found, crystal) is None and not origin.solved(found, crystal)

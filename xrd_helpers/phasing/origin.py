@@ -260,9 +260,51 @@ def solved(found, crystal, share=0.8, tolerance=0.5) -> bool:
 
 
 def match_solution(found, crystal, tolerance=0.5):
-    """``match_atoms`` of a Solution (or coordinates, or None) and the non-H atoms of a crystal; None for None."""
+    """``match_atoms`` of a Solution (or coordinates, or None) and the non-H atoms of a crystal; None for None.
+
+    A Solution on other axes of the same lattice, or in another space group than the crystal's, is compared by all
+    atoms of the cell in P1, on the axes of the crystal; the counts and ``pairs`` are then of those. None, too, if
+    the lattices differ.
+    """
     if found is None:
         return None
-    fract = getattr(found, "fract", found)
-    heavy = np.array([element not in ("H", "D") for element in crystal.elements])
-    return match_atoms(fract, crystal.fract[heavy], crystal.cell, crystal.spacegroup, tolerance)
+    true = crystal.fract[np.array([element not in ("H", "D") for element in crystal.elements])]
+    if not hasattr(found, "spacegroup") or (found.cell.approx(crystal.cell, 0.01)
+                                            and found.spacegroup.xhm() == crystal.spacegroup.xhm()):
+        return match_atoms(getattr(found, "fract", found), true, crystal.cell, crystal.spacegroup, tolerance)
+    true, atoms = _whole_cell(true, crystal), _whole_cell(found.fract, found)
+    matches = [match_atoms(atoms @ np.linalg.inv(basis), true, crystal.cell, gemmi.SpaceGroup("P 1"), tolerance)
+               for basis in same_lattice_bases(found.cell, crystal.cell)]
+    return max(matches, key=lambda match: match.n_matched, default=None)
+
+
+def _whole_cell(fract, structure):
+    """All atoms of the cell (m, 3): images of the asymmetric unit, those that coincide once."""
+    target = _Target(np.asarray(fract, float), structure.cell, structure.spacegroup, np.zeros((0, 3)), 0)
+    images = target.images.reshape(-1, 3) % 1
+    kept = np.zeros((0, 3))
+    for x in images:
+        if not len(kept) or (((_nearest(kept - x)) @ target.orth.T) ** 2).sum(1).min() > 0.1**2:
+            kept = np.concatenate([kept, x[None]])
+    return kept
+
+
+def same_lattice_bases(cell_a, cell_b, tolerance=0.02):
+    """Integer matrices (3, 3) of determinant 1 whose rows are the axes of cell_b in those of cell_a.
+
+    Lengths and the products of axes agree within `tolerance` of the product of the lengths; entries are -2..2, which
+    covers the settings of the tables. Coordinates go over by x_b = x_a @ inverse(matrix).
+    """
+    rows = np.array(list(product(range(-2, 3), repeat=3)))
+    orth_a, orth_b = (np.array(cell.orth.mat.tolist()).T for cell in (cell_a, cell_b))
+    vectors = rows @ orth_a                                                   # (125, 3) Å
+    length_b = np.linalg.norm(orth_b, axis=1)
+    metric_b = orth_b @ orth_b.T
+    close = [np.flatnonzero(np.abs(np.linalg.norm(vectors, axis=1) / length - 1) < tolerance) for length in length_b]
+    found = []
+    for i, j, k in product(*close):
+        axes = vectors[[i, j, k]]
+        if np.linalg.det(rows[[i, j, k]]) > 0.5 and (np.abs(axes @ axes.T - metric_b)
+                                                     < tolerance * np.outer(length_b, length_b)).all():
+            found.append(rows[[i, j, k]].astype(float))
+    return [basis for basis in found if round(np.linalg.det(basis)) == round(cell_b.volume / cell_a.volume)]
