@@ -8,12 +8,13 @@ run: .venv/.installed
 	$(BIN)/xrd run --profile quick
 
 # Three steps, cheapest first: units and notebook form; every notebook as a user runs it; the command line end to end.
-# XRD_RUNS keeps what the tests write out of the user's runs/.
+# TEST_ENV keeps what the tests write out of the user's runs/, and another "python3" kernel out of the way.
+TEST_ENV := XRD_RUNS="$(CURDIR)/.pytest_cache/runs" JUPYTER_PREFER_ENV_PATH=1 TQDM_DISABLE=1
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(TEST_ENV) $(BIN)/python -m pytest
 	rm -rf .pytest_cache/runs
-	XRD_RUNS=$(CURDIR)/.pytest_cache/runs TQDM_DISABLE=1 $(BIN)/python -m pytest -x --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks
-	XRD_RUNS=$(CURDIR)/.pytest_cache/runs TQDM_DISABLE=1 $(BIN)/xrd run --profile smoke
+	$(TEST_ENV) $(BIN)/python -m pytest -x --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks
+	$(TEST_ENV) $(BIN)/xrd run --profile smoke
 
 lab: .venv/.installed
 	$(BIN)/jupyter lab notebooks
@@ -21,8 +22,9 @@ lab: .venv/.installed
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/structure_factors.py
 
+# runs/ stays: a full run takes hours.
 clean:
-	rm -rf .venv runs .pytest_cache *.egg-info
+	rm -rf .venv .pytest_cache build *.egg-info
 
 # Installed again only when the list of packages or their versions changed.
 .venv/.installed: pyproject.toml constraints.txt
