@@ -1,0 +1,71 @@
+"""XRD_Transformer: every reflection is a token that looks at all the others. The whole model is in this file.
+
+Pre-norm transformer: Vaswani et al. (2017), arXiv:1706.03762; Xiong et al. (2020), arXiv:2002.04745; token embedding
+as in github.com/blackwood168/xrd_phase_ml, but only the voxels inside d_target are tokens: the others hold nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as nnf
+
+from .physics import amplitudes
+
+
+class Block(nn.Module):
+    """Self-attention and a two-layer perceptron, each after a LayerNorm and around a residual."""
+
+    def __init__(self, dim, n_heads, mlp_ratio, dropout):
+        super().__init__()
+        self.n_heads = n_heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.project = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Dropout(dropout),
+                                 nn.Linear(mlp_ratio * dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, lengths):
+        """x (N, dim), the tokens of all crystals one after the other; lengths, how many belong to each."""
+        qkv = self.qkv(self.norm1(x)).view(len(x), 3, self.n_heads, -1).permute(1, 2, 0, 3)  # (3, heads, N, dim / heads)
+        # a crystal at a time: no padding to the largest one, and no mask. No dropout on the attention weights either:
+        # fused kernels for CPUs have none, and without them T × T weights would have to be stored
+        attended = torch.cat([nnf.scaled_dot_product_attention(*(part[None] for part in parts))[0]
+                              for parts in zip(*(t.split(lengths, dim=1) for t in qkv))], dim=1)
+        x = x + self.dropout(self.project(attended.transpose(0, 1).reshape(x.shape)))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+class XRDTransformer(nn.Module):
+    """Value projection plus one-hot embeddings of h, k and l, five blocks, and a linear head."""
+
+    @dataclass
+    class Config:
+        shape: tuple[int, int, int] = (26, 18, 23)  # voxels of the box along h, k, l
+        dim: int = 128
+        depth: int = 5
+        n_heads: int = 4
+        mlp_ratio: int = 4
+        dropout: float = 0.1
+
+    def __init__(self, config=None):
+        super().__init__()
+        self.config = c = config or self.Config()
+        third = c.dim // 3
+        # a linear layer on a one-hot index is a look-up in its weights: one row an index
+        self.index = nn.ModuleList(nn.Linear(n, width) for n, width in zip(c.shape, (third, third, c.dim - 2 * third)))
+        self.value = nn.Linear(1, c.dim)
+        self.blocks = nn.ModuleList(Block(c.dim, c.n_heads, c.mlp_ratio, c.dropout) for _ in range(c.depth))
+        self.norm = nn.LayerNorm(c.dim)
+        self.head = nn.Linear(c.dim, 1)
+
+    def forward(self, F_in, measured, target, absent):
+        hkl = target.nonzero()[:, 1:].unbind(1)                                   # index in the box, 3 × (N,)
+        index = torch.cat([layer.weight.t()[i] + layer.bias for layer, i in zip(self.index, hkl)], dim=-1)
+        x = self.value(F_in[target][:, None]) + index                             # (N, dim)
+        lengths = target.flatten(1).sum(dim=1).tolist()
+        for block in self.blocks:
+            x = block(x, lengths)
+        raw = torch.zeros_like(F_in)
+        raw[target] = self.head(self.norm(x))[:, 0].to(raw.dtype)
+        return amplitudes(raw, F_in, measured, target, absent)
