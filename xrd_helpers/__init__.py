@@ -10,3 +10,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 RUNS = Path(os.environ.get("XRD_RUNS", ROOT / "runs"))
 """What a run writes goes to RUNS / profile. The tests move it, so that they overwrite nobody's results."""
+
+
+def locate(path) -> Path:
+    """A path of config.yaml: relative ones start at the repository, those below runs/ wherever RUNS is."""
+    path = Path(path).expanduser()
+    if path.parts[:1] == ("runs",):
+        return RUNS.joinpath(*path.parts[1:])
+    return ROOT / path

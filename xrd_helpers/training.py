@@ -54,7 +54,7 @@ def learning_rate(progress, peak):
 
 
 def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_target=0.8, epochs=1, minutes=0.0,
-        batch_size=4, lr=1e-3, weight_decay=0.01, n_validations=8, seed=0, device="auto", precision="auto"):
+        batch_size=4, lr=1e-3, weight_decay=0.01, n_validations=5, seed=0, device="auto", precision="auto"):
     """Train ``model`` in place on crystals that fit the box; amplitudes are computed while it trains.
 
     Parameters

@@ -4,6 +4,14 @@ import torch
 from torch.nn import functional as nnf
 
 SHARPNESS = 20  # of softplus: it bends within 0.05, below the mean scaled amplitude of 0.09
+START = 0.06    # raw output before training, near the typical amplitude: the first steps need not find the level
+
+
+def start_constant(head):
+    """Let a linear or convolutional head begin with START everywhere, whatever its input."""
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.constant_(head.bias, START)
+    return head
 
 
 def amplitudes(raw, F_in, measured, target, absent):

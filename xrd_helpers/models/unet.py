@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as nnf
 
-from .physics import amplitudes
+from .physics import amplitudes, start_constant
 
 
 class DoubleConv(nn.Sequential):
@@ -38,7 +38,7 @@ class UNet(nn.Module):
         self.bottleneck = DoubleConv(widths[-1], self.config.bottleneck)
         below = [*widths[1:], self.config.bottleneck]
         self.up = nn.ModuleList(self.level(c_below + c, c) for c_below, c in zip(below[::-1], widths[::-1]))
-        self.head = nn.Conv3d(widths[0], 1, 1)
+        self.head = start_constant(nn.Conv3d(widths[0], 1, 1))
 
     def level(self, c_in, c_out):
         """The block of one level."""

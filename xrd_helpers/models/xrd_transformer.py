@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as nnf
 
-from .physics import amplitudes
+from .physics import amplitudes, start_constant
 
 
 class Block(nn.Module):
@@ -57,7 +57,7 @@ class XRDTransformer(nn.Module):
         self.value = nn.Linear(1, c.dim)
         self.blocks = nn.ModuleList(Block(c.dim, c.n_heads, c.mlp_ratio, c.dropout) for _ in range(c.depth))
         self.norm = nn.LayerNorm(c.dim)
-        self.head = nn.Linear(c.dim, 1)
+        self.head = start_constant(nn.Linear(c.dim, 1))
 
     def forward(self, F_in, measured, target, absent):
         hkl = target.nonzero()[:, 1:].unbind(1)                                   # index in the box, 3 × (N,)
