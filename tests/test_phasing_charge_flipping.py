@@ -49,7 +49,7 @@ def test_a_known_structure_is_found(name):
     crystal = random_crystal(name)
     found = flipping.solve(amplitudes(crystal, 0.8), crystal.elements, seed=1)
     match = origin.match_solution(found, crystal)
-    assert match.n_matched == 7 and match.rms < 0.05 and found.r1 < 0.1
+    assert match.n_matched == 7 and match.rms < 0.05 and found.r1 < 0.1 and found.accepted
     assert found.elements[0] == "S" and found.engine == "charge flipping" and found.seconds > 0
 
 
@@ -58,7 +58,7 @@ def test_what_cannot_be_solved_is_not_accepted():
     shuffled = np.random.default_rng(0).permutation(reflections.F)
     noise = Reflections(reflections.hkl, shuffled, reflections.sigF, reflections.cell, reflections.spacegroup)
     found = flipping.solve(noise, ("C",) * 7, trials=4, cycles=100)
-    assert found is None or found.r1 > flipping.ACCEPTED_R1
+    assert found is None or not found.accepted
 
 
 def test_the_same_seed_gives_the_same_solution():
@@ -122,7 +122,10 @@ def test_agreement_finds_the_origin_of_a_shifted_map(name):
 
 def test_flipping_by_hand():
     rho = torch.tensor([4.0, 1.0, -1.0, -4.0]).reshape(1, 4, 1, 1)  # sigma (n - 1) is 3.367, 0.45 sigma 1.515
-    assert flipping.flip(rho).flatten().tolist() == [4, -1, 1, 4]
+    assert flipping.flip(rho).flatten().tolist() == [4, 1, 1, 4]
+    assert flipping.flip(rho, 0.45).flatten().tolist() == [4, -1, 1, 4]
+    deltas = torch.tensor([0.0, 0.45]).reshape(2, 1, 1, 1)  # one for each map of the batch
+    assert flipping.flip(torch.cat([rho, rho]), deltas)[:, 1].flatten().tolist() == [1, -1]
 
 
 def test_weak_reflections_turn_by_ninety_degrees_and_stay_real():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import gemmi
 import numpy as np
@@ -19,11 +20,16 @@ from ..reflections import expand_to_p1, rotations_and_translations
 from .peaks import element_list, grid_size
 from .refine import Refiner
 
-DELTA = 0.45           # flipping threshold in sigmas of the map: on E maps 0.4-0.5 solves, 0.8 solves nothing
-WEAK = 0.2             # share of the reflections whose phases are shifted instead of kept
+# Flipping thresholds in sigmas of the map, one for each trial in turn. On ten light molecules the share of trials that
+# succeed is the same at 0.8 and 1.0 Å for all of these; at 1.2 Å it is 50 % for -0.2 to 0.1 and 25 % for 0.45, at
+# 1.5 Å 0 is best; 0.6 and more solves nothing. No single one is best for every crystal.
+DELTAS = (0.1, 0.0, -0.2, 0.3)
+WEAK = 0.45            # share of the reflections whose phases are turned; 0.3-0.5 beats 0.2 below 1 Å resolution
 SPACING = 2.2          # points of the flipping map per d_min
-ACCEPTED_R1 = 0.30     # right structures without H atoms end below this, wrong ones above 0.35
-MIN_AGREEMENT = 0.35   # agreement with the space group below which no atoms are built
+SCREEN_R1 = 0.65       # atoms from the map are refined below this; at 1.5 Å right phases begin with 0.4-0.6
+ACCEPTED_R1 = 0.20     # and accepted below this: right ones without H atoms end at 0.02-0.15, wrong ones above 0.24
+MIN_AGREEMENT = 0.3    # agreement with the space group below which no atoms are built
+BETTER = 0.02          # a trial is looked at again when its agreement has grown by this
 ROUND = 25             # cycles between two looks at the maps
 POLISH = 6             # cycles of low-density elimination after charge flipping
 ATOM_VOLUME = 18.0     # Å³ for each atom that is not hydrogen, in organic crystals
@@ -41,6 +47,7 @@ class Solution:
     elements : (n,) symbols, u_iso : (n,) Å², occ : (n,) crystallographic occupancy as in Crystal
     rho : (nx, ny, nz) density over the cell in electrons per Å³, without F000; None where the engine gives no map
     r1 : Σ |F - |Fcalc|| / Σ F of these atoms against the amplitudes given
+    accepted : whether the engine itself takes this for the structure
     figure_of_merit : agreement of the P1 phases with the space group, 1 is perfect, about 0 random; nan if unknown
     trials : random starts used; seconds : wall time; engine : its name
     orientation : how the axes of `cell` came from those of the data, "as input" when they are the same
@@ -60,6 +67,7 @@ class Solution:
     seconds: float
     engine: str
     orientation: str = "as input"
+    accepted: bool = True
 
 
 def solve(reflections, elements=None, n_atoms=None, *, trials=24, cycles=400, batch=4, seed=0, device="cpu",
@@ -67,7 +75,8 @@ def solve(reflections, elements=None, n_atoms=None, *, trials=24, cycles=400, ba
     """Solve a structure whose space group is known.
 
     Random phases are improved by charge flipping in P1, `batch` starts at a time. Every ROUND cycles the start whose
-    map obeys the space group best is taken as far as atoms; the first whose R1 is below `accept` ends the search.
+    map obeys the space group best is taken as far as refined atoms. The search ends when their R1, corrected for the
+    number of parameters (``Refiner.adjusted_r1``), is below `accept`.
 
     Parameters
     ----------
@@ -75,42 +84,43 @@ def solve(reflections, elements=None, n_atoms=None, *, trials=24, cycles=400, ba
     elements : sequence of str, symbols of the asymmetric unit; H atoms are not looked for
     n_atoms : int, atoms to look for when the elements are not known (one in 18 Å³ without either)
     trials, cycles : int, random starts, and cycles for each
-    real_space_step : callable, maps (b, nx, ny, nz) float -> the same; ``flip`` by default
+    real_space_step : callable, maps (b, nx, ny, nz) float -> the same; ``flip`` with DELTAS by default
 
     Returns
     -------
-    Solution, the one accepted or the best one (check r1); None if no start gave any atoms
+    Solution, the one accepted or else the best one with ``accepted`` False; None if no start gave any atoms
     """
     began = time.perf_counter()
     composition = _composition(reflections, elements, n_atoms)
     grid, refiner = FlippingGrid(reflections, device), Refiner(reflections)
     generator = torch.Generator().manual_seed(seed)
-    step = real_space_step or flip
-    best, merit, used = None, float("nan"), 0
-    while used < trials and (best is None or best.r1 >= accept):
-        count = min(batch, trials - used)
-        used += count
-        sf, tried = grid.random_start(count, generator), np.full(count, MIN_AGREEMENT - 0.03)
+    best, merit, accepted, used = None, float("nan"), False, 0
+    while used < trials and not accepted:
+        deltas = torch.tensor([DELTAS[i % len(DELTAS)] for i in range(used, min(used + batch, trials))])
+        deltas = deltas.reshape(-1, 1, 1, 1).to(grid.device)
+        step = real_space_step or partial(flip, delta=deltas)
+        used += len(deltas)
+        sf, tried = grid.random_start(len(deltas), generator), np.full(len(deltas), MIN_AGREEMENT - BETTER)
         for _ in range(0, cycles, ROUND):
             sf = grid.run(sf, step, ROUND)
-            agreement, shifts = grid.agreement(sf)
-            # nothing is gained by building atoms again from a map that has not become better
-            i = int(np.where(agreement > tried + 0.03, agreement, -1).argmax())
-            if agreement[i] <= tried[i] + 0.03:
+            agreement, _ = grid.agreement(sf)
+            i = int(np.where(agreement > tried + BETTER, agreement, -1).argmax())
+            if agreement[i] <= tried[i] + BETTER:
                 continue
             tried[i] = agreement[i]
             model, figure = build_atoms(grid, refiner, sf[i:i + 1], composition)
+            if model is not None and model.r1 < SCREEN_R1:
+                model = refiner.complete(model, composition)
             if model is not None and (best is None or model.r1 < best.r1):
                 best, merit = model, figure
-                if best.r1 < accept:
+                if accepted := refiner.adjusted_r1(best) < accept:
                     break
     if best is None:
         return None
-    best = refiner.complete(best, composition)
     return Solution(fract=best.fract % 1, heights=best.heights, elements=best.elements, u_iso=best.u_iso,
                     occ=best.occ, rho=refiner.map(best), cell=reflections.cell, spacegroup=reflections.spacegroup,
                     r1=best.r1, figure_of_merit=merit, trials=used, seconds=time.perf_counter() - began,
-                    engine="charge flipping")
+                    engine="charge flipping", accepted=bool(accepted))
 
 
 def build_atoms(grid, refiner, sf, composition):
@@ -122,8 +132,8 @@ def build_atoms(grid, refiner, sf, composition):
     return model and refiner.recycle(model, composition, rounds=3), float(agreement[0])
 
 
-def flip(rho, delta=DELTA):
-    """Change the sign of all density below `delta` sigmas of its map; rho (b, nx, ny, nz)."""
+def flip(rho, delta=0.0):
+    """Change the sign of all density below `delta` sigmas of its map; rho (b, nx, ny, nz), delta (b, 1, 1, 1) or one."""
     threshold = delta * rho.std(dim=(1, 2, 3), keepdim=True)
     return torch.where(rho < threshold, -rho, rho)
 

@@ -87,6 +87,11 @@ class Refiner:
         scale = float(F @ sf / max(sf @ sf, 1e-30))
         return replace(model, scale=scale, r1=float(np.abs(F - scale * sf).sum() / F.sum()))
 
+    def adjusted_r1(self, model) -> float:
+        """R1 times (n / (n - p))^1/2, n reflections and p = 4 parameters an atom: few data are easy to explain."""
+        n, p = len(self.reflections), 4 * len(model.fract) + 1
+        return model.r1 * np.sqrt(n / (n - p)) if n > p else np.inf
+
     def fit_overall_u(self, model) -> Model:
         """The model with one U for all atoms, the best of a few values."""
         base = self.structure_factors(replace(model, u_iso=np.zeros(len(model.fract))))
@@ -160,25 +165,36 @@ class Refiner:
             best = min(best, model, key=lambda m: m.r1)
         return best
 
-    def complete(self, model, elements, rounds=3, cycles=3) -> Model:
-        """Refine; drop atoms that melt; fill up from the difference map; name the elements again by peak height."""
+    def complete(self, model, elements, patience=3, cycles=4) -> Model:
+        """Refine; drop the atoms that melt; fill up from the difference map; name the elements again by peak height.
+
+        At least the eighth of the atoms with the largest U is dropped each time: right ones come back as the highest
+        peaks of the difference map, wrong ones do not. Ends after `patience` rounds without a better R1.
+        """
         best = model = self.least_squares(model, cycles)
-        for _ in range(rounds):
-            u_limit = max(3.5 * np.median(model.u_iso), 0.15)
-            model = _take(model, model.u_iso < u_limit)
-            missing = len(elements) - len(model.fract)
-            if missing > 0:
-                peaks = find_peaks(self.map(model, difference=True), self.reflections.cell,
-                                   self.reflections.spacegroup, missing, exclude=model.fract)
-                model = replace(
-                    model, fract=np.concatenate([model.fract, peaks.fract]),
-                    elements=model.elements + (elements[-1],) * len(peaks), occ=np.concatenate([model.occ, peaks.occ]),
-                    u_iso=np.concatenate([model.u_iso, np.full(len(peaks), np.median(model.u_iso))]),
-                    heights=np.concatenate([model.heights, np.zeros(len(peaks))]))
+        waited = 0
+        while waited < patience:
+            melting = np.argsort(-model.u_iso, kind="stable")
+            drop = max(1, len(melting) // 8, int((model.u_iso > max(3.5 * np.median(model.u_iso), 0.15)).sum()))
+            model = _take(model, np.sort(melting[drop:]))
+            if not len(model.fract):
+                break
+            model = self._add_peaks(model, elements)
             model = self.least_squares(self.rename(model, elements), cycles)
-            if model.r1 < best.r1:
-                best = model
+            waited = 0 if model.r1 < best.r1 - 0.002 else waited + 1
+            best = min(best, model, key=lambda m: m.r1)
         return best
+
+    def _add_peaks(self, model, elements):
+        """The model with as many atoms as there are elements, the new ones at peaks of the difference map."""
+        model = self.score(model)
+        peaks = find_peaks(self.map(model, difference=True), self.reflections.cell, self.reflections.spacegroup,
+                           len(elements) - len(model.fract), exclude=model.fract)
+        n, u = len(peaks), np.median(model.u_iso)
+        return replace(model, fract=np.concatenate([model.fract, peaks.fract]),
+                       elements=model.elements + (elements[-1],) * n, occ=np.concatenate([model.occ, peaks.occ]),
+                       u_iso=np.concatenate([model.u_iso, np.full(n, u)]),
+                       heights=np.concatenate([model.heights, np.zeros(n)]))
 
     def rename(self, model, elements) -> Model:
         """Elements by the height of the density at the atoms, heaviest to the highest, and atoms in that order."""
