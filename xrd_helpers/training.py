@@ -19,6 +19,7 @@ from .metrics import score
 
 WARM_UP = 0.05   # share of the training during which the learning rate rises
 CLIP = 1.0       # norm of the gradient at which it is cut
+COLUMNS = ["step", "crystals", "seconds", "loss", "r_ext", "cc_ext"]  # of the history
 
 
 def pick_precision(device="auto") -> str:
@@ -60,7 +61,8 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
     Parameters
     ----------
     model : one of ``models.MODELS``
-    crystals, validation : lists of Crystal; the second is only looked at, ``n_validations`` times.
+    crystals, validation : lists of Crystal; the second is only looked at: after the first step,
+        then ``n_validations`` times.
     d_input, d_target : Å, resolution of the measured amplitudes, and of the wanted ones.
     epochs, minutes : whichever is reached first ends the training; the learning rate falls to its end either way.
         0 minutes is no limit, and only then does the same seed give the same weights.
@@ -74,7 +76,7 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
     Raises
     ------
     ValueError
-        If there are fewer crystals than a batch, or the loss is not finite (with the step at which it happened).
+        If there are fewer crystals than a batch, or the loss or its gradient is not finite (with the step).
     """
     if len(crystals) < batch_size:
         raise ValueError(f"{len(crystals)} crystals that fit the box are fewer than one batch of {batch_size}: "
@@ -104,14 +106,15 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
                 loss = extension_loss(trained(boxes.F_in, boxes.measured, boxes.target, boxes.absent), boxes)
                 optimizer.zero_grad()
                 fabric.backward(loss)
-                fabric.clip_gradients(trained, optimizer, max_norm=CLIP)
+                step += 1
+                norm = fabric.clip_gradients(trained, optimizer, max_norm=CLIP, error_if_nonfinite=False).item()
+                if not (math.isfinite(loss.item()) and math.isfinite(norm)):
+                    raise ValueError(f"the loss is {loss.item()}, its gradient {norm}, at step {step}: lower lr (now {lr})")
                 optimizer.step()
 
-                step, seconds = step + 1, time.perf_counter() - start
+                seconds = time.perf_counter() - start
                 progress = max(step / total, seconds / (60 * minutes) if minutes else 0.0)
                 row = {"step": step, "crystals": step * batch_size, "seconds": seconds, "loss": loss.item()}
-                if not math.isfinite(row["loss"]):
-                    raise ValueError(f"the loss is {row['loss']} at step {step}: lower lr (now {lr})")
                 if known is not None and (progress >= next_validation or progress >= 1):
                     next_validation += 1 / n_validations
                     scores = score(predict(trained, known), known)[["r_ext", "cc_ext"]].mean()
@@ -124,4 +127,4 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
             if progress >= 1:
                 break
     model.to("cpu").eval()
-    return pd.DataFrame(history)
+    return pd.DataFrame(history, columns=COLUMNS)
