@@ -1,0 +1,373 @@
+"""The networks: parameters against closed forms, forward passes against numpy, and what is known without a network."""
+
+from math import prod
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import correlate
+from scipy.special import erf
+from torch import nn
+
+from xrd_helpers.models import MODELS, TITLES, FFTUNet, UNet, XRDTransformer
+from xrd_helpers.models.fft_unet import ResFBlock
+from xrd_helpers.models.physics import amplitudes, start_constant
+from xrd_helpers.models.unet import DoubleConv
+
+SHAPE = (9, 6, 8)
+SMALL = {"unet": UNet.Config(widths=(3, 4), bottleneck=5), "fft_unet": FFTUNet.Config(widths=(3, 4), bottleneck=5),
+         "xrd_transformer": XRDTransformer.Config(shape=SHAPE, dim=16, depth=2, n_heads=4, mlp_ratio=2)}
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+def randomised(model, seed=0):
+    """The model with all its parameters drawn anew: heads begin at zero, norms at one, which would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * max(1, prod(p.shape[1:])) ** -0.5)
+        if hasattr(model, "head"):
+            model.head.bias.fill_(1)  # most of the output where softplus has a slope
+    return model.eval()
+
+
+def small(name, seed=0):
+    return randomised(MODELS[name](SMALL[name]), seed)
+
+
+def random_inputs(n, shape=SHAPE, seed=0):
+    """F_in and three masks, measured inside target, absent anywhere; every crystal has another number of tokens."""
+    rng = np.random.default_rng(seed)
+    target = torch.as_tensor(rng.random((n, *shape)) < np.linspace(0.4, 0.9, n).reshape(-1, 1, 1, 1))
+    measured = target & torch.as_tensor(rng.random((n, *shape)) < 0.4)
+    absent = torch.as_tensor(rng.random((n, *shape)) < 0.2)
+    F_in = torch.as_tensor(rng.random((n, *shape)), dtype=torch.float32) * measured
+    return F_in, measured, target, absent
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+# ---- the same networks in numpy: x is (channels, H, K, L), p a dict of arrays ----
+
+def arrays(model):
+    return {name: p.detach().double().numpy() for name, p in model.state_dict().items()}
+
+
+def gelu(x):
+    return x * (1 + erf(x / np.sqrt(2))) / 2
+
+
+def conv(x, weight, bias):
+    return np.stack([sum(correlate(channel, kernel, mode="constant") for channel, kernel in zip(x, kernels)) + b
+                     for kernels, b in zip(weight, bias)])
+
+
+def instance_norm(x):
+    return (x - x.mean((1, 2, 3), keepdims=True)) / np.sqrt(x.var((1, 2, 3), keepdims=True) + 1e-5)
+
+
+def double_conv(x, p, prefix):
+    for number in "03":
+        x = gelu(instance_norm(conv(x, p[f"{prefix}{number}.weight"], p[f"{prefix}{number}.bias"])))
+    return x
+
+
+def res_f_block(x, p, prefix):
+    s = np.abs(np.fft.rfftn(x, axes=(1, 2, 3)))
+    for number in "03":
+        s = conv(s, p[f"{prefix}spectral.{number}.weight"], p[f"{prefix}spectral.{number}.bias"])
+        s = gelu(instance_norm(s))
+    return x + double_conv(x, p, f"{prefix}conv.") + np.fft.irfftn(s, s=x.shape[1:], axes=(1, 2, 3))
+
+
+def linear_matrix(n_from, n_to):
+    """(n_to, n_from) linear interpolation between the centres of cells, the end values going on."""
+    place = np.clip((np.arange(n_to) + 0.5) * n_from / n_to - 0.5, 0, n_from - 1)
+    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(n_from)))
+
+
+def upsample(x, shape):
+    return np.einsum("ah,bk,cl,xhkl->xabc", *(linear_matrix(n, m) for n, m in zip(x.shape[1:], shape)), x)
+
+
+def max_pool(x):
+    h, k, l = (n // 2 for n in x.shape[1:])
+    return x[:, :2 * h, :2 * k, :2 * l].reshape(-1, h, 2, k, 2, l, 2).max((2, 4, 6))
+
+
+def reference_unet(F_in, p, spectral):
+    def level(x, prefix):
+        return res_f_block(double_conv(x, p, prefix + "0."), p, prefix + "1.") if spectral else double_conv(x, p, prefix)
+    one = level(F_in[None].astype(float), "down.0.")
+    two = level(max_pool(one), "down.1.")
+    x = double_conv(max_pool(two), p, "bottleneck.")
+    x = level(np.concatenate([upsample(x, two.shape[1:]), two]), "up.0.")
+    x = level(np.concatenate([upsample(x, one.shape[1:]), one]), "up.1.")
+    return np.einsum("c,chkl->hkl", p["head.weight"].ravel(), x) + p["head.bias"]
+
+
+def layer_norm(x, p, name):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return x * p[name + ".weight"] + p[name + ".bias"]
+
+
+def reference_transformer(F_in, target, p, config):
+    """Every voxel of the box is a token, and those outside target may not be looked at: dense, with a mask."""
+    def linear(x, name):
+        return x @ p[name + ".weight"].T + p[name + ".bias"]
+    grid = np.indices(config.shape).reshape(3, -1)
+    one_hot = [np.eye(n)[i] for n, i in zip(config.shape, grid)]
+    x = linear(F_in.reshape(-1, 1).astype(float), "value")
+    x = x + np.concatenate([linear(one_hot[i], f"index.{i}") for i in range(3)], axis=1)
+    width = config.dim // config.n_heads
+    for number in range(config.depth):
+        b = f"blocks.{number}."
+        q, k, v = np.split(linear(layer_norm(x, p, b + "norm1"), b + "qkv"), 3, axis=1)
+        heads = []
+        for head in range(config.n_heads):
+            part = slice(head * width, (head + 1) * width)
+            weight = np.exp(q[:, part] @ k[:, part].T / np.sqrt(width)) * target.ravel()
+            heads.append(weight / weight.sum(axis=1, keepdims=True) @ v[:, part])
+        x = x + linear(np.concatenate(heads, axis=1), b + "project")
+        x = x + linear(gelu(linear(layer_norm(x, p, b + "norm2"), b + "mlp.0")), b + "mlp.3")
+    return linear(layer_norm(x, p, "norm"), "head")[:, 0].reshape(config.shape)
+
+
+def reference_amplitudes(raw, F_in, measured, target, absent):
+    """Softplus of sharpness 20 where nothing is known."""
+    return np.where(measured, F_in, np.logaddexp(0, 20 * raw) / 20) * target * ~absent
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 10), (9, 7, 11), (13, 9, 11)])
+@pytest.mark.parametrize("name", ["unet", "fft_unet"])
+def test_unets_equal_the_same_networks_in_numpy(name, shape):
+    model, inputs = small(name).double(), random_inputs(2, shape)
+    F_out = model(inputs[0].double(), *inputs[1:]).detach()
+    for i in range(2):
+        F_in, *masks = (x[i].numpy() for x in inputs)
+        expected = reference_amplitudes(reference_unet(F_in, arrays(model), name == "fft_unet"), F_in, *masks)
+        np.testing.assert_allclose(F_out[i], expected, atol=1e-6)  # physics returns float32
+        assert np.ptp(expected[masks[1] & ~masks[0] & ~masks[2]]) > 0.1, "the prediction is not a constant"
+
+
+def test_transformer_equals_dense_attention_over_the_whole_box_with_a_mask():
+    model, inputs = small("xrd_transformer"), random_inputs(3)
+    with torch.no_grad():
+        F_out = model(*inputs).numpy()
+    for i in range(3):
+        F_in, *masks = (x[i].numpy() for x in inputs)
+        expected = reference_amplitudes(reference_transformer(F_in, masks[1], arrays(model), model.config), F_in, *masks)
+        np.testing.assert_allclose(F_out[i], expected, atol=2e-5)
+        assert np.ptp(expected[masks[1] & ~masks[0] & ~masks[2]]) > 0.1
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 8), (5, 7, 3), (6, 5, 7), (3, 3, 2)])
+def test_res_f_block_equals_its_formula_on_odd_and_even_sizes(shape):
+    block = randomised(ResFBlock(2)).double()
+    x = np.random.default_rng(1).normal(size=(3, 2, *shape))
+    with torch.no_grad():
+        got = block(torch.as_tensor(x)).numpy()
+    for i in range(3):  # the transform is done in float32
+        np.testing.assert_allclose(got[i], res_f_block(x[i], arrays(block), ""), atol=2e-5)
+
+
+def test_double_conv_is_convolution_norm_gelu_twice():
+    layers = [type(layer) for layer in DoubleConv(1, 2)]
+    assert layers == [nn.Conv3d, nn.InstanceNorm3d, nn.GELU] * 2
+
+
+# ---- parameters, from DESIGN.md, section 6 ----
+
+def n_conv(c_in, c_out, size=3):
+    return size ** 3 * c_in * c_out + c_out
+
+
+def n_double(c_in, c_out):
+    return n_conv(c_in, c_out) + n_conv(c_out, c_out)
+
+
+def n_unet(a, b, c, extra=lambda width: 0):
+    """Levels of a and b channels, c below; ``extra`` is what stands beside the DoubleConv of a level."""
+    return (n_double(1, a) + n_double(a, b) + n_double(b, c) + n_double(c + b, b) + n_double(b + a, a) + n_conv(a, 1, 1)
+            + 2 * (extra(a) + extra(b)))
+
+
+def n_res_f(c):
+    return n_double(c, c) + 2 * n_conv(c, c, 1)
+
+
+def n_transformer(shape, dim, depth, mlp_ratio):
+    widths = (dim // 3, dim // 3, dim - 2 * (dim // 3))
+    embedding = sum((n + 1) * width for n, width in zip(shape, widths)) + 2 * dim
+    attention = dim * 3 * dim + 3 * dim + dim * dim + dim
+    mlp = dim * mlp_ratio * dim + mlp_ratio * dim + mlp_ratio * dim * dim + dim
+    return embedding + depth * (2 * 2 * dim + attention + mlp) + 2 * dim + dim + 1
+
+
+def test_published_sizes_have_the_parameters_of_the_closed_forms():
+    with torch.device("meta"):
+        counts = {name: count(model()) for name, model in MODELS.items()}
+    assert counts == {"unet": n_unet(64, 128, 256), "fft_unet": n_unet(64, 128, 256, n_res_f),
+                      "xrd_transformer": n_transformer((26, 18, 23), 128, 5, 4)}
+    assert counts["xrd_transformer"] == 994_989, "the published transformer prints 994 K"
+
+
+@pytest.mark.parametrize("widths", [(4, 8, 16), (5, 3, 7), (2, 2, 2)])
+def test_counts_follow_the_widths(widths):
+    *levels, bottleneck = widths
+    assert count(UNet(UNet.Config(tuple(levels), bottleneck))) == n_unet(*widths)
+    assert count(FFTUNet(FFTUNet.Config(tuple(levels), bottleneck))) == n_unet(*widths, n_res_f)
+
+
+@pytest.mark.parametrize("shape, dim, depth, mlp_ratio", [((7, 6, 5), 16, 1, 4), ((7, 6, 5), 16, 3, 2), ((4, 9, 2), 20, 2, 1)])
+def test_counts_follow_the_depth_and_the_width(shape, dim, depth, mlp_ratio):
+    config = XRDTransformer.Config(shape=shape, dim=dim, depth=depth, mlp_ratio=mlp_ratio)
+    assert count(XRDTransformer(config)) == n_transformer(shape, dim, depth, mlp_ratio)
+
+
+def test_three_levels_work_too():
+    F_out = randomised(UNet(UNet.Config(widths=(2, 3, 4), bottleneck=5)))(*random_inputs(1, (17, 18, 23)))
+    assert F_out.shape == (1, 17, 18, 23)
+
+
+def test_names_and_titles_agree():
+    assert TITLES.keys() == MODELS.keys()
+
+
+# ---- sizes, and where the blocks stand ----
+
+@pytest.mark.parametrize("name", ["unet", "fft_unet"])
+def test_levels_of_the_published_box_have_the_sizes_of_the_encoder(name):
+    model, sizes = small(name), {}
+    for part, modules in (("down", model.down), ("up", model.up), ("bottleneck", [model.bottleneck])):
+        for i, module in enumerate(modules):
+            module.register_forward_hook(lambda m, args, out, key=(part, i): sizes.update({key: tuple(out.shape[1:])}))
+    model(*random_inputs(1, (26, 18, 23)))
+    assert sizes == {("down", 0): (3, 26, 18, 23), ("down", 1): (4, 13, 9, 11), ("bottleneck", 0): (5, 6, 4, 5),
+                     ("up", 0): (4, 13, 9, 11), ("up", 1): (3, 26, 18, 23)}
+
+
+def test_res_f_blocks_stand_in_encoder_and_decoder_only():
+    places = [name for name, module in small("fft_unet").named_modules() if isinstance(module, ResFBlock)]
+    assert places == ["down.0.1", "down.1.1", "up.0.1", "up.1.1"]
+    assert not any(isinstance(module, ResFBlock) for module in small("unet").modules())
+
+
+# ---- what holds for all three ----
+
+@each_model
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_known_is_kept(name, seed):
+    F_in, measured, target, absent = inputs = random_inputs(3, seed=seed)
+    with torch.no_grad():
+        F_out = small(name, seed)(*inputs)
+    assert F_out.shape == F_in.shape and F_out.dtype == torch.float32
+    known = measured & ~absent
+    assert torch.equal(F_out[known], F_in[known]), "measured amplitudes pass through bit by bit"
+    assert (F_out[absent | ~target] == 0).all()
+    predicted = F_out[target & ~measured & ~absent]
+    assert (predicted >= 0).all() and predicted.isfinite().all() and len(predicted.unique()) > len(predicted) / 2
+
+
+@pytest.mark.parametrize("raw", [-1e30, -3.0, 0.0, 0.06, 5.0, 1e30])
+def test_amplitudes_are_softplus_of_the_raw_output(raw):
+    one = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    F_out = amplitudes(torch.full((1, 1, 1, 1), raw), torch.zeros(1, 1, 1, 1), ~one, one, ~one)
+    np.testing.assert_allclose(F_out.item(), np.logaddexp(0, 20 * np.float64(np.float32(raw))) / 20, rtol=1e-6, atol=1e-25)
+
+
+@each_model
+def test_an_untrained_model_says_one_amplitude_everywhere(name):
+    F_in, measured, target, absent = inputs = random_inputs(2)
+    predicted = MODELS[name](SMALL[name]).eval()(*inputs)[target & ~measured & ~absent]
+    assert predicted.unique().numel() == 1 and 0 < predicted[0] < 0.2
+
+
+def test_a_started_head_still_learns():
+    head = start_constant(nn.Linear(3, 1))
+    head(torch.ones(1, 3)).sum().backward()
+    assert (head.weight.grad != 0).all() and (head.bias.grad != 0).all()
+
+
+@each_model
+def test_gradient_reaches_every_parameter(name):
+    model, inputs = small(name).double().train(), random_inputs(3)
+    model(inputs[0].double(), *inputs[1:]).square().sum().backward()
+    largest = {key: float(p.grad.abs().max()) for key, p in model.named_parameters()}
+    # the norm after a convolution takes its mean away, and with it the constant: such a bias has no effect at all
+    dead = {f"{path}.{number}.bias" for path, module in model.named_modules() if isinstance(module, nn.Sequential)
+            for number, (layer, after) in enumerate(zip(module, list(module)[1:]))
+            if isinstance(layer, nn.Conv3d) and isinstance(after, nn.InstanceNorm3d)}
+    assert {key for key, value in largest.items() if value < 1e-6} == dead
+
+
+@each_model
+def test_evaluation_gives_the_same_twice(name):
+    model, inputs = small(name), random_inputs(2)
+    with torch.no_grad():
+        assert torch.equal(model(*inputs), model(*inputs))
+
+
+@each_model
+def test_a_crystal_does_not_depend_on_the_others_of_its_batch(name):
+    model, inputs = small(name), random_inputs(4)
+    others = [torch.cat([a[:1], b[1:]]) for a, b in zip(inputs, random_inputs(4, seed=9))]
+    with torch.no_grad():
+        together = model(*inputs)
+        alone = torch.cat([model(*(x[i:i + 1] for x in inputs)) for i in range(4)])
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(*others)[0], together[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(*(x.flip(0) for x in inputs)), together.flip(0), rtol=0, atol=1e-5)
+
+
+# ---- the transformer's own ----
+
+def test_transformer_looks_inside_target_only():
+    model, (F_in, measured, target, absent) = small("xrd_transformer"), random_inputs(2)
+    changed = torch.where(target, F_in, torch.full_like(F_in, 7.0))
+    assert not torch.equal(changed, F_in)
+    with torch.no_grad():
+        before = model(F_in, measured, target, absent)
+        assert torch.equal(model(changed, measured, target, absent), before)
+        inside = torch.where(target, F_in + 0.3, F_in)
+        predicted = target & ~measured & ~absent
+        assert not torch.allclose(model(inside, measured, target, absent)[predicted], before[predicted], atol=1e-3)
+
+
+def test_transformer_knows_indices_only_by_their_embedding():
+    """Mirror the box along an axis and the rows of that axis's embedding with it: the same amplitudes, mirrored.
+
+    The tokens come in another order then, so that this also holds their order to be of no consequence.
+    """
+    model, inputs = small("xrd_transformer"), random_inputs(2)
+    with torch.no_grad():
+        F_out = model(*inputs)
+        for axis in range(3):
+            flipped = [x.flip(axis + 1) for x in inputs]
+            mirrored = small("xrd_transformer")
+            assert not torch.allclose(mirrored(*flipped).flip(axis + 1), F_out, atol=1e-3)
+            mirrored.index[axis].weight.copy_(model.index[axis].weight.flip(1))
+            torch.testing.assert_close(mirrored(*flipped).flip(axis + 1), F_out, rtol=0, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only():
+    model, inputs = small("xrd_transformer").train(), random_inputs(2)
+    with torch.no_grad():
+        assert not torch.equal(model(*inputs), model(*inputs))
+        model.eval()
+        assert torch.equal(model(*inputs), model(*inputs))
+        quiet = XRDTransformer(XRDTransformer.Config(**{**vars(SMALL["xrd_transformer"]), "dropout": 0.0})).train()
+        quiet.load_state_dict(model.state_dict())
+        torch.testing.assert_close(quiet(*inputs), model(*inputs), rtol=0, atol=1e-6)  # training scales nothing else
+
+
+def test_one_crystal_without_any_token_leaves_the_others_alone():
+    F_in, measured, target, absent = random_inputs(2)
+    target[0] = False
+    with torch.no_grad():
+        F_out = small("xrd_transformer")(F_in, measured, target, absent)
+        other = small("xrd_transformer")(*(x[1:] for x in (F_in, measured, target, absent)))
+    assert (F_out[0] == 0).all()
+    torch.testing.assert_close(F_out[1], other[0], rtol=0, atol=1e-5)
