@@ -91,7 +91,10 @@ def read_cif(path) -> Crystal:
     except (ValueError, RuntimeError, UnicodeDecodeError) as error:
         raise CrystalError(f"{path} is not a CIF file that can be read: {str(error).splitlines()[0]}") from None
     for block in document:
-        small = gemmi.make_small_structure_from_block(block)
+        try:
+            small = gemmi.make_small_structure_from_block(block)
+        except RuntimeError as error:  # a cell angle of zero
+            raise CrystalError(f"{path} has no usable unit cell: {error}") from None
         if len(small.sites):
             break
     else:
@@ -99,9 +102,13 @@ def read_cif(path) -> Crystal:
     spacegroup = _spacegroup(small, path)
     small.change_occupancies_to_crystallographic()
     sites = [site for site in small.sites if site.occ > 0]
+    if not sites:
+        raise CrystalError(f"{path}: none of its atom sites is occupied")
     cell = small.cell
-    if not cell.is_crystal() or cell.volume < 1:
+    if not cell.is_crystal() or not cell.volume >= 1:  # angles that no cell can have give a volume of nan
         raise CrystalError(f"{path} has no usable unit cell")
+    if not cell.is_compatible_with_spacegroup(spacegroup, 0.1):
+        raise CrystalError(f"{path}: its cell {cell.parameters} does not have the symmetry of {spacegroup.xhm()}")
     for site in sites:
         if site.element.atomic_number == 0:
             raise CrystalError(f"{path}: site {site.label} is of no known element ({site.type_symbol!r})")
@@ -118,17 +125,25 @@ def read_cif(path) -> Crystal:
 def _spacegroup(small, path):
     """The space group in the setting of the file: by its operators first, by its symbol where they do not suffice."""
     by_name = gemmi.find_spacegroup_by_name(small.spacegroup_hm) if small.spacegroup_hm else None
-    if not small.symops and by_name is None:
+    symops = small.symops if set(small.symops) - {"?", "."} else []
+    if not symops and by_name is None:
         raise CrystalError(f"{path}: {small.spacegroup_hm or 'an empty symbol'!r} is no known space group, "
                            "and the file lists no symmetry operators")
     spacegroup = by_name
-    if small.symops:
-        listed = gemmi.GroupOps([gemmi.Op(op) for op in small.symops])
+    if symops:
+        try:
+            listed = gemmi.GroupOps([gemmi.Op(op) for op in symops])
+        except RuntimeError as error:
+            raise CrystalError(f"{path}: a symmetry operator cannot be read: {error}") from None
         spacegroup = gemmi.find_spacegroup_by_ops(listed)
-        # some files leave out the centring translations: their symbol completes the list, if it holds all of it
-        if spacegroup is None and by_name and {op.triplet() for op in listed} <= {
-                op.triplet() for op in by_name.operations()}:
-            spacegroup = by_name
+        if by_name:
+            # some files leave out the centring translations, and what remains is often another group of the tables
+            # (C 2/c without them is P 2/c): the symbol completes the list, if it holds all of it
+            full = {op.triplet() for op in by_name.operations()}
+            given = {op.triplet() for op in listed}
+            centred = {op.translated(c).wrap().triplet() for op in listed for c in by_name.operations().cen_ops}
+            if centred == full or (spacegroup is None and given <= full):
+                spacegroup = by_name
         if spacegroup is None:
             raise CrystalError(f"{path}: its symmetry operators form no space group in a setting of the tables")
     small.spacegroup = spacegroup
@@ -205,8 +220,13 @@ def read_crystals(path) -> list[Crystal]:
         raise CrystalError(f"{path} does not exist: run notebook 01_generate_crystals first")
     try:
         rows = pq.read_table(path, schema=SCHEMA).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise CrystalError(f"{path} is damaged or no crystal file: {str(error).splitlines()[0]}") from None
+    for row in rows:  # a column that the file does not have is read as empty
+        if empty := [column for column, value in row.items() if value is None]:
+            raise CrystalError(f"{path} is no crystal file: it has no {', '.join(empty)}")
+        if gemmi.find_spacegroup_by_name(row["spacegroup"]) is None:
+            raise CrystalError(f"{path}: {row['spacegroup']!r} is no known space group")
     return [Crystal(name=row["name"], source=row["source"], cell=gemmi.UnitCell(*row["cell"]),
                     spacegroup=gemmi.SpaceGroup(row["spacegroup"]), elements=tuple(row["elements"]),
                     fract=np.reshape(row["fract"], (-1, 3)), u_iso=np.array(row["u_iso"], float),
