@@ -54,13 +54,18 @@ def load_model(path):
     if name not in MODELS:
         raise WeightsError(f"{path} holds weights of {name or 'an unnamed model'}, not of one of {', '.join(MODELS)}")
     try:
+        if lacking := {"config", "made"} - metadata.keys():
+            raise ValueError(f"its metadata lack {' and '.join(sorted(lacking))}")
         model_class = MODELS[name]
         choices = {key: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
                    for key, value in json.loads(metadata["config"]).items()}
         model = model_class(model_class.Config(**choices))
+        shapes, found = ({key: x.shape for key, x in part.items()} for part in (model.state_dict(), tensors))
+        if wrong := [key for key in shapes | found if shapes.get(key) != found.get(key)]:
+            raise ValueError(f"{len(wrong)} tensors are missing, too many or of another shape, the first {wrong[0]}")
         model.load_state_dict(tensors)
         made = json.loads(metadata["made"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a constructor raises anything on choices of a wrong kind
         raise WeightsError(f"{path} does not fit the model {name}: {str(error).splitlines()[0]}") from None
     return model.to(memory_format=torch.channels_last_3d).eval(), made
 
