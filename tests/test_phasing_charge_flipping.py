@@ -80,8 +80,14 @@ def test_another_real_space_step_can_be_given():
 
 def test_without_elements_the_volume_tells_how_many_atoms():
     crystal = random_crystal("P 1 21/c 1")
-    found = flipping.solve(amplitudes(crystal, 0.9), accept=0.5)
+    found = flipping.solve(amplitudes(crystal, 0.9), trials=4, cycles=50)
     assert set(found.elements) == {"C"} and len(found.fract) <= round(crystal.cell.volume / 4 / 18)
+
+
+def test_what_missing_hydrogen_explains():
+    data = amplitudes(random_crystal("P -1"), 1.5)  # sigF is 0.02 F
+    assert flipping.certain_r1(["C"] * 4 + ["H"] * 9, data) == pytest.approx(0.05 + 0.016 + 3 / 12)
+    assert flipping.certain_r1(["Br", "C"], data) == pytest.approx(0.05 + 0.016 + 1 / np.sqrt(35**2 + 6**2))
 
 
 def test_hydrogen_alone_is_refused():

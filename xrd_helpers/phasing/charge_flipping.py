@@ -26,10 +26,13 @@ from .refine import Refiner
 DELTAS = (0.1, 0.0, -0.2, 0.3)
 WEAK = 0.45            # share of the reflections whose phases are turned; 0.3-0.5 beats 0.2 below 1 Å resolution
 SPACING = 2.2          # points of the flipping map per d_min
-SCREEN_R1 = 0.65       # atoms from the map are refined below this; at 1.5 Å right phases begin with 0.4-0.6
-ACCEPTED_R1 = 0.20     # and accepted below this: right ones without H atoms end at 0.02-0.15, wrong ones above 0.24
+# Atoms from the map are refined when their R1 is below this, at two resolutions in Å: right phases begin with 0.2-0.4
+# at 1.0 Å, where refining costs more, and with 0.4-0.6 at 1.5 Å.
+SCREEN_R1 = {1.0: 0.45, 1.5: 0.65}
+ACCEPTED_R1 = 0.20     # accepted below this: right atoms without H end at 0.02-0.15, wrong light ones above 0.24
 MIN_AGREEMENT = 0.3    # agreement with the space group below which no atoms are built
 BETTER = 0.02          # a trial is looked at again when its agreement has grown by this
+MOST_REFINED = 2       # times that the atoms of one trial are refined, which costs more than all its cycles
 ROUND = 25             # cycles between two looks at the maps
 POLISH = 6             # cycles of low-density elimination after charge flipping
 ATOM_VOLUME = 18.0     # Å³ for each atom that is not hydrogen, in organic crystals
@@ -76,7 +79,8 @@ def solve(reflections, elements=None, n_atoms=None, *, trials=24, cycles=400, ba
 
     Random phases are improved by charge flipping in P1, `batch` starts at a time. Every ROUND cycles the start whose
     map obeys the space group best is taken as far as refined atoms. The search ends when their R1, corrected for the
-    number of parameters (``Refiner.adjusted_r1``), is below `accept`.
+    number of parameters (``Refiner.adjusted_r1``), is what missing hydrogen explains (``certain_r1``); if it is below
+    `accept` only, the starts of the batch are followed to their end and the best one is taken.
 
     Parameters
     ----------
@@ -94,13 +98,18 @@ def solve(reflections, elements=None, n_atoms=None, *, trials=24, cycles=400, ba
     composition = _composition(reflections, elements, n_atoms)
     grid, refiner = FlippingGrid(reflections, device), Refiner(reflections)
     generator = torch.Generator().manual_seed(seed)
-    best, merit, accepted, used = None, float("nan"), False, 0
-    while used < trials and not accepted:
+    certain = certain_r1(elements or composition, reflections)
+    # a heavy atom alone explains much: there, less than `accept` has to be asked for
+    accept, certain = min(accept, certain + 0.03), min(accept, certain)
+    screen = np.interp(reflections.d_min, list(SCREEN_R1), list(SCREEN_R1.values()))
+    best, merit, r1, used = None, float("nan"), np.inf, 0
+    while used < trials and r1 >= accept:
         deltas = torch.tensor([DELTAS[i % len(DELTAS)] for i in range(used, min(used + batch, trials))])
         deltas = deltas.reshape(-1, 1, 1, 1).to(grid.device)
         step = real_space_step or partial(flip, delta=deltas)
         used += len(deltas)
         sf, tried = grid.random_start(len(deltas), generator), np.full(len(deltas), MIN_AGREEMENT - BETTER)
+        refined = np.zeros(len(deltas), int)
         for _ in range(0, cycles, ROUND):
             sf = grid.run(sf, step, ROUND)
             agreement, _ = grid.agreement(sf)
@@ -109,18 +118,31 @@ def solve(reflections, elements=None, n_atoms=None, *, trials=24, cycles=400, ba
                 continue
             tried[i] = agreement[i]
             model, figure = build_atoms(grid, refiner, sf[i:i + 1], composition)
-            if model is not None and model.r1 < SCREEN_R1:
+            if model is not None and model.r1 < screen and refined[i] < MOST_REFINED:
+                refined[i] += 1
                 model = refiner.complete(model, composition)
             if model is not None and (best is None or model.r1 < best.r1):
-                best, merit = model, figure
-                if accepted := refiner.adjusted_r1(best) < accept:
+                best, merit, r1 = model, figure, refiner.adjusted_r1(model)
+                if r1 < certain:
                     break
     if best is None:
         return None
     return Solution(fract=best.fract % 1, heights=best.heights, elements=best.elements, u_iso=best.u_iso,
                     occ=best.occ, rho=refiner.map(best), cell=reflections.cell, spacegroup=reflections.spacegroup,
                     r1=best.r1, figure_of_merit=merit, trials=used, seconds=time.perf_counter() - began,
-                    engine="charge flipping", accepted=bool(accepted))
+                    engine="charge flipping", accepted=bool(r1 < accept))
+
+
+def certain_r1(elements, reflections) -> float:
+    """R1 of a model that lacks nothing but hydrogen: 0.05 + 0.8 Σ sigF / Σ F + (n_H / Σ Z²)^1/2, an upper estimate.
+
+    Beside a heavy atom even wrong light atoms give a low R1, and so does a right model: 0.2 is no proof there. As
+    many H as C atoms are assumed where no hydrogen is listed.
+    """
+    z = np.array([gemmi.Element(element).atomic_number for element in elements])
+    hydrogen = (z == 1).sum() or (z == 6).sum()
+    noise = 0.8 * reflections.sigF.sum() / max(reflections.F.sum(), 1e-30)
+    return float(0.05 + noise + np.sqrt(hydrogen / (z[z > 1] ** 2).sum()))
 
 
 def build_atoms(grid, refiner, sf, composition):
