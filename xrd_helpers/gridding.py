@@ -85,11 +85,18 @@ def check_fit(crystal: Crystal, box: Box, d_target: float) -> None:
     hkl = gemmi.make_miller_array(crystal.cell, group, d_target)
     outside = hkl[box.index(hkl) < 0]
     if len(outside):
-        # ranges of the representative nearest to the box, so that the message names the axis that is too long
-        axes = [f"|{name}| up to {np.abs(outside[:, i]).max()}, the box holds {box.low[i]}..{box.high[i]}"
-                for i, name in enumerate("hkl") if np.abs(outside[:, i]).max() > max(-box.low[i], box.high[i])]
+        # the equivalent nearest to the box, so that the message names the axes that are too long and no other
+        rot = [np.array(op.rot) // gemmi.Op.DEN for op in gemmi.SpaceGroup(box.spacegroup).operations()]
+        images = np.stack([outside @ r for r in rot])                                           # (g, n, 3)
+        # (one with a negative index on an axis that begins at zero is no candidate: it is the wrong half, not too long)
+        below = np.maximum(box.low - images, 0) * np.where(np.array(box.low) == 0, 1000, 1)
+        beyond = below + np.maximum(images - box.high, 0)
+        nearest = images[beyond.sum(axis=2).argmin(axis=0), np.arange(len(outside))]            # (n, 3)
+        axes = [f"{name} from {low} to {high}, the box holds {box.low[i]}..{box.high[i]}: {'abc'[i]} is too long"
+                for i, (name, low, high) in enumerate(zip("hkl", nearest.min(axis=0), nearest.max(axis=0)))
+                if low < box.low[i] or high > box.high[i]]
         raise CrystalError(f"{crystal.name}: {len(outside)} of {len(hkl)} reflections to {d_target} Å are outside the "
-                           f"{box.name} box" + (f" ({'; '.join(axes)})" if axes else ""))
+                           f"{box.name} box ({'; '.join(axes)})")
 
 
 def select_fitting(crystals, box: Box, d_target: float):
@@ -192,5 +199,5 @@ class AmplitudeBoxes:
     def reflections(self, row, F) -> tuple[np.ndarray, np.ndarray]:
         """(hkl (n, 3), F (n,) in electrons) of one crystal from a box of scaled amplitudes F (*box.shape)."""
         keep = (self.target[row] & ~self.absent[row] & ~self.redundant).flatten().cpu().numpy()
-        F = F.detach().cpu().double().flatten().numpy() * float(self.scale[row])
-        return self.box.hkl[keep], F[keep]
+        F = torch.as_tensor(F).detach().cpu().double().flatten().numpy()
+        return self.box.hkl[keep], F[keep] * float(self.scale[row])
