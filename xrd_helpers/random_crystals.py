@@ -36,6 +36,8 @@ def _random_crystal(rng, name, spacegroups):
         ops = list(spacegroup.operations())
         n_atoms = int(rng.integers(10, 30))
         cell = _random_cell(rng, n_atoms * rng.uniform(14, 22) * len(ops), spacegroup.crystal_system_str())
+        if not cell.is_compatible_with_spacegroup(spacegroup):
+            raise ValueError(f"random monoclinic cells have the unique axis b, not that of {spacegroup.xhm()}")
         fract = _place_atoms(rng, n_atoms, cell, ops)
         if fract is not None:
             u_mean = rng.uniform(0.015, 0.07)  # Å², of organic crystals between 100 K and room temperature
