@@ -30,7 +30,7 @@ def shells(d, n_shells=N_SHELLS) -> np.ndarray:
     """(n,) int, shell number of each reflection: shells of equal count, 0 at low resolution (large d, Å)."""
     rank = np.empty(len(d), int)
     rank[np.argsort(-np.asarray(d), kind="stable")] = np.arange(len(d))
-    return rank * n_shells // max(len(d), 1)
+    return rank * min(n_shells, len(d)) // max(len(d), 1)  # no empty shells where reflections are few
 
 
 def normalize(F, d, epsilon, n_shells=N_SHELLS) -> np.ndarray:
