@@ -1,0 +1,221 @@
+"""Figures and widgets: what is drawn are the numbers that were given, at the right place, with labelled axes."""
+
+import gemmi
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+from xrd_helpers import viewer  # noqa: E402
+from xrd_helpers.gridding import AmplitudeBoxes, Box  # noqa: E402
+from xrd_helpers.models import TITLES  # noqa: E402
+from xrd_helpers.plots import (COLOURS, KNOW_NOTHING, plot_cells, plot_density, plot_extension,  # noqa: E402
+                               plot_history, plot_r_by_resolution)
+from xrd_helpers.random_crystals import random_crystals  # noqa: E402
+from xrd_helpers.viewer import browse_layers  # noqa: E402
+
+BOX = Box("small", (-4, 0, 0), (3, 5, 6), "P 1 2/m 1")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def boxes():
+    rng = np.random.default_rng(0)
+    target, measured = (torch.as_tensor(rng.random((3, *BOX.shape)) < p) for p in (0.7, 0.4))
+    F = torch.as_tensor(rng.random((3, *BOX.shape)), dtype=torch.float32) * target
+    return AmplitudeBoxes(box=BOX, F=F, scale=torch.ones(3), measured=measured & target, target=target, absent=~target,
+                          redundant=~target[0], d=torch.ones_like(F), epsilon=torch.ones_like(F))
+
+
+def texts(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def panels(fig):
+    """The axes that hold data, not those of a colour bar; each is checked for its labels where it is drawn."""
+    fig.canvas.draw()
+    return [ax for ax in fig.axes if ax.get_label() != "<colorbar>"]
+
+
+def assert_nothing_is_cut_off(fig):
+    fig.canvas.draw()
+    inside = fig.bbox.padded(1)
+    for ax in fig.axes:
+        legend = ax.get_legend()
+        for artist in [ax.xaxis.label, ax.yaxis.label, ax.title, *(legend.get_texts() if legend else [])]:
+            box = artist.get_window_extent()
+            assert not artist.get_text() or (inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)), artist
+
+
+@pytest.mark.parametrize("row, l", [(0, 0), (1, 1), (2, 6)])
+def test_extension_shows_one_layer_measured_predicted_and_true(row, l, boxes):
+    F_pred = np.random.default_rng(5).random((3, *BOX.shape))
+    fig = plot_extension(F_pred, boxes, row, l, "crystal:")
+    axes = panels(fig)
+    assert [ax.get_title() for ax in axes] == ["measured", "predicted", "true"]
+    assert [ax.get_xlabel() for ax in axes] == ["h"] * 3 and axes[0].get_ylabel() == "k"
+    assert fig.get_suptitle() == f"crystal:  l = {l}" and "|F|" in fig.axes[-1].get_ylabel()
+    F, target, measured = (x[row].numpy() for x in (boxes.F, boxes.target, boxes.measured))
+    top = F[:, :, l].max()
+    for ax, image, inside in zip(axes, (F, F_pred[row], F), (measured, target, target)):
+        drawn = ax.images[0]
+        data = np.ma.filled(drawn.get_array(), np.nan)
+        for h in range(-4, 4):      # the pixel that stands at (h, k) shows the amplitude there, or nothing
+            for k in range(6):
+                x0, x1, y0, y1 = drawn.get_extent()
+                value = data[int((k - y0) / (y1 - y0) * data.shape[0]), int((h - x0) / (x1 - x0) * data.shape[1])]
+                if inside[h + 4, k, l]:
+                    assert value == pytest.approx(np.sqrt(image[h + 4, k, l] / top), abs=1e-6)
+                else:
+                    assert np.isnan(value)
+        assert drawn.get_clim() == (0, 1) and drawn.origin == "lower"
+    assert_nothing_is_cut_off(fig)
+
+
+def test_a_layer_with_nothing_inside_is_an_empty_picture(boxes):
+    boxes.target[0, :, :, 3], boxes.measured[0, :, :, 3], boxes.F[0, :, :, 3] = False, False, 0
+    fig = plot_extension(np.ones((3, *BOX.shape)), boxes, 0, 3)
+    assert all(np.isnan(np.ma.filled(ax.images[0].get_array(), np.nan)).all() for ax in panels(fig))
+
+
+def history(n=40):
+    table = pd.DataFrame({"step": np.arange(n) + 1, "crystals": 4 * np.arange(n) + 4, "seconds": np.arange(n) * 1.0,
+                          "loss": np.exp(-np.arange(n) / 10), "r_ext": np.nan, "cc_ext": np.nan})
+    table.loc[[0, 19, 39], "r_ext"] = [0.6, 0.5, 0.45]
+    return table
+
+
+def test_history_shows_loss_and_validation():
+    table = history()
+    fig = plot_history(table, baseline=0.47)
+    left, right = panels(fig)
+    assert left.get_xlabel() == right.get_xlabel() == "crystals seen" and left.get_yscale() == "log"
+    assert "loss" in left.get_ylabel() and "R_{ext}" in right.get_ylabel()
+    step, smooth = left.lines
+    np.testing.assert_array_equal(step.get_xydata(), table[["crystals", "loss"]])
+    np.testing.assert_allclose(smooth.get_ydata()[5], (table["loss"][4] + table["loss"][5]) / 2)  # a twentieth of 40
+    points, line = right.lines
+    np.testing.assert_array_equal(points.get_xydata(), [[4, 0.6], [80, 0.5], [160, 0.45]])
+    assert set(line.get_ydata()) == {0.47} and texts(right.get_legend()) == ["validation", "shell mean, knows nothing"]
+    assert_nothing_is_cut_off(fig)
+
+
+def test_history_without_validation_or_with_one_step():
+    assert len(panels(plot_history(history().assign(r_ext=np.nan)))[1].lines[0].get_xdata()) == 0
+    assert len(panels(plot_history(history()[:1]))[0].lines[0].get_xdata()) == 1
+
+
+def test_r_against_resolution_has_d_on_a_scale_of_its_inverse_square():
+    curves = {name: pd.DataFrame({"d": [1.4, 1.0, 0.82], "r_ext": [0.3, 0.1 * i, 0.6]})
+              for i, name in enumerate([*KNOW_NOTHING, *TITLES.values(), "another"])}
+    fig = plot_r_by_resolution(curves)
+    ax, = panels(fig)
+    assert ax.get_xlabel() == "d / Å" and ax.get_ylabel() == "$R_{ext}$" and texts(ax.get_legend()) == list(curves)
+    ticks = dict(zip((t.get_text() for t in ax.get_xticklabels()), ax.get_xticks()))
+    assert ticks["0.8"] == pytest.approx(1 / 0.64) and ticks["1.5"] == pytest.approx(1 / 2.25)
+    for line, (name, curve) in zip(ax.lines, curves.items()):
+        np.testing.assert_allclose(line.get_xdata(), [1 / 1.96, 1, 1 / 0.6724])
+        np.testing.assert_array_equal(line.get_ydata(), curve["r_ext"])
+        assert (line.get_color() == "grey") == (name in KNOW_NOTHING)
+    assert COLOURS.keys() == set(TITLES.values()) and [line.get_color() for line in ax.lines[3:6]] == list(COLOURS.values())
+    assert ax.get_ylim()[0] == 0
+    assert_nothing_is_cut_off(fig)
+    assert ax.get_legend().get_window_extent().x0 > ax.get_window_extent().x1, "beside the curves, not on them"
+
+
+def test_a_model_has_its_colour_without_the_others_too():
+    ax, = panels(plot_r_by_resolution({"XRD_Transformer": pd.DataFrame({"d": [1.0], "r_ext": [0.3]})}))
+    assert ax.lines[0].get_color() == COLOURS["XRD_Transformer"]
+
+
+def test_cells_are_counted_by_whether_they_fit():
+    crystals = random_crystals(30, seed=0)
+    fits = [i % 3 > 0 for i in range(30)]
+    fig = plot_cells(crystals, fits)
+    axes = panels(fig)
+    assert [ax.get_xlabel() for ax in axes] == ["V / Å³", "longest / shortest axis", "mean U / Å²"]
+    assert axes[0].get_ylabel() == "crystals" and texts(axes[1].get_legend()) == ["fits the box", "does not"]
+    volumes = [c.cell.volume for c in crystals]
+    lengths = [(c.cell.a, c.cell.b, c.cell.c) for c in crystals]
+    values = [volumes, [max(x) / min(x) for x in lengths], [sum(c.u_iso) / len(c.u_iso) for c in crystals]]
+    for ax, column in zip(axes, values):
+        groups = [[bar.get_height() for bar in container] for container in ax.containers]
+        assert [sum(heights) for heights in groups] == [20, 10]
+        ends = [bar.get_x() for bar in ax.patches] + [bar.get_x() + bar.get_width() for bar in ax.patches]
+        assert (min(ends), max(ends)) == pytest.approx((min(column), max(column)))
+    assert_nothing_is_cut_off(fig)
+
+
+@pytest.mark.parametrize("fits", [[True] * 5, [False] * 5])
+def test_cells_that_all_fit_or_do_not(fits):
+    heights = [sum(bar.get_height() for bar in c) for c in panels(plot_cells(random_crystals(5, seed=0), fits))[0].containers]
+    assert heights == ([5, 0] if fits[0] else [0, 5])
+
+
+CELL = gemmi.UnitCell(6, 9, 12, 90, 105, 90)
+POINTS = np.array([[1 / 6, 2 / 9, 3 / 4], [-0.5, 7 / 9, 1.25]])  # voxels (2, 4, 9) and (6, 14, 3) of (12, 18, 12)
+
+
+def test_density_is_projected_along_each_axis_and_atoms_stand_on_it():
+    rho = np.full((12, 18, 12), -0.5)
+    rho[2, 4, 9], rho[6, 14, 3] = 5, 3
+    fig = plot_density(rho, CELL, "two atoms", atoms=POINTS, found=POINTS[:1])
+    axes, lengths = panels(fig), np.array([6, 9, 12])
+    assert fig.get_suptitle() == "two atoms" and texts(axes[2].get_legend()) == ["published", "found"]
+    for axis, (ax, (i, j)) in enumerate(zip(axes, [(1, 2), (0, 2), (0, 1)])):
+        assert ax.get_title() == f"along {'abc'[axis]}"
+        assert (ax.get_xlabel(), ax.get_ylabel()) == (f"{'abc'[i]} / Å", f"{'abc'[j]} / Å")
+        assert ax.get_xlim() == (0, lengths[i]) and ax.get_ylim() == (0, lengths[j])
+        places = np.mod(POINTS, 1)[:, [i, j]] * lengths[[i, j]]
+        np.testing.assert_allclose(ax.lines[0].get_xydata(), places)
+        np.testing.assert_allclose(ax.lines[1].get_xydata(), places[:1])
+        drawn = ax.images[0]
+        image, (x0, x1, y0, y1) = drawn.get_array(), drawn.get_extent()
+        assert image.min() == 0 and drawn.origin == "lower"
+        for (x, y), height in zip(places, (5, 3)):  # the middle of a bright pixel, to a hundredth of one
+            column, row = (x - x0) / (x1 - x0) * image.shape[1], (y - y0) / (y1 - y0) * image.shape[0]
+            np.testing.assert_allclose((column % 1, row % 1), 0.5, atol=0.01)
+            assert image[int(row), int(column)] == height
+    assert_nothing_is_cut_off(fig)
+
+
+def test_density_at_the_origin_is_drawn_on_both_sides_of_the_cell():
+    rho = np.zeros((6, 5, 4))
+    rho[0, 0, 0] = 1
+    for ax in panels(plot_density(rho, CELL)):
+        image = ax.images[0].get_array()
+        assert image[0, 0] == image[0, -1] == image[-1, 0] == image[-1, -1] == 1 and image.sum() == 4
+        assert ax.get_legend() is None and not ax.lines
+
+
+def test_density_with_nothing_found():
+    axes = panels(plot_density(np.ones((4, 4, 4)), CELL, atoms=POINTS, found=np.empty((0, 3))))
+    assert texts(axes[2].get_legend()) == ["published"]
+
+
+# ---- the widget ----
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+def test_browser_draws_at_once_and_again_at_every_choice(boxes, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(viewer, "plot_extension", lambda *args: drawn.append((args, plot_extension(*args))))
+    predictions = {"UNet": np.zeros((3, *BOX.shape)), "zero fill": np.ones((3, *BOX.shape))}
+    widget = browse_layers(predictions, boxes, ["first", "second", "second"])
+    assert len(drawn) == 1, "without a click"
+    model, crystal, l = widget.children[:3]
+    assert list(model.options) == ["UNet", "zero fill"] and [name for name, _ in crystal.options] == ["first", "second", "second"]
+    assert (l.min, l.max) == (0, 6)
+    model.value, crystal.value, l.value = "zero fill", 2, 5
+    assert [(args[0] is predictions["zero fill"], args[2], args[3]) for args, _ in drawn] == [
+        (False, 0, 1), (True, 0, 1), (True, 2, 1), (True, 2, 5)]
+    assert all(args[1] is boxes for args, _ in drawn)
+    assert drawn[-1][1].get_suptitle() == "second, zero fill:  l = 5"
