@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..config import UserError
+from ..metrics import normalize
 from ..reflections import expand_to_p1, rotations_and_translations
 from .peaks import element_list, grid_size
 from .refine import Refiner
@@ -168,25 +169,15 @@ def eliminate_low_density(rho):
 
 
 def normalised_amplitudes(reflections, per_shell=60) -> np.ndarray:
-    """Quasi-normalised amplitudes (n,): E² = F² / (ε <F²/ε>), the mean by shells of resolution and interpolated.
-
-    ε is the number of operators that leave the reflection in place (International Tables, Vol. B, section 2.1.4).
-    Systematic absences have E = 0 and no part in the means.
-    """
+    """Quasi-normalised amplitudes (n,) in shells of about `per_shell`; systematic absences are 0 and in no mean."""
     ops = reflections.spacegroup.operations()
     hkl = reflections.hkl.astype(np.int32)
-    epsilon = ops.epsilon_factor_without_centering_array(hkl)
     present = ~ops.systematic_absences(hkl)
-    intensity = np.where(present, reflections.F**2 / epsilon, 0)
-    s2 = 1 / reflections.d**2
-    order = np.argsort(s2, kind="stable")
-    order = order[present[order]]
-    shells = np.array_split(order, max(1, len(order) // per_shell))
-    mean = np.array([intensity[shell].mean() for shell in shells])
-    middle = np.array([s2[shell].mean() for shell in shells])
-    # the logarithm falls nearly linearly with s² (Wilson), so that is what is interpolated
-    expected = np.exp(np.interp(s2, middle, np.log(np.maximum(mean, 1e-12 * mean.max()))))
-    return np.sqrt(intensity / expected)
+    E = np.zeros(len(hkl))
+    E[present] = normalize(reflections.F[present], reflections.d[present],
+                           ops.epsilon_factor_without_centering_array(hkl[present]),
+                           max(1, int(present.sum()) // per_shell))
+    return E
 
 
 class FlippingGrid:
