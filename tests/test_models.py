@@ -354,6 +354,8 @@ def test_transformer_knows_indices_only_by_their_embedding():
 
 def test_dropout_acts_in_training_only():
     model, inputs = small("xrd_transformer").train(), random_inputs(2)
+    rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    assert rates == [0.1] * 4, "in the perceptron, and on both branches, of two blocks"
     with torch.no_grad():
         assert not torch.equal(model(*inputs), model(*inputs))
         model.eval()

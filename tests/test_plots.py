@@ -72,7 +72,9 @@ def test_extension_shows_one_layer_measured_predicted_and_true(row, l, boxes):
         for h in range(-4, 4):      # the pixel that stands at (h, k) shows the amplitude there, or nothing
             for k in range(6):
                 x0, x1, y0, y1 = drawn.get_extent()
-                value = data[int((k - y0) / (y1 - y0) * data.shape[0]), int((h - x0) / (x1 - x0) * data.shape[1])]
+                place = np.array([(k - y0) / (y1 - y0), (h - x0) / (x1 - x0)]) * data.shape
+                np.testing.assert_allclose(place % 1, 0.5)  # in its middle
+                value = data[tuple(place.astype(int))]
                 if inside[h + 4, k, l]:
                     assert value == pytest.approx(np.sqrt(image[h + 4, k, l] / top), abs=1e-6)
                 else:
