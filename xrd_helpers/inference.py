@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .config import UserError, atomic_path
 from .gridding import AmplitudeBoxes
@@ -29,7 +29,7 @@ def save_model(path, name, model, **made) -> None:
     tensors = {key: value.detach().cpu().half().contiguous() for key, value in model.state_dict().items()}
     metadata = {"model": name, "config": json.dumps(asdict(model.config)), "made": json.dumps(made)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        temporary.write_bytes(save(tensors, metadata=metadata))  # save_file would leave it readable by its owner alone
 
 
 def load_model(path):
