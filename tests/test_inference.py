@@ -10,7 +10,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from xrd_helpers import inference
 from xrd_helpers.config import UserError
 from xrd_helpers.gridding import AmplitudeBoxes, Box
 from xrd_helpers.inference import WeightsError, load_model, predict, save_model
