@@ -93,6 +93,7 @@ def test_numbers_are_those_of_the_file(tmp_path):
     ("P 2/c", C2C, "P 1 2/c 1"),
     ("C 2/c", centred(C2, FACE), "C 1 2 1"),         # complete as it stands: a smaller group than the symbol's
     ("C 2/c", ["x,y,z"], "P 1"),
+    ("P 21/c", P21C[:3], "P 1 21/c 1"),              # one forgotten: no group as it stands
 ])
 def test_space_group_and_setting(tmp_path, symbol, ops, expected):
     crystal = read(tmp_path, symbol=symbol, ops=ops)
@@ -289,8 +290,8 @@ def several():
 
 
 def test_parquet_gives_back_what_was_written(tmp_path):
-    written = several() + [Crystal("β-Ge", gemmi.UnitCell(5.65, 5.65, 5.65, 90, 90, 90), gemmi.SpaceGroup("F d -3 m:1"),
-                                   ("Ge",), np.zeros((1, 3)), np.array([0.01]), np.array([1 / 24]), source="ge.cif")]
+    written = several() + [Crystal("β-Ge", gemmi.UnitCell(5.65, 5.65, 5.65, 90, 90, 90), gemmi.SpaceGroup("F d -3 m:2"),
+                                   ("Ge",), np.full((1, 3), 1 / 8), np.array([0.01]), np.array([1 / 24]), source="ge.cif")]
     write_crystals(tmp_path / "sub" / "crystals.parquet", written)
     crystals = read_crystals(tmp_path / "sub" / "crystals.parquet")
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["crystals.parquet"]

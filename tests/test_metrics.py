@@ -198,6 +198,13 @@ def test_a_scale_and_a_fall_off_are_removed():
     np.testing.assert_allclose(metrics.normalize(F * np.exp(-5 / (4 * d**2)), d, np.ones(len(d))), E, rtol=0.02)
 
 
+def test_a_pure_fall_off_is_flat_also_at_both_ends():
+    """F = exp(-B s²/4), B = 5 Å²: E = 1 but for the curvature inside a shell, 0.7 % in intensity."""
+    d = np.linspace(0.8, 1.5, 2000)
+    E = metrics.normalize(np.exp(-5 / (4 * d**2)), d, np.ones(len(d)))
+    np.testing.assert_allclose(E, 1, rtol=0.02)
+
+
 def test_epsilon_is_divided_out():
     d, _, intensity = simulated("acentric")
     epsilon = np.random.default_rng(1).choice([1.0, 2.0, 4.0], len(d))
@@ -258,6 +265,11 @@ def test_shell_mean_recovers_scale_and_fall_off(p21c, statistics, tolerance_k, t
     k, B = np.exp(rng.normal(0, 1, (2, 20))), rng.normal(4, 1.5, (2, 20))
     row = metrics.ShellMean.fit(falling(train, rng, k[0], B[0], statistics))
     assert row.sigma_B == pytest.approx(1.48 * np.median(np.abs(B[0] - np.median(B[0]))), rel=0.2)
+    # the curve is 1.5 + cos 2s² but for a common scale and fall-off, a line in the logarithm
+    inside = (row.s2 > 0.2) & (row.s2 < 1.5)
+    ratio = np.log(row.curve / (1.5 + np.cos(2 * row.s2)))[inside]
+    line = np.polyval(np.polyfit(row.s2[inside], ratio, 1), row.s2[inside])
+    np.testing.assert_allclose(ratio, line, atol=0.1 if statistics else 0.02)
     boxes = falling(test, rng, k[1][:len(test)], B[1][:len(test)], statistics)
     fits = []
     for i in range(len(boxes)):

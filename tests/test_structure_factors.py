@@ -1,0 +1,221 @@
+"""Structure factors: closed forms, sums over all operators in numpy, gemmi's direct summation on real crystals."""
+
+import os
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import pytest
+import torch
+
+from xrd_helpers import ROOT, structure_factors as sf_module
+from xrd_helpers.crystals import Crystal, CrystalError, read_cif
+from xrd_helpers.structure_factors import CrystalBatch, structure_factors
+
+SHIPPED = sorted((ROOT / "data" / "molecules").glob("*.cif")) + sorted((ROOT / "data" / "simple").glob("*.cif"))
+REAL = Path(os.environ.get("XRD_REAL_DATA") or ROOT.parent / "shared" / "data")
+TRICLINIC = gemmi.UnitCell(6.1, 8.3, 11.7, 81, 95, 104)
+X = np.array([0.1, 0.2, 0.3])
+
+
+def crystal(spacegroup, cell=TRICLINIC, n=5, seed=0, elements=("C", "N", "O", "S", "Cl")):
+    """n atoms in general positions, occupancies below one."""
+    rng = np.random.default_rng(seed)
+    return Crystal("made", cell, gemmi.SpaceGroup(spacegroup), tuple(elements[i % len(elements)] for i in range(n)),
+                   rng.random((n, 3)), rng.uniform(0.01, 0.08, n), rng.uniform(0.3, 1, n))
+
+
+def some_hkl(n=60, reach=(6, 8, 11), seed=0):
+    """(n, 3) Miller indices of both signs, (0, 0, 0) among them."""
+    rng = np.random.default_rng(seed)
+    return np.vstack([[[0, 0, 0]], rng.integers(-np.array(reach), np.array(reach) + 1, (n - 1, 3))])
+
+
+def form_factor(element, stol2):
+    """Table 6.1.1.4 in double precision (gemmi's own calculate_sf has seven digits)."""
+    it92 = gemmi.Element(element).it92
+    return sum(a * np.exp(-b * stol2) for a, b in zip(it92.a, it92.b)) + it92.c
+
+
+def brute_force(c, hkl):
+    """F(h) = Σ_ops Σ_atoms occ f exp(-8π² U s²) exp(2πi h·(R x + t)) over all operators, centring included."""
+    stol2 = np.array([0 if not any(h) else 0.25 / c.cell.calculate_d(list(h)) ** 2 for h in hkl])
+    sf = np.zeros(len(hkl), complex)
+    for op in c.spacegroup.operations():
+        for element, x, u, occ in zip(c.elements, c.fract, c.u_iso, c.occ):
+            weight = occ * form_factor(element, stol2) * np.exp(-8 * np.pi**2 * u * stol2)
+            sf += weight * np.exp(2j * np.pi * (hkl @ np.array(op.apply_to_xyz(list(x)))))
+    return sf
+
+
+def relative_error(sf, reference):
+    """Largest error over the largest amplitude: a weak reflection has no relative error of its own."""
+    return np.abs(sf - reference).max() / np.abs(reference).max()
+
+
+def gemmi_structure(path, c):
+    """What gemmi itself reads, on the model of the package: isotropic U, neutral atoms."""
+    for block in gemmi.cif.read(str(path)):
+        small = gemmi.make_small_structure_from_block(block)
+        if len(small.sites):
+            break
+    small.spacegroup = c.spacegroup
+    small.setup_cell_images()
+    small.change_occupancies_to_crystallographic()
+    kept = [site for site in small.sites if site.occ > 0]
+    assert [site.element.name for site in kept] == list(c.elements)
+    for site, u in zip(kept, c.u_iso):
+        site.u_iso, site.aniso, site.charge = u, gemmi.SMat33d(0, 0, 0, 0, 0, 0), 0
+    return small
+
+
+def gemmi_sf(small, hkl):
+    direct = gemmi.StructureFactorCalculatorX(small.cell)
+    return np.array([direct.calculate_sf_from_small_structure(small, list(map(int, h))) for h in hkl])
+
+
+def sample(c, n, d_min, seed=0):
+    """n reflections to d_min over the whole sphere, and up to n / 4 systematically absent ones among them."""
+    sphere = gemmi.make_miller_array(c.cell, gemmi.SpaceGroup("P 1"), d_min)
+    sphere = np.concatenate([sphere, -sphere])
+    rng = np.random.default_rng(seed)
+    absent = c.spacegroup.operations().systematic_absences(sphere)
+    some = [rng.permutation(np.flatnonzero(mask))[:k] for mask, k in ((~absent, n), (absent, n // 4))]
+    return sphere[np.concatenate(some)], np.repeat([False, True], [len(some[0]), len(some[1])])
+
+
+def test_carbon_pair_has_its_closed_form():
+    """One C at X in P -1: F = 2 f(s) exp(-8π² U s²) cos(2π h·X), real."""
+    pair = Crystal("pair", TRICLINIC, gemmi.SpaceGroup("P -1"), ("C",), X[None], np.array([0.04]), np.ones(1))
+    hkl = gemmi.make_miller_array(TRICLINIC, gemmi.SpaceGroup("P 1"), 0.8)
+    stol2 = 0.25 / TRICLINIC.calculate_d_array(hkl) ** 2
+    # carbon in International Tables C, table 6.1.1.4
+    f = 0.2156 + sum(a * np.exp(-b * stol2) for a, b in
+                     ((2.31, 20.8439), (1.02, 10.2075), (1.5886, 0.5687), (0.865, 51.6512)))
+    expected = 2 * f * np.exp(-8 * np.pi**2 * 0.04 * stol2) * np.cos(2 * np.pi * hkl @ X)
+    sf = structure_factors(pair, hkl)
+    assert len(hkl) > 2000
+    np.testing.assert_allclose(sf.real, expected, rtol=0, atol=2e-6)  # electrons; gemmi keeps the table in float32
+    assert (sf.imag == 0).all()
+
+
+def test_every_space_group_agrees_with_the_sum_over_all_operators():
+    """All settings of gemmi's table in one batch, among them inversions off the origin and all centrings."""
+    table = list({group.xhm(): group for group in gemmi.spacegroup_table()}.values())
+    assert len(table) > 500
+    crystals = [crystal(group.xhm(), n=2, seed=i) for i, group in enumerate(table)]
+    hkl = some_hkl(12, reach=(4, 4, 4))
+    sf = CrystalBatch.from_crystals(crystals).structure_factors(torch.as_tensor(hkl)).numpy()
+    for row, c in zip(sf, crystals):
+        # over the largest sum that the cell could reach, since centring may leave only weak reflections
+        highest = abs(brute_force(c, hkl[:1])[0])
+        assert np.abs(row - brute_force(c, hkl)).max() < 1e-10 * highest, c.spacegroup.xhm()
+
+
+def test_f000_is_the_number_of_electrons():
+    """Z of C, N, O, S, Cl by heart; the table's fits miss Z by 0.01 electrons at most."""
+    c = crystal("C 1 2/c 1", gemmi.UnitCell(12.3, 6.1, 9.4, 90, 107, 90))
+    electrons = 8 * (c.occ * [6, 7, 8, 16, 17]).sum()
+    assert structure_factors(c, [[0, 0, 0]])[0] == pytest.approx(electrons, rel=1e-3)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_crystals_agree_with_gemmi(path):
+    """The reader and the sum together, since gemmi reads the file itself."""
+    c = read_cif(path)
+    hkl, absent = sample(c, 60, 0.8 if path.parent.name == "molecules" else 0.5)
+    reference = gemmi_sf(gemmi_structure(path, c), hkl)
+    sf = structure_factors(c, hkl)
+    assert absent.any() or c.spacegroup.hm == "P m -3 m"  # CsCl has no absences
+    assert relative_error(sf, reference) < 1e-5
+    assert np.abs(sf[absent]).max(initial=0) < 1e-9 * np.abs(reference).max()
+
+
+@pytest.mark.parametrize("folder, number", [("crystals", 100), ("simple", 10)])
+def test_real_crystals_agree_with_gemmi(folder, number):
+    paths = sorted((REAL / folder).glob("*.cif"))
+    if not paths:
+        pytest.skip(f"{REAL / folder} is not there: set XRD_REAL_DATA to a folder with crystals/ and simple/")
+    assert len(paths) > number
+    wrong = {}
+    for path in paths:
+        c = read_cif(path)
+        hkl, _ = sample(c, 12, 0.9)
+        error = relative_error(structure_factors(c, hkl), gemmi_sf(gemmi_structure(path, c), hkl))
+        if not error < 1e-5:
+            wrong[path.name] = error
+    assert not wrong
+
+
+def mixed():
+    """Crystals that differ in everything that is padded: atoms, operators, centring, inversion."""
+    return [crystal("P -1", n=7, seed=1), crystal("P 1", n=2, seed=2, elements=("Br",)),
+            crystal("I 1 2/a 1", gemmi.UnitCell(11.3, 5.1, 9.4, 90, 97, 90), n=4, seed=3),
+            crystal("P 21 21 21", gemmi.UnitCell(5.9, 8.1, 13.2, 90, 90, 90), n=11, seed=4),
+            crystal("R 3 :H", gemmi.UnitCell(9.1, 9.1, 6.2, 90, 90, 120), n=3, seed=5)]
+
+
+def test_a_batch_of_mixed_crystals_equals_single_ones(monkeypatch):
+    hkl = some_hkl()
+    crystals = mixed()
+    singles = np.array([structure_factors(c, hkl) for c in crystals])
+    for chunk in (sf_module.CHUNK, 5 * 11 * 7):  # the second one makes parts of 7 reflections
+        monkeypatch.setattr(sf_module, "CHUNK", chunk)
+        batch = CrystalBatch.from_crystals(crystals).structure_factors(torch.as_tensor(hkl)).numpy()
+        assert batch.shape == (5, len(hkl))
+        np.testing.assert_allclose(batch, singles, rtol=0, atol=1e-10)
+
+
+def test_a_batch_of_centrosymmetric_crystals_takes_the_cosine_way():
+    """All with the inversion at the origin: the imaginary sums are left out, and F is real."""
+    crystals = [mixed()[0], mixed()[2]]
+    sf = CrystalBatch.from_crystals(crystals).structure_factors(torch.as_tensor(some_hkl())).numpy()
+    for row, c in zip(sf, crystals):
+        assert relative_error(row, brute_force(c, some_hkl())) < 1e-12
+
+
+def test_single_precision_is_good_to_five_digits():
+    """Indices to the ends of the largest box, where the phases are largest and float32 coarsest."""
+    hkl = some_hkl(400, reach=(16, 21, 28))
+    crystals = mixed() + [crystal("P 1 21/c 1", gemmi.UnitCell(7.3, 9.1, 18.4, 90, 111, 90), n=30, seed=6)]
+    single = CrystalBatch.from_crystals(crystals, dtype=torch.float32).structure_factors(torch.as_tensor(hkl))
+    assert single.dtype == torch.complex64
+    for row, c in zip(single.numpy(), crystals):
+        assert relative_error(row, brute_force(c, hkl)) < 1e-5
+
+
+def test_a_shift_changes_the_phases_only():
+    hkl, shift = some_hkl(), np.array([0.31, -0.17, 0.83])
+    c = crystal("P 1")
+    moved = Crystal("moved", c.cell, c.spacegroup, c.elements, c.fract + shift, c.u_iso, c.occ)
+    before, after = structure_factors(c, hkl), structure_factors(moved, hkl)
+    np.testing.assert_allclose(np.abs(after), np.abs(before), rtol=1e-9)
+    change = np.degrees(np.angle(after / before)) - 360 * hkl @ shift
+    assert np.abs(change - 360 * np.round(change / 360)).max() < 1e-6
+    assert np.ptp(np.degrees(np.angle(after / before))) > 90
+
+
+@pytest.mark.parametrize("name", ["P 1", "P 1 21 1", "P -1"])
+def test_friedel_mates_are_complex_conjugates(name):
+    c = crystal(name, TRICLINIC if "21" not in name else gemmi.UnitCell(7.1, 9.3, 6.2, 90, 103, 90))
+    sf = structure_factors(c, some_hkl())
+    np.testing.assert_allclose(structure_factors(c, -some_hkl()), sf.conj(), rtol=0, atol=1e-10)
+    assert name == "P -1" or np.abs(sf.imag).max() > 1
+
+
+def test_resolution_is_that_of_gemmi():
+    hkl = some_hkl()[1:]
+    hkl = hkl[(hkl != 0).any(axis=1)]
+    batch = CrystalBatch.from_crystals(mixed())
+    for row, c in zip(batch.stol2(torch.as_tensor(hkl)).numpy(), mixed()):
+        np.testing.assert_allclose(row, 0.25 / c.cell.calculate_d_array(hkl) ** 2, rtol=1e-12)
+
+
+def test_deuterium_scatters_as_hydrogen_does():
+    light, heavy = crystal("P 1", elements=("C", "H")), crystal("P 1", elements=("C", "D"))
+    np.testing.assert_allclose(structure_factors(heavy, some_hkl()), structure_factors(light, some_hkl()), rtol=1e-14)
+
+
+def test_an_element_without_form_factor_is_named():
+    with pytest.raises(CrystalError, match="element Lr"):
+        structure_factors(crystal("P 1", elements=("C", "Lr")), some_hkl())
