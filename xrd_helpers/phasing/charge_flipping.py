@@ -296,7 +296,7 @@ class FlippingGrid:
         return np.angle(mean)
 
 
-def _climb(product, k, u, steps=5):
+def _climb(product, k, u, steps=12):
     """Newton steps from u (3,) to the maximum of Σ Re[product exp(-2πi k·u)] -> (u, value there)."""
     def value(u):
         return float((product * np.exp(-2j * np.pi * k @ u)).real.sum())
