@@ -103,6 +103,21 @@ def test_space_group_and_setting(tmp_path, symbol, ops, expected):
         assert {gemmi.Op(op).wrap().triplet() for op in ops} <= group
 
 
+B_SITES = ("C1 C 0.1 0.2 0.3 3.2 1", "O1 O 0.6 0.4 0.2 2.4 1")
+
+
+def test_b_in_the_column_of_u_is_converted_where_the_file_says_so(tmp_path):
+    text = cif(sites=[f"{site} Biso" for site in B_SITES]).replace(
+        "_atom_site_occupancy", "_atom_site_occupancy\n_atom_site_adp_type")
+    (tmp_path / "b.cif").write_text(text)
+    assert read_cif(tmp_path / "b.cif").u_iso == pytest.approx([0.040528, 0.030396], rel=1e-4)  # B / 78.957
+
+
+def test_displacements_that_no_crystal_has_are_refused(tmp_path):
+    with pytest.raises(CrystalError, match=r"made.cif: half .* above 2.80 Å².*B = 8π²U"):
+        read(tmp_path, sites=B_SITES)
+
+
 def test_anisotropic_displacements_alone_give_their_equivalent(tmp_path):
     """U_eq = Σ_ij U_ij a*_i a*_j a_i·a_j / 3 (Fischer & Tillmanns, 1988), written out for a triclinic cell."""
     u = dict(U_11=0.031, U_22=0.052, U_33=0.043, U_23=0.011, U_13=-0.007, U_12=0.013)
@@ -225,6 +240,8 @@ def test_all_real_files_can_be_read():
     crystals, problems = read_cif_folders(folders)
     assert problems == []
     assert len(crystals) == sum(len(list(folder.glob("*.cif"))) for folder in folders) > 300
+    # COD 1000003 lists 0.63-1.40 in the column of U, of type Biso
+    assert max(np.median(c.u_iso) for c in crystals) < 0.25
     for c in crystals:
         assert np.isfinite(c.fract).all() and np.isfinite(c.u_iso).all() and (c.occ > 0).all()
         assert c.cell.is_compatible_with_spacegroup(c.spacegroup)

@@ -25,6 +25,9 @@ SCHEMA = pa.schema([
 ])
 
 
+MAX_U = 0.5  # Å², of half the atoms: five times the U of a soft crystal at room temperature, a low B
+
+
 class CrystalError(UserError):
     """A crystal that cannot be read or used, and why."""
 
@@ -116,9 +119,15 @@ def read_cif(path) -> Crystal:
     if not np.isfinite(fract).all():
         bad = sites[int(np.flatnonzero(~np.isfinite(fract).all(axis=1))[0])].label
         raise CrystalError(f"{path}: site {bad} has no coordinates")
+    # some files put B into the column of U, and say so in the one of the type
+    gives_b = {row.str(0) for column in ("adp_type", "thermal_displace_type")
+               for row in block.find("_atom_site_", ["label", column]) if row.str(1).lower() == "biso"}
+    u_iso = np.array([_u_equivalent(site, cell) / (8 * np.pi**2 if site.label in gives_b else 1) for site in sites])
+    if np.median(u_iso) > MAX_U:
+        raise CrystalError(f"{path}: half of its atoms have U above {np.median(u_iso):.2f} Å², which no crystal has: the "
+                           "file seems to give B = 8π²U in the place of U")
     return Crystal(name=path.stem, cell=cell, spacegroup=spacegroup,
-                   elements=tuple(site.element.name for site in sites), fract=fract,
-                   u_iso=np.array([_u_equivalent(site, cell) for site in sites]),
+                   elements=tuple(site.element.name for site in sites), fract=fract, u_iso=u_iso,
                    occ=np.array([site.occ for site in sites]), source=path.name)
 
 
