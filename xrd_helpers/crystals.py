@@ -200,6 +200,20 @@ def read_cif_folders(folders):
     return crystals, problems
 
 
+def rotations_and_translations(spacegroup):
+    """Operators without centring: rot (g, 3, 3) int and tran (g, 3) in fractions of the cell, identity first."""
+    ops = spacegroup.operations().sym_ops
+    rot = np.array([op.rot for op in ops], np.int64) // gemmi.Op.DEN
+    return rot, np.array([op.tran for op in ops], float) / gemmi.Op.DEN
+
+
+def all_operators(spacegroup):
+    """rot (g, 3, 3) int and tran (g, 3) of all operators, centring included, identity first."""
+    rot, tran = rotations_and_translations(spacegroup)
+    centring = np.array(spacegroup.operations().cen_ops, float) / gemmi.Op.DEN
+    return np.repeat(rot, len(centring), axis=0), (tran[:, None] + centring).reshape(-1, 3)
+
+
 def swap_a_and_c(crystal: Crystal) -> Crystal:
     """The same crystal on the axes a' = c, b' = -b, c' = a (unique axis b stays; the hand is kept)."""
     basis = gemmi.Op("z,-y,x")

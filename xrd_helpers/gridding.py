@@ -9,7 +9,7 @@ import gemmi
 import numpy as np
 import torch
 
-from .crystals import Crystal, CrystalError, swap_a_and_c
+from .crystals import Crystal, CrystalError, rotations_and_translations, swap_a_and_c
 from .structure_factors import CrystalBatch, reciprocal_metric
 
 
@@ -34,11 +34,16 @@ class Box:
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
     @cached_property
+    def rotations(self) -> np.ndarray:
+        """(g, 3, 3) int, the Laue group: hkl @ rotation is an equivalent of hkl."""
+        return rotations_and_translations(gemmi.SpaceGroup(self.spacegroup))[0]
+
+    @cached_property
     def redundant(self) -> np.ndarray:
         """(n,) bool, voxels whose equivalent under the Laue group stands elsewhere in the box (there with larger h, k, l)."""
         best = self.hkl
-        for op in gemmi.SpaceGroup(self.spacegroup).operations():
-            hkl = self.hkl @ (np.array(op.rot) // gemmi.Op.DEN)
+        for rot in self.rotations:
+            hkl = self.hkl @ rot
             inside = ((hkl >= self.low) & (hkl <= self.high)).all(axis=1)
             better = inside & (_order(hkl) > _order(best))
             best = np.where(better[:, None], hkl, best)
@@ -47,8 +52,8 @@ class Box:
     def index(self, hkl) -> np.ndarray:
         """Flat voxel numbers of reflections hkl (n, 3), taken to an equivalent that is inside; -1 where none is."""
         found = np.full(len(hkl), -1)
-        for op in gemmi.SpaceGroup(self.spacegroup).operations():
-            image = np.asarray(hkl) @ (np.array(op.rot) // gemmi.Op.DEN)
+        for rot in self.rotations:
+            image = np.asarray(hkl) @ rot
             inside = ((image >= self.low) & (image <= self.high)).all(axis=1)
             voxel = np.ravel_multi_index(np.where(inside[:, None], image - self.low, 0).T, self.shape)
             inside &= (found < 0) | self.redundant[found]  # the voxel that counts in scores, where there is a choice
@@ -86,8 +91,7 @@ def check_fit(crystal: Crystal, box: Box, d_target: float) -> None:
     outside = hkl[box.index(hkl) < 0]
     if len(outside):
         # the equivalent nearest to the box, so that the message names the axes that are too long and no other
-        rot = [np.array(op.rot) // gemmi.Op.DEN for op in gemmi.SpaceGroup(box.spacegroup).operations()]
-        images = np.stack([outside @ r for r in rot])                                           # (g, n, 3)
+        images = np.stack([outside @ rot for rot in box.rotations])                             # (g, n, 3)
         # (one with a negative index on an axis that begins at zero is no candidate: it is the wrong half, not too long)
         below = np.maximum(box.low - images, 0) * np.where(np.array(box.low) == 0, 1000, 1)
         beyond = below + np.maximum(images - box.high, 0)

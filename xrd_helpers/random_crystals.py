@@ -10,7 +10,7 @@ from __future__ import annotations
 import gemmi
 import numpy as np
 
-from .crystals import Crystal
+from .crystals import Crystal, all_operators
 
 ELEMENTS = ("C", "N", "O", "Cl")
 SPACEGROUPS = ("P 1 21/c 1", "P 1 21 1", "C 1 2 1")
@@ -33,12 +33,11 @@ def _random_crystal(rng, name, spacegroups):
     """One crystal; begun anew in the rare case that its atoms find no room."""
     while True:
         spacegroup = gemmi.SpaceGroup(str(rng.choice(spacegroups)))
-        ops = list(spacegroup.operations())
         n_atoms = int(rng.integers(10, 30))
-        cell = _random_cell(rng, n_atoms * rng.uniform(14, 22) * len(ops), spacegroup.crystal_system_str())
+        cell = _random_cell(rng, n_atoms * rng.uniform(14, 22) * len(spacegroup.operations()), spacegroup.crystal_system_str())
         if not cell.is_compatible_with_spacegroup(spacegroup):
             raise ValueError(f"random monoclinic cells have the unique axis b, not that of {spacegroup.xhm()}")
-        fract = _place_atoms(rng, n_atoms, cell, ops)
+        fract = _place_atoms(rng, n_atoms, cell, spacegroup)
         if fract is not None:
             u_mean = rng.uniform(0.015, 0.07)  # Å², of organic crystals between 100 K and room temperature
             return Crystal(name=name, cell=cell, spacegroup=spacegroup, elements=tuple(rng.choice(ELEMENTS, n_atoms).tolist()),
@@ -60,10 +59,9 @@ def _random_cell(rng, volume, system):
     return gemmi.UnitCell(*edges, *angles)
 
 
-def _place_atoms(rng, n_atoms, cell, ops):
+def _place_atoms(rng, n_atoms, cell, spacegroup):
     """(n_atoms, 3) fractional coordinates, no two atoms nearer than MIN_DISTANCE in the crystal; None if full."""
-    rot = np.array([op.rot for op in ops]) / gemmi.Op.DEN
-    tran = np.array([op.tran for op in ops]) / gemmi.Op.DEN
+    rot, tran = all_operators(spacegroup)
     orth = np.array(cell.orth.mat.tolist())
 
     def nearest(difference):

@@ -10,6 +10,7 @@ import gemmi
 import numpy as np
 
 from .config import UserError, atomic_path
+from .crystals import rotations_and_translations
 
 SHELX_LATT = {"P": 1, "I": 2, "R": 3, "F": 4, "A": 5, "B": 6, "C": 7}
 SHELX_LARGEST = 9999.0  # the largest intensity that fits F8.2 with room for the sign
@@ -95,13 +96,6 @@ def unique_hkl(cell, spacegroup, d_min) -> np.ndarray:
     d_min in Å. The asymmetric unit is gemmi's, which is that of CCP4.
     """
     return gemmi.make_miller_array(cell, spacegroup, d_min).astype(np.int64)
-
-
-def rotations_and_translations(spacegroup):
-    """Operators without centring: rot (g, 3, 3) int and tran (g, 3) in fractions of the cell, identity first."""
-    ops = spacegroup.operations().sym_ops
-    rot = np.array([op.rot for op in ops], np.int64) // gemmi.Op.DEN
-    return rot, np.array([op.tran for op in ops], float) / gemmi.Op.DEN
 
 
 def expand_to_p1(hkl, spacegroup) -> P1Expansion:

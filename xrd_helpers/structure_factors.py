@@ -12,7 +12,7 @@ import gemmi
 import numpy as np
 import torch
 
-from .crystals import Crystal, CrystalError
+from .crystals import Crystal, CrystalError, rotations_and_translations
 
 TWO_PI = 2 * torch.pi
 CHUNK = 2_000_000  # phases held at a time: 16 MB in double precision, so that they stay near the cache
@@ -118,17 +118,15 @@ def reciprocal_metric(cell: gemmi.UnitCell) -> np.ndarray:
 
 def _operators(spacegroup):
     """(rot (g, 3, 3), tran (g, 3), centring (c, 3), inversion at the origin) of a space group, see CrystalBatch."""
-    group = spacegroup.operations()
-    den = gemmi.Op.DEN
-    centring = np.array(group.cen_ops, float) / den
-    rot = np.array([op.rot for op in group.sym_ops], int) // den
-    tran = np.array([op.tran for op in group.sym_ops], int)
-    has_inversion = any((r == -np.eye(3, dtype=int)).all() and list(t % den) in
-                        [list(np.mod(c, den)) for c in group.cen_ops] for r, t in zip(rot, tran))
+    rot, tran = rotations_and_translations(spacegroup)
+    centring = np.array(spacegroup.operations().cen_ops, float) / gemmi.Op.DEN
+    # an inversion at a centring translation is one at the origin, too
+    has_inversion = any((r == -np.eye(3, dtype=int)).all() and (t % 1 == centring % 1).all(axis=1).any()
+                        for r, t in zip(rot, tran))
     if has_inversion:
         keep = np.linalg.det(rot) > 0  # the inversion links each proper operation to an improper one
         rot, tran = rot[keep], tran[keep]
-    return rot.astype(float), tran / den, centring, has_inversion
+    return rot.astype(float), tran, centring, has_inversion
 
 
 def _form_factor(symbol):

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from ..config import UserError
+from ..crystals import rotations_and_translations
 from ..metrics import normalize
-from ..reflections import expand_to_p1, rotations_and_translations
+from ..reflections import expand_to_p1
 from .peaks import element_list, grid_size
 from .refine import Refiner
 

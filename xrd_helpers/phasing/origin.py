@@ -11,7 +11,7 @@ import numpy as np
 from scipy.fft import next_fast_len
 from scipy.optimize import linear_sum_assignment
 
-from ..reflections import rotations_and_translations
+from ..crystals import all_operators, rotations_and_translations
 
 STEPS = gemmi.Op.DEN  # all discrete origin shifts of the tables are multiples of 1/24 of an axis
 MOST_SHIFTS = 200  # shifts along polar directions that are tried; the right one is shared by most pairs of atoms
@@ -137,10 +137,7 @@ class _Target:
     """The true atoms with all their images, ready to be compared with many placements of the found ones."""
 
     def __init__(self, fract, cell, spacegroup, polar, tolerance):
-        rot, tran = rotations_and_translations(spacegroup)
-        centring = np.array(spacegroup.operations().cen_ops, float) / gemmi.Op.DEN
-        self.rot = np.repeat(rot, len(centring), axis=0)                      # (g, 3, 3)
-        self.tran = (tran[:, None] + centring).reshape(-1, 3)                 # (g, 3)
+        self.rot, self.tran = all_operators(spacegroup)                       # (g, 3, 3), (g, 3)
         self.images = np.einsum("gij,nj->ngi", self.rot, fract) + self.tran   # (n, g, 3)
         self.orth = np.array(cell.orth.mat.tolist())
         self.polar, self.tolerance = polar, tolerance

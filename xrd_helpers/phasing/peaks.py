@@ -9,7 +9,8 @@ import numpy as np
 from scipy.fft import irfftn, next_fast_len
 from scipy.ndimage import maximum_filter
 
-from ..reflections import expand_to_p1, rotations_and_translations
+from ..crystals import all_operators
+from ..reflections import expand_to_p1
 
 MIN_DISTANCE = 0.95  # Å between two peaks: no bond but those of hydrogen is shorter than 1.1 Å
 
@@ -79,7 +80,7 @@ def find_peaks(rho, cell, spacegroup, n_peaks, min_distance=MIN_DISTANCE, exclud
     is_peak = (rho == maximum_filter(rho, size=3, mode="wrap")) & (rho > 0)
     voxels = np.argwhere(is_peak)
     values = rho[is_peak]
-    rot, tran = _all_operators(spacegroup)
+    rot, tran = all_operators(spacegroup)
     # each peak turns up once for every operator; twice as many leave room for those that are too near
     order = np.argsort(-values, kind="stable")[:2 * len(rot) * n_peaks + 50]
     voxels, values = voxels[order], values[order]
@@ -125,13 +126,6 @@ def element_list(elements, n_atoms=None) -> tuple[str, ...]:
 def assign_elements(n_peaks, elements) -> tuple[str, ...]:
     """Elements for peaks sorted by height: the heaviest to the highest; what is left over becomes the lightest."""
     return tuple(elements[min(i, len(elements) - 1)] for i in range(n_peaks))
-
-
-def _all_operators(spacegroup):
-    """rot (g, 3, 3) and tran (g, 3) of all operators, centring included."""
-    rot, tran = rotations_and_translations(spacegroup)
-    centring = np.array(spacegroup.operations().cen_ops, float) / gemmi.Op.DEN
-    return np.repeat(rot, len(centring), axis=0), (tran[:, None] + centring).reshape(-1, 3)
 
 
 def _images(fract, rot, tran):

@@ -8,8 +8,8 @@ import gemmi
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from ..reflections import rotations_and_translations
-from .peaks import MapGrid, _all_operators, assign_elements, find_peaks, snap
+from ..crystals import all_operators, rotations_and_translations
+from .peaks import MapGrid, assign_elements, find_peaks, snap
 
 U_START, U_MIN, U_MAX = 0.04, 0.005, 0.25  # Å²
 MAX_MOVE = 0.2                             # Å an atom may move in one cycle of least squares
@@ -136,7 +136,7 @@ class Refiner:
 
     def _keep_special(self, fract, occ):
         """Atoms on special positions stay there."""
-        rot, tran = _all_operators(self.reflections.spacegroup)
+        rot, tran = all_operators(self.reflections.spacegroup)
         return np.array([snap(x, rot, tran, self.orth, 0.9)[0] if o < 0.99 else x for x, o in zip(fract, occ)])
 
     def model_from_map(self, rho, elements, n_peaks=None) -> Model | None:
