@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from xrd_helpers import ROOT
-from xrd_helpers.crystals import Crystal, read_cif
+from xrd_helpers.cif import read_cif
+from xrd_helpers.crystals import Crystal
 from xrd_helpers.phasing import charge_flipping as flipping
 from xrd_helpers.phasing import origin, peaks
 from xrd_helpers.phasing.refine import Model, Refiner

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from xrd_helpers import ROOT, structure_factors as sf_module
-from xrd_helpers.crystals import Crystal, CrystalError, read_cif
+from xrd_helpers.cif import read_cif
+from xrd_helpers.crystals import Crystal, CrystalError
 from xrd_helpers.structure_factors import CrystalBatch, structure_factors
 
 SHIPPED = sorted((ROOT / "data" / "molecules").glob("*.cif")) + sorted((ROOT / "data" / "simple").glob("*.cif"))
