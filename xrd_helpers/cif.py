@@ -1,92 +1,175 @@
-"""Crystals read from CIF files, one file or whole folders."""
+"""Crystals read from CIF files: one file, or folders of thousands, with a reason for each that cannot be used."""
 
 from __future__ import annotations
 
+import csv
+import multiprocessing
+import os
+import re
+import signal
+from collections import Counter, defaultdict, deque
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gemmi
 import numpy as np
 
+from .config import atomic_path
 from .crystals import Crystal, CrystalError
 
 MAX_U = 0.5  # Å², of half the atoms: five times the U of a soft crystal at room temperature, a low B
+DEFAULT_U = 0.05  # Å², of a site for which the file states none: a light atom of a molecular crystal at room temperature
+SAME_CELL = 0.02  # relative: one crystal between 100 K and 300 K grows by up to 2 % in a direction
+REASONS = ("does not parse", "stopped the reader", "no cell", "no coordinates", "unknown element", "symmetry",
+           "displacements", "disorder", "not of the box", "too big for the box", "duplicate")
+
+
+class CifError(CrystalError):
+    """A CIF file, or a structure in one, that cannot be used; ``reason`` is one of ``REASONS``."""
+
+    def __init__(self, message, reason):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class CifEntry:
+    """What a structure in a CIF file came to: a crystal, or None with a reason (one of ``REASONS``) and a sentence.
+
+    ``without_u`` is the number of sites that got DEFAULT_U; ``other_symbol`` is True if the file's own symbol or
+    number names another space group than the one that was taken.
+    """
+
+    path: str
+    name: str
+    crystal: Crystal | None
+    reason: str = ""
+    message: str = ""
+    without_u: int = 0
+    other_symbol: bool = False
 
 
 def read_cif(path) -> Crystal:
-    """Read the first structure of a CIF file.
+    """Read the first structure of a CIF file, disordered or not: occupancies are those of the file.
 
-    Space group and setting come from the symmetry operators of the file (P2₁/n, I2/a and other settings are
-    common), and from the Hermann-Mauguin symbol where the file lists none. Anisotropic displacements are replaced
-    by their equivalent isotropic value where the file gives no U_iso.
+    Space group and setting come from the symmetry operators of the file (P2₁/n, I2/a and other settings are common);
+    where it lists none, from the Hall symbol, the Hermann-Mauguin symbol or the number (reference setting), in this
+    order. Anisotropic displacements are replaced by their equivalent isotropic value where the file gives no U_iso; a
+    site with no U above zero gets DEFAULT_U = 0.05 Å². Dummy sites (calc_flag ``dum``) are no atoms.
 
     Raises
     ------
-    CrystalError
-        If the file is no CIF, has no cell, no atoms, an unknown element, a disordered or an unknown space group;
-        the message names the file.
+    CifError
+        If the file is no CIF, has no cell, no atoms, an unknown element, displacements that no crystal has, or an
+        unknown space group; the message names the file.
+    """
+    return _read_block(_blocks_with_atoms(path)[0], path, Path(path).stem, keep_disordered=True).crystal
+
+
+def read_cif_file(path, keep_disordered=False) -> list[CifEntry]:
+    """Every structure of a CIF file, as ``read_cif`` reads the first; never raises for what is in the file.
+
+    A crystal is disordered if a site is filled in part or more than once (an occupancy below 0.99 or above 1.01), or if
+    filled sites are in two disorder groups, or in a negative one (disorder about a symmetry element). Hydrogen and
+    solvent count as every other site does: half a water is missing or added in every structure factor. Such a crystal
+    is set aside unless `keep_disordered`.
+
+    Returns
+    -------
+    entries : list of CifEntry
+        One for each data block with atom sites, named as the file, with ``_block`` added if there are several; a
+        single one that says why if there is none.
     """
     path = Path(path)
     try:
+        blocks = _blocks_with_atoms(path)
+    except CifError as error:
+        return [CifEntry(str(path), path.stem, None, error.reason, str(error))]
+    entries = []
+    for block in blocks:
+        name = path.stem if len(blocks) == 1 else f"{path.stem}_{block.name}"
+        try:
+            entries.append(_read_block(block, path, name, keep_disordered))
+        except CifError as error:
+            entries.append(CifEntry(str(path), name, None, error.reason, str(error)))
+        except Exception as error:  # nothing that a file holds may stop the reading of thousands
+            message = f"{path} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
+            entries.append(CifEntry(str(path), name, None, "does not parse", message))
+    return entries
+
+
+def _blocks_with_atoms(path):
+    try:
         document = gemmi.cif.read(str(path))
     except OSError as error:
-        raise CrystalError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RuntimeError, UnicodeDecodeError) as error:
-        raise CrystalError(f"{path} is not a CIF file that can be read: {str(error).splitlines()[0]}") from None
-    for block in document:
-        try:
-            small = gemmi.make_small_structure_from_block(block)
-        except RuntimeError as error:  # a cell angle of zero
-            raise CrystalError(f"{path} has no usable unit cell: {error}") from None
-        if len(small.sites):
-            break
-    else:
-        raise CrystalError(f"{path} holds no atom sites")
-    spacegroup = _spacegroup(small, path)
-    small.change_occupancies_to_crystallographic()
-    sites = [site for site in small.sites if site.occ > 0]
-    if not sites:
-        raise CrystalError(f"{path}: none of its atom sites is occupied")
+        raise CifError(f"{path} cannot be read: {error.strerror or error}", "does not parse") from None
+    except (ValueError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise CifError(f"{path} is not a CIF file that can be read: {first_line}", "does not parse") from None
+    blocks = [block for block in document if len(block.find_values("_atom_site_fract_x"))]
+    if not blocks:
+        raise CifError(f"{path} holds no atom sites", "no coordinates")
+    return blocks
+
+
+def _read_block(block, path, name, keep_disordered):
+    """The CifEntry of one data block, or CifError."""
+    try:
+        small = gemmi.make_small_structure_from_block(block)
+    except RuntimeError as error:  # a cell angle of zero
+        raise CifError(f"{path} has no usable unit cell: {error}", "no cell") from None
     cell = small.cell
+    spacegroup, other_symbol = _spacegroup(small, path)
+    occupancy = np.array([site.occ for site in small.sites])
+    small.change_occupancies_to_crystallographic()
+    rows = block.find("_atom_site_", ["label", "?calc_flag", "?disorder_group"])
+    flags = [[row.str(i) if row.has(i) else "" for i in (1, 2)] for row in rows]
+    kept = [i for i, site in enumerate(small.sites) if site.occ > 0 and flags[i][0].lower() != "dum"]
+    if not kept:
+        raise CifError(f"{path}: none of its atom sites is occupied", "no coordinates")
     if not cell.is_crystal() or not cell.volume >= 1:  # angles that no cell can have give a volume of nan
-        raise CrystalError(f"{path} has no usable unit cell")
+        raise CifError(f"{path} has no usable unit cell", "no cell")
     if not cell.is_compatible_with_spacegroup(spacegroup, 0.1):
-        raise CrystalError(f"{path}: its cell {cell.parameters} does not have the symmetry of {spacegroup.xhm()}")
+        raise CifError(f"{path}: its cell {cell.parameters} does not have the symmetry of {spacegroup.xhm()}", "symmetry")
+    sites, groups, occupancy = [small.sites[i] for i in kept], {flags[i][1] for i in kept} - {""}, occupancy[kept]
     for site in sites:
-        if site.element.atomic_number == 0:
-            raise CrystalError(f"{path}: site {site.label} is of no known element ({site.type_symbol!r})")
+        if site.element.atomic_number == 0 or site.element.it92 is None and site.element.name != "D":
+            raise CifError(f"{path}: site {site.label} is of no known element ({site.type_symbol!r})", "unknown element")
     fract = np.array([site.fract.tolist() for site in sites], float).reshape(-1, 3)
     if not np.isfinite(fract).all():
         bad = sites[int(np.flatnonzero(~np.isfinite(fract).all(axis=1))[0])].label
-        raise CrystalError(f"{path}: site {bad} has no coordinates")
-    # some files put B into the column of U, and say so in the one of the type
-    gives_b = {row.str(0) for column in ("adp_type", "thermal_displace_type")
-               for row in block.find("_atom_site_", ["label", column]) if row.str(1).lower() == "biso"}
-    u_iso = np.array([_u_equivalent(site, cell) / (8 * np.pi**2 if site.label in gives_b else 1) for site in sites])
-    if np.median(u_iso) > MAX_U:
-        raise CrystalError(f"{path}: half of its atoms have U above {np.median(u_iso):.2f} Å², which no crystal has: the "
-                           "file seems to give B = 8π²U in the place of U")
-    u_aniso = np.array([site.aniso.elements_pdb() for site in sites])
-    return Crystal(name=path.stem, cell=cell, spacegroup=spacegroup,
-                   elements=tuple(site.element.name for site in sites), fract=fract, u_iso=u_iso,
-                   occ=np.array([site.occ for site in sites]), source=path.name,
-                   u_aniso=u_aniso if u_aniso.any() else None)
+        raise CifError(f"{path}: site {bad} has no coordinates", "no coordinates")
+    order = np.round(occupancy / [site.occ for site in sites])  # operators that leave the site in place
+    elements = tuple(site.element.name for site in sites)
+    occupancy = _undivided(occupancy, order, elements, block.find_value("_chemical_formula_sum"))
+    if not keep_disordered:
+        _refuse_disorder(sites, occupancy, groups, path)
+    u_iso, u_aniso, stated = _displacements(block, sites, cell, path)
+    crystal = Crystal(name=name, cell=cell, spacegroup=spacegroup, elements=elements, fract=fract, u_iso=u_iso,
+                      occ=occupancy / order, source=Path(path).name, u_aniso=u_aniso if u_aniso.any() else None)
+    return CifEntry(str(path), name, crystal, without_u=int((~stated).sum()), other_symbol=other_symbol)
 
 
 def _spacegroup(small, path):
-    """The space group in the setting of the file: by its operators first, by its symbol where they do not suffice."""
-    by_name = gemmi.find_spacegroup_by_name(small.spacegroup_hm) if small.spacegroup_hm else None
+    """The space group in the setting of the file, and whether a symbol or number of the file names another one.
+
+    By the operators first, completed by the symbols where they do not suffice.
+    """
+    named = [group for group in (_by_hall(small.spacegroup_hall), _by_symbol(small), _by_number(small.spacegroup_number))
+             if group is not None]
     symops = small.symops if set(small.symops) - {"?", "."} else []
-    if not symops and by_name is None:
-        raise CrystalError(f"{path}: {small.spacegroup_hm or 'an empty symbol'!r} is no known space group, "
-                           "and the file lists no symmetry operators")
-    spacegroup = by_name
+    if not symops and not named:
+        raise CifError(f"{path}: {small.spacegroup_hm or 'an empty symbol'!r} is no known space group, "
+                       "and the file lists no symmetry operators", "symmetry")
     if symops:
         try:
             listed = gemmi.GroupOps([gemmi.Op(op) for op in symops])
         except RuntimeError as error:
-            raise CrystalError(f"{path}: a symmetry operator cannot be read: {error}") from None
+            raise CifError(f"{path}: a symmetry operator cannot be read: {error}", "symmetry") from None
         spacegroup = gemmi.find_spacegroup_by_ops(listed)
-        if by_name:
+        for by_name in named:
             # some files leave out the centring translations, and what remains is often another group of the tables
             # (C 2/c without them is P 2/c): the symbol completes the list, if it holds all of it
             full = {op.triplet() for op in by_name.operations()}
@@ -94,11 +177,75 @@ def _spacegroup(small, path):
             centred = {op.translated(c).wrap().triplet() for op in listed for c in by_name.operations().cen_ops}
             if centred == full or (spacegroup is None and given <= full):
                 spacegroup = by_name
+                break
         if spacegroup is None:
-            raise CrystalError(f"{path}: its symmetry operators form no space group in a setting of the tables")
+            raise CifError(f"{path}: its symmetry operators form no space group in a setting of the tables", "symmetry")
+    else:
+        spacegroup = named[0]
     small.spacegroup = spacegroup
     small.setup_cell_images()
-    return spacegroup
+    return spacegroup, any(group.number != spacegroup.number for group in named)
+
+
+def _by_hall(symbol):
+    try:
+        return gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(symbol.replace("_", " ")))
+    except RuntimeError:
+        return None
+
+
+def _by_symbol(small):
+    """By the Hermann-Mauguin symbol; the cell decides between the hexagonal and rhombohedral axes of R groups."""
+    hm = small.spacegroup_hm
+    return gemmi.find_spacegroup_by_name(hm, small.cell.alpha, small.cell.gamma) if hm else None
+
+
+def _by_number(number):
+    return gemmi.get_spacegroup_reference_setting(number) if 1 <= number <= 230 else None
+
+
+def _undivided(occupancy, order, elements, formula):
+    """Occupancies (n,) with those of special positions taken as full where the file has divided them by the order.
+
+    CIF does not divide, SHELX and some old files do. Half a water on a twofold axis looks the same: the formula decides.
+    """
+    divided = (order > 1) & (np.abs(occupancy * order - 1) < 0.02)
+    formula = {element: float(n or 1) for element, n in re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", formula or "")
+               if element not in ("H", "D")}
+
+    def agrees(occ):
+        content = Counter()
+        for element, share in zip(elements, occ / order):
+            content[element] += share
+        ratios = [content[element] / n for element, n in formula.items() if n]
+        return ratios and max(ratios) <= 1.02 * min(ratios)
+
+    full = np.where(divided, 1, occupancy)
+    return full if divided.any() and not agrees(occupancy) and agrees(full) else occupancy
+
+
+def _refuse_disorder(sites, occupancy, groups, path):
+    """Raise CifError if a site is not filled once, or the sites belong to several disorder groups."""
+    for site, occ in zip(sites, occupancy):
+        if abs(occ - 1) > 0.01:
+            raise CifError(f"{path}: site {site.label} has an occupancy of {occ:.4g}", "disorder")
+    groups = groups - {"?", ".", "0"}
+    if len(groups) > 1 or any(group.startswith("-") for group in groups):
+        raise CifError(f"{path}: its sites are in the disorder groups {', '.join(sorted(groups))}", "disorder")
+
+
+def _displacements(block, sites, cell, path):
+    """u_iso (n,) and u_aniso (n, 6) in Å², and stated (n,) bool: False where the file gives no U above zero."""
+    # some files put B into the column of U, and say so in the one of the type
+    gives_b = {row.str(0) for column in ("adp_type", "thermal_displace_type")
+               for row in block.find("_atom_site_", ["label", column]) if row.str(1).lower() == "biso"}
+    u_iso = np.array([_u_equivalent(site, cell) / (8 * np.pi**2 if site.label in gives_b else 1) for site in sites])
+    stated = u_iso > 0
+    if stated.any() and (median := np.median(u_iso[stated])) > MAX_U:
+        raise CifError(f"{path}: half of its atoms have U above {median:.2f} Å², which no crystal has: the "
+                       "file seems to give B = 8π²U in the place of U", "displacements")
+    u_aniso = np.array([site.aniso.elements_pdb() for site in sites])
+    return np.where(stated, u_iso, DEFAULT_U), u_aniso * stated[:, None], stated
 
 
 def _u_equivalent(site, cell):
@@ -111,31 +258,210 @@ def _u_equivalent(site, cell):
     return float(np.trace(orth @ star @ aniso @ star @ orth.T) / 3)
 
 
+# --- Folders ---
+
+
+def find_cifs(folders) -> list[Path]:
+    """The ``.cif`` files (upper or lower case) in folders and all folders below them, sorted within each folder named.
+
+    Raises
+    ------
+    CrystalError
+        If a folder does not exist or holds no CIF file.
+    """
+    paths = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise CrystalError(f"{folder}, which should hold CIF files, is no folder")
+        # a name that starts with a dot is a file that is being written
+        found = sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names
+                       if name.lower().endswith(".cif") and not name.startswith("."))
+        if not found:
+            raise CrystalError(f"{folder}, which should hold CIF files, holds no .cif file")
+        paths += found
+    return list(dict.fromkeys(paths))
+
+
 def read_cif_folders(folders):
-    """Read every ``*.cif`` of the folders.
+    """Read the CIF files of a few folders in this process, disordered crystals too; for thousands see ``read_cifs``.
 
     Returns
     -------
     crystals : list of Crystal, in the order of folder and file name
-    problems : list of str, one sentence for each file that could not be used
+    problems : list of str, one sentence for each file (or structure in one) that could not be used
 
     Raises
     ------
     CrystalError
         If a folder does not exist or holds no CIF file; nothing has been read then.
     """
-    paths = []
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise CrystalError(f"cif_dirs names {folder}, which is no folder: correct it in config.yaml")
-        found = sorted(folder.glob("*.cif"))
-        if not found:
-            raise CrystalError(f"cif_dirs names {folder}, which holds no .cif file")
-        paths += found
-    crystals, problems = [], []
+    entries = list(read_cifs(find_cifs(folders), keep_disordered=True, workers=0))
+    return [e.crystal for e in entries if e.crystal], [e.message for e in entries if not e.crystal]
+
+
+def read_cifs(paths, keep_disordered=False, workers=None, seconds=60.0):
+    """Read CIF files, in several processes (a script has to call it below ``if __name__ == "__main__":``).
+
+    A file on which the reader crashes, or stays for longer than `seconds`, is an entry of its own ("stopped the
+    reader"): it ends the process that reads it and no other.
+
+    Parameters
+    ----------
+    paths : list of Path
+    keep_disordered : bool
+        See ``read_cif_file``.
+    workers : int, optional
+        Number of processes, by default as many as there are cores; 0 reads in this one, without that protection.
+    seconds : float
+        For one file; not on Windows, which has no alarm.
+
+    Yields
+    ------
+    entry : CifEntry
+        At least one for each file, in no particular order if there are workers.
+    """
+    if workers == 0:
+        for path in paths:
+            yield from read_cif_file(path, keep_disordered)
+    else:
+        yield from _read_in_processes(paths, keep_disordered, workers or os.cpu_count(), seconds, chunk=32)
+
+
+def _read_in_processes(paths, keep_disordered, workers, seconds, chunk):
+    queue = deque(paths[i:i + chunk] for i in range(0, len(paths), chunk))
+    # a few chunks at a time: a pool that breaks does not say on which, and loses all that were handed in
+    at_once = 1 if chunk == 1 else workers + 2
+    while queue:
+        running = {}
+        # spawned, because a fork of a process with threads may hang
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _leave_interrupts_to_parent) as pool:
+            try:
+                while queue or running:
+                    while queue and len(running) < at_once:
+                        running[pool.submit(_read_chunk, queue[0], keep_disordered, seconds)] = queue[0]
+                        queue.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        entries = future.result()
+                        del running[future]
+                        yield from entries
+            except BrokenProcessPool:
+                pass
+        suspects = [path for part in running.values() for path in part]
+        if chunk > 1:
+            yield from _read_in_processes(suspects, keep_disordered, 1, seconds, chunk=1)
+        else:
+            for path in map(Path, suspects):
+                yield CifEntry(str(path), path.stem, None, "stopped the reader",
+                               f"{path}: reading it crashed, or took longer than {seconds:g} s")
+
+
+def _leave_interrupts_to_parent():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _read_chunk(paths, keep_disordered, seconds):
+    entries = []
     for path in paths:
+        if hasattr(signal, "setitimer"):  # when it rings, the process ends: in C++ no Python code could stop it
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        entries += read_cif_file(path, keep_disordered)
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return entries
+
+
+# --- What is set aside among crystals that can be read ---
+
+
+def set_aside_duplicates(entries) -> list[CifEntry]:
+    """The entries, those that repeat the crystal of an earlier one set aside as "duplicate".
+
+    Two crystals are the same if their primitive cells hold the same atoms (hydrogen left out, which one file may list
+    and another not) and their lattices agree within SAME_CELL in the lengths of the seven Voronoi vectors.
+    """
+    seen, result = defaultdict(list), []
+    for entry in entries:
+        if entry.crystal:
+            lengths = _voronoi_lengths(entry.crystal)
+            same = seen[_content(entry.crystal)]
+            first = next((e for e, known in same if np.allclose(lengths, known, rtol=SAME_CELL, atol=0)), None)
+            if first:
+                message = f"{entry.path}: {entry.name} has the reduced cell and the formula of {first.name} ({first.path})"
+                entry = replace(entry, crystal=None, reason="duplicate", message=message)
+            else:
+                same.append((entry, lengths))
+        result.append(entry)
+    return result
+
+
+def _content(crystal):
+    """Atoms in the primitive cell, hydrogen left out: a tuple of (element, number), sorted."""
+    content = Counter()
+    for element, occ, heavy in zip(crystal.elements, crystal.occ, crystal.heavy):
+        if heavy:
+            content[element] += occ * len(crystal.spacegroup.operations().sym_ops)
+    return tuple(sorted((element, round(n)) for element, n in content.items()))
+
+
+def _voronoi_lengths(crystal):
+    """(7,) Å, sorted: lengths of the vectors that bound the Voronoi cell of the lattice.
+
+    They follow from the Selling-reduced cell and change smoothly with the lattice, whereas the angles of a Niggli cell
+    jump from acute to obtuse at 90° (Conway & Sloane, 1992, Proc. R. Soc. A 436, 55).
+    """
+    selling = gemmi.GruberVector(crystal.cell, crystal.spacegroup).selling()
+    selling.reduce()
+    bc, ac, ab, ad, bd, cd = selling.parameters  # products of a, b, c and d = -a-b-c
+    squares = [ab + ac + ad, ab + bc + bd, ac + bc + cd, ad + bd + cd,  # a, b, c, d
+               ac + ad + bc + bd, ab + ad + bc + cd, ab + ac + bd + cd]  # a+b, a+c, b+c
+    return np.sqrt(np.sort(-np.array(squares)))
+
+
+def set_aside_unfit(entries, box, d_target) -> list[CifEntry]:
+    """The entries, those whose crystal does not fit `box` (gridding.Box) to d_target in Å set aside."""
+    result = []
+    for entry in entries:
+        if entry.crystal and (problem := _misfit(entry.crystal, box, d_target)):
+            entry = replace(entry, crystal=None, reason=problem.reason, message=f"{entry.path}: {problem}")
+        result.append(entry)
+    return result
+
+
+def count_fitting(entries, d_target) -> dict[str, int]:
+    """How many of the crystals fit each box of gridding.BOXES to d_target in Å."""
+    from .gridding import BOXES  # it needs torch, which takes seconds to import in each process that reads
+
+    crystals = [entry.crystal for entry in entries if entry.crystal]
+    return {name: sum(_misfit(crystal, box, d_target) is None for crystal in crystals) for name, box in BOXES.items()}
+
+
+def _misfit(crystal, box, d_target):
+    """None, or a CifError that says why the crystal does not fit the box."""
+    from .gridding import check_fit, to_box_setting
+
+    crystal = to_box_setting(crystal)
+    for d, reason in ((1e3, "not of the box"), (d_target, "too big for the box")):  # no cell has reflections at 1000 Å
         try:
-            crystals.append(read_cif(path))
+            check_fit(crystal, box, d)
         except CrystalError as error:
-            problems.append(str(error))
-    return crystals, problems
+            return CifError(str(error), reason)
+    return None
+
+
+def write_left_out(path, entries):
+    """Write the entries without a crystal as CSV: path, name, reason and the sentence that says why."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("path", "name", "reason", "message"))
+        table.writerows((e.path, e.name, e.reason, e.message) for e in entries if not e.crystal)
+
+
+def summarise(entries) -> list[tuple[str, int]]:
+    """Rows (label, number) of a table: what was read and what was left out, by reason."""
+    read = [entry for entry in entries if entry.crystal]
+    without_u = [entry.without_u for entry in read if entry.without_u]
+    reasons = Counter(entry.reason for entry in entries if not entry.crystal)
+    return [("files", len({entry.path for entry in entries})), ("structures in them", len(entries)), ("read", len(read)),
+            *((f"left out: {reason}", reasons[reason]) for reason in REASONS if reasons[reason]),
+            (f"read, with sites that got U = {DEFAULT_U} Å²", len(without_u)), ("  such sites", sum(without_u)),
+            ("read, with a symbol of another space group", sum(entry.other_symbol for entry in read))]
