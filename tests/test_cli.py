@@ -80,3 +80,63 @@ def test_version_and_help(xrd, capsys):
 def test_start_up_imports_nothing_slow():
     code = "import sys, xrd_helpers.cli; print([m for m in ('torch', 'numpy', 'papermill', 'nbformat') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+# --- read-cifs ---
+
+MADE_CIF = """data_made
+_cell_length_a 12.1
+_cell_length_b 6.3
+_cell_length_c 9.2
+_cell_angle_alpha 90
+_cell_angle_beta 104
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'P 21/c'
+loop_
+_atom_site_label
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_U_iso_or_equiv
+C1 0.11 0.22 0.33 0.04
+O1 0.41 0.27 0.68 ?
+"""
+
+
+def test_read_cifs_reads_a_folder_and_lists_what_it_left_out(xrd, capsys, tmp_path):
+    from xrd_helpers.storage import read_crystals
+
+    (tmp_path / "cifs" / "below").mkdir(parents=True)
+    (tmp_path / "cifs" / "b.cif").write_text(MADE_CIF)
+    (tmp_path / "cifs" / "a.cif").write_text(MADE_CIF.replace("O1", "N1"))
+    (tmp_path / "cifs" / "again.CIF").write_text(MADE_CIF.replace("O1", "N1"))
+    (tmp_path / "cifs" / "below" / "half.cif").write_text(MADE_CIF[:-4])
+    out = tmp_path / "crystals.parquet"
+    assert xrd("read-cifs", str(tmp_path / "cifs"), "--out", str(out), "--workers", "2") == 0
+    printed = capsys.readouterr().out
+    rows = dict(line.rsplit(maxsplit=1) for line in printed.splitlines()[:-1])
+    assert {label.strip(): int(n) for label, n in rows.items()} == {
+        "files": 4, "structures in them": 4, "read": 2, "left out: does not parse": 1, "left out: duplicate": 1,
+        "read, with sites that got U = 0.05 Å²": 2, "such sites": 2, "read, with a symbol of another space group": 0,
+        "read, fit the monoclinic box to 0.8 Å": 2, "read, fit the orthorhombic box to 0.8 Å": 0,
+        "read, fit the triclinic box to 0.8 Å": 0}
+    assert [crystal.name for crystal in read_crystals(out)] == ["a", "b"]
+    listed = (tmp_path / "crystals.left_out.csv").read_text(encoding="utf-8").splitlines()
+    assert listed[0] == "path,name,reason,message" and len(listed) == 3
+    assert "again,duplicate" in listed[1] and "half,does not parse" in listed[2]
+
+
+def test_read_cifs_without_a_crystal_or_a_folder_is_a_mistake(xrd, capsys, tmp_path):
+    (tmp_path / "half.cif").write_text(MADE_CIF[:-4])
+    out = tmp_path / "crystals.parquet"
+    arguments = ["read-cifs", str(tmp_path), "--out", str(out), "--workers", "0"]
+    assert xrd(*arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.splitlines()[-1] == (
+        f"xrd: none of the 1 files gave a crystal that can be used: {tmp_path / 'crystals.left_out.csv'} says why")
+    assert not out.exists() and (tmp_path / "crystals.left_out.csv").exists()
+    assert xrd("read-cifs", str(tmp_path / "absent"), "--out", str(out)) == 2
+    assert "absent, which should hold CIF files, is no folder" in capsys.readouterr().err
+    assert xrd(*arguments, "--box", "cubic") == 2
+    assert capsys.readouterr().err == (
+        "xrd: --box 'cubic' is no box: choose any, monoclinic, orthorhombic, triclinic\n")

@@ -50,6 +50,53 @@ def run(
         raise typer.Exit(130) from None
 
 
+@app.command("read-cifs", epilog="Example: xrd read-cifs my_cifs cod/1 --out crystals.parquet --box monoclinic")
+def read_cifs(
+    folders: Annotated[list[str], typer.Argument(help="Folders with CIF files, in them or in folders below.")],
+    out: Annotated[str, typer.Option(help="The crystals, as parquet; the list of what was left out is put beside it.")],
+    box: Annotated[str, typer.Option(help="Keep what fits this box: monoclinic, orthorhombic, triclinic or any.")] = "any",
+    d_target: Annotated[float, typer.Option(help="Resolution, in Å, to which reflections must fit the box.")] = 0.8,
+    keep_disordered: Annotated[bool, typer.Option("--keep-disordered", help="Keep disordered crystals too.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0 reads in this one.")] = os.cpu_count() or 1,
+):
+    """Read CIF files by the thousand into one file, and say why each other one was left out."""
+    from pathlib import Path
+
+    from tqdm import tqdm
+
+    from xrd_helpers import cif
+    from xrd_helpers.gridding import BOXES
+    from xrd_helpers.storage import write_crystals
+
+    if box not in ("any", *BOXES):
+        raise UserError(f"--box {box!r} is no box: choose any, {', '.join(BOXES)}")
+    if not d_target > 0:
+        raise UserError(f"--d-target must be a resolution above 0 Å, not {d_target:g}")
+    out = Path(out)
+    left_out = out.with_suffix(".left_out.csv")
+    paths = cif.find_cifs(folders)
+    try:
+        entries = list(tqdm(cif.read_cifs(paths, keep_disordered, workers), total=len(paths), unit=" files"))
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    place = {str(path): i for i, path in enumerate(paths)}
+    entries = cif.set_aside_duplicates(sorted(entries, key=lambda entry: place[entry.path]))
+    if box != "any":
+        entries = cif.set_aside_unfit(entries, BOXES[box], d_target)
+    rows = cif.summarise(entries)
+    if box == "any":
+        fitting = cif.count_fitting(entries, d_target)
+        rows += [(f"read, fit the {name} box to {d_target:g} Å", number) for name, number in fitting.items()]
+    print("\n".join(f"{label:<48}{number:>8}" for label, number in rows))
+    cif.write_left_out(left_out, entries)
+    crystals = [entry.crystal for entry in entries if entry.crystal]
+    if not crystals:
+        raise UserError(f"none of the {len(paths)} files gave a crystal that can be used: {left_out} says why")
+    write_crystals(out, crystals)
+    print(f"wrote {out} and {left_out}")
+
+
 def main():
     """Run the command line; a mistake of the user gets one sentence, and XRD_TRACEBACK=1 shows where it arose."""
     try:
