@@ -1,8 +1,11 @@
-"""Random crystals to train on.
+"""Random crystals to train on, by one of two recipes.
 
-Recipe ``atoms`` is the published one (github.com/blackwood168/xrd_phase_ml): 10-29 atoms of C, N, O, Cl with equal
-odds, 14-22 Å³ an atom, at random places that keep a distance. Two things differ from it, because its cells are all
-of one shape and its U reach 0.3 Å²: the cell shape is drawn, and U is that of real organic crystals.
+``atoms`` is the published one (github.com/blackwood168/xrd_phase_ml): 10-29 atoms of C, N, O, Cl with equal odds,
+14-22 Å³ an atom, at random places that keep a distance. Two things differ from it, because its cells are all of one
+shape and its U reach 0.3 Å²: the cell shape is drawn, and U is that of real organic crystals.
+
+``molecules`` fills cells of the density of real crystals with bonded molecules, ions and metal complexes, H included,
+packed without clashes (see ``molecules`` and ``packing``).
 """
 
 from __future__ import annotations
@@ -10,33 +13,75 @@ from __future__ import annotations
 import gemmi
 import numpy as np
 
+from .config import UserError
 from .crystals import Crystal, all_operators
+from .molecules import METALS, Molecule, ions, metal_core, organic_core
+from .packing import Contents, pack
 
 ELEMENTS = ("C", "N", "O", "Cl")
 SPACEGROUPS = ("P 1 21/c 1", "P 1 21 1", "C 1 2 1")
-MIN_DISTANCE = 1.3       # Å, between any two atoms of the crystal
+MIN_DISTANCE = 1.3       # Å, between any two atoms of recipe ``atoms``
 N_CANDIDATES = 32        # places tried at a time
 MAX_ROUNDS = 50          # rounds of candidates before a crystal is begun anew
 
+# recipe ``molecules``: groups and their shares, near those of the Cambridge Structural Database
+MOLECULE_SPACEGROUPS = {"P 1 21/c 1": 0.22, "P 1 21/n 1": 0.14, "P -1": 0.27, "C 1 2/c 1": 0.08, "P 21 21 21": 0.09, "P 1 21 1": 0.07,
+                        "P b c a": 0.04, "P n a 21": 0.02, "P 1": 0.02, "C 1 2 1": 0.02, "C 1 c 1": 0.015, "P 1 c 1": 0.015}
+# Å³ an atom in organic crystals (Hofmann, Acta Cryst. B58 (2002) 489); 32 for a metal
+VOLUMES = {"H": 5.08, "C": 13.87, "N": 11.8, "O": 11.39, "F": 11.17, "B": 13.24, "Si": 37.3, "P": 29.5, "S": 25.2, "Cl": 25.8,
+           "Br": 32.7, "I": 46.2}
+BLOCK = 64               # crystals packed at a time
+ROUNDS = 8               # attempts at packing before the molecules are drawn anew
+RECIPES = ("atoms", "molecules")
 
-def random_crystals(n, seed, spacegroups=SPACEGROUPS, first=0) -> list[Crystal]:
-    """n random crystals of recipe ``atoms``.
+
+def random_crystals(n, seed, spacegroups=None, first=0, recipe="atoms") -> list[Crystal]:
+    """n random crystals of a recipe.
 
     Each crystal has a random stream of its own, (seed, number), so that the same seed gives the same crystals
-    however many are asked for and in however many parts; ``first`` is the number of the first one.
+    however many are asked for and in however many parts; ``first`` is the number of the first one. ``spacegroups``
+    is a list of Hermann-Mauguin symbols, drawn with equal odds (repeat one to draw it more often); None is the
+    mixture of the recipe. All work is done on the CPU in double precision, whatever device trains.
+
+    Raises
+    ------
+    UserError
+        If the recipe or a space group is unknown, or the recipe cannot do the group.
     """
-    return [_random_crystal(np.random.default_rng([seed, number]), f"random_{seed}_{number}", spacegroups)
-            for number in range(first, first + n)]
+    if recipe not in RECIPES:
+        raise UserError(f"there is no recipe {recipe!r}: the recipes are {' and '.join(RECIPES)}")
+    groups = [_group(symbol, recipe) for symbol in (spacegroups or (SPACEGROUPS if recipe == "atoms" else MOLECULE_SPACEGROUPS))]
+    if recipe == "atoms":
+        return [_atoms(np.random.default_rng([seed, number]), f"random_{seed}_{number}", groups)
+                for number in range(first, first + n)]
+    odds = np.full(len(groups), 1 / len(groups)) if spacegroups else np.array(list(MOLECULE_SPACEGROUPS.values()))
+    numbers, crystals = range(first, first + n), []
+    for start in range(0, n, BLOCK):
+        crystals += _molecules(seed, numbers[start:start + BLOCK], groups, np.cumsum(odds / odds.sum()))
+    return crystals
 
 
-def _random_crystal(rng, name, spacegroups):
+def _group(symbol, recipe):
+    try:
+        group = gemmi.SpaceGroup(symbol)
+    except ValueError:
+        raise UserError(f"{symbol!r} is no space group of the tables") from None
+    if recipe == "molecules" and not all((rot == np.diag(np.diag(rot))).all() for rot in all_operators(group)[0]):
+        raise UserError(f"recipe molecules makes triclinic, monoclinic and orthorhombic crystals, not {group.crystal_system_str()} "
+                        f"{group.xhm()}: recipe atoms can")
+    if recipe == "molecules" and group.crystal_system_str() == "monoclinic" and group.monoclinic_unique_axis() != "b":
+        raise UserError(f"recipe molecules makes monoclinic crystals with the unique axis b, not {group.xhm()}")
+    return group
+
+
+# ---- recipe atoms ----
+
+def _atoms(rng, name, spacegroups):
     """One crystal; begun anew in the rare case that its atoms find no room."""
     while True:
-        spacegroup = gemmi.SpaceGroup(str(rng.choice(spacegroups)))
+        spacegroup = spacegroups[rng.integers(len(spacegroups))]
         n_atoms = int(rng.integers(10, 30))
-        cell = _random_cell(rng, n_atoms * rng.uniform(14, 22) * len(spacegroup.operations()), spacegroup.crystal_system_str())
-        if not cell.is_compatible_with_spacegroup(spacegroup):
-            raise ValueError(f"random monoclinic cells have the unique axis b, not that of {spacegroup.xhm()}")
+        cell = _random_cell(rng, n_atoms * rng.uniform(14, 22) * len(spacegroup.operations()), spacegroup)
         fract = _place_atoms(rng, n_atoms, cell, spacegroup)
         if fract is not None:
             u_mean = rng.uniform(0.015, 0.07)  # Å², of organic crystals between 100 K and room temperature
@@ -45,16 +90,23 @@ def _random_crystal(rng, name, spacegroups):
                            source="recipe atoms")
 
 
-def _random_cell(rng, volume, system):
-    """A cell of the given volume (Å³): axes that differ by about a third, angles as the crystal system allows."""
+def _random_cell(rng, volume, spacegroup):
+    """A cell of the given volume (Å³): axes that differ by about a third, edges and angles as the group allows."""
     edges = np.exp(rng.normal(0, 0.3, 3))
     angles = np.full(3, 90.0)
-    if system == "monoclinic":
-        angles[1] = rng.uniform(90, 116)
-    elif system == "triclinic":
+    system = spacegroup.crystal_system_str()
+    if system == "triclinic":
         angles = rng.uniform(75, 115, 3)
-    elif system != "orthorhombic":
-        raise ValueError(f"random cells are triclinic, monoclinic or orthorhombic, not {system}")
+    elif system == "monoclinic":
+        angles["abc".index(spacegroup.monoclinic_unique_axis())] = rng.uniform(90, 116)
+    elif spacegroup.ext == "R":  # rhombohedral axes
+        edges, angles = np.ones(3), np.full(3, rng.uniform(70, 110))
+    elif system in ("trigonal", "hexagonal"):
+        edges[1], angles[2] = edges[0], 120
+    elif system == "tetragonal":
+        edges[1] = edges[0]
+    elif system == "cubic":
+        edges[:] = 1
     edges *= (volume / gemmi.UnitCell(*edges, *angles).volume) ** (1 / 3)
     return gemmi.UnitCell(*edges, *angles)
 
@@ -79,3 +131,95 @@ def _place_atoms(rng, n_atoms, cell, spacegroup):
                 if len(placed) == n_atoms:
                     return placed
     return None
+
+
+# ---- recipe molecules ----
+
+def _molecules(seed, numbers, groups, odds):
+    """The crystals with these numbers; each is drawn from a stream of its own and packed until it is free of clashes."""
+    streams = [np.random.default_rng([seed, number, 1]) for number in numbers]
+    crystals = [None] * len(streams)
+    contents, rounds = [_contents(rng, groups, odds) for rng in streams], np.zeros(len(streams), int)
+    pending = list(range(len(streams)))
+    while pending:
+        packings = pack([contents[k] for k in pending])
+        for k, packing in zip(pending, packings):
+            if packing is not None:
+                crystals[k] = _crystal(contents[k], packing, f"molecules_{seed}_{numbers[k]}")
+                continue
+            rounds[k] += 1
+            if rounds[k] % ROUNDS == 0:
+                contents[k] = _contents(streams[k], groups, odds)
+            elif rounds[k] % ROUNDS > 1:
+                contents[k].volume *= 1.015  # a molecule that packs badly gets the room that it needs
+        pending = [k for k in pending if crystals[k] is None]
+    return crystals
+
+
+def _contents(rng, groups, odds) -> Contents:
+    """Space group, molecules and volume of one crystal; shares and spreads are those of real crystals."""
+    group = groups[int(np.searchsorted(odds, rng.random() * odds[-1], side="right"))]
+    centrosymmetric = group.is_centrosymmetric()
+    while True:
+        n_heavy = int(round(np.exp(rng.normal(np.log(18.5), 0.62))))
+        if not 4 <= n_heavy <= 50:
+            continue
+        molecules, fixed = [], []
+        beside, copies = None, 1
+        if rng.random() < 0.28 and n_heavy >= 8:  # more than one molecule in the asymmetric unit
+            kind = rng.random()
+            if kind < 0.35:
+                copies = 2
+            elif kind < 0.8:
+                beside = Molecule(list(ions().values())[rng.integers(len(ions()))])
+            else:
+                beside = Molecule(organic_core(rng, n_heavy // 3))
+                if not beside.grow(rng, n_heavy // 3):
+                    continue
+            if beside is not None and beside.n_heavy > n_heavy - 4:
+                continue
+        size = (n_heavy - (beside.n_heavy if beside else 0)) // copies
+        metal = rng.random() < 0.27 and size >= 5
+        at_centre = centrosymmetric and copies == 1 and rng.random() < (0.3 if metal else 0.06)
+        molecule = Molecule(*metal_core(rng, at_centre) if metal else (organic_core(rng, size, at_centre), at_centre))
+        if not molecule.grow(rng, size):
+            continue
+        molecules = [molecule] * copies + ([beside] if beside else [])
+        centre = 0.5 * rng.integers(0, 2, 3) if molecule.inversion else None
+        fixed = [centre] * copies + ([None] if beside else [])
+        break
+    xyz = [m.xyz + rng.normal(0, 0.012, m.xyz.shape) * (np.abs(m.xyz).max(axis=1, keepdims=True) > 0) for m in molecules]
+    volume = sum(VOLUMES.get(e, 32) * o for m in molecules for e, o in zip(m.elements, m.occupancies))
+    volume *= np.clip(rng.normal(0.965, 0.042), 0.86, 1.08) * len(group.operations())
+    return Contents(group, volume, [m.elements for m in molecules], xyz, [m.parent for m in molecules], fixed, rng,
+                    np.concatenate([m.occupancies for m in molecules]))
+
+
+def _crystal(contents, packing, name) -> Crystal:
+    """The packed crystal in a conventional setting, with displacements."""
+    rng = contents.rng
+    u_mean = np.clip(rng.normal(0.0375, 0.0165), 0.010, 0.085)  # Å²
+    spread, u_iso = np.clip(0.2 * np.exp(rng.normal(0, 0.45)), 0.05, 0.5), []
+    for elements, xyz, parents in zip(contents.elements, contents.xyz, contents.parents):
+        u_iso.append(_displacements(rng, elements, xyz, np.array(parents), u_mean, spread))
+    cell, fract = packing.cell, np.vstack(packing.fract)
+    group = contents.spacegroup
+    if group.crystal_system_str() == "triclinic":
+        reduced = gemmi.GruberVector(cell, group, track_change_of_basis=True)
+        reduced.niggli_reduce()
+        op = reduced.change_of_basis
+        cell, fract = reduced.get_cell(), np.array([op.apply_to_xyz(x) for x in fract.tolist()])
+    elif cell.beta < 90:  # a and b reversed, which no group in use notices
+        a, b, c, alpha, beta, gamma = cell.parameters
+        cell, fract = gemmi.UnitCell(a, b, c, alpha, 180 - beta, gamma), fract * [-1, -1, 1]
+    return Crystal(name=name, cell=cell, spacegroup=group, elements=tuple(e for es in contents.elements for e in es), fract=fract,
+                   u_iso=np.concatenate(u_iso), occ=contents.occ, source="recipe molecules")
+
+
+def _displacements(rng, elements, xyz, parents, u_mean, spread):
+    """(n,) Å²: larger far from the middle of the molecule, as rigid bodies that rock have it; H 1.2 times its parent's."""
+    heavy = parents < 0
+    r2 = ((xyz - (0 if np.abs(xyz).max(axis=1).min() == 0 else xyz[heavy].mean(axis=0))) ** 2).sum(axis=1)
+    z = (r2 - r2[heavy].mean()) / (r2[heavy].std() + 1e-9) if heavy.sum() > 1 else np.zeros(len(xyz))
+    u = u_mean * np.clip(1 + spread * z, 0.4, 3) * np.exp(rng.normal(0, 0.06, len(xyz)))
+    return np.where(heavy, u, 1.2 * u[np.where(heavy, 0, parents)])

@@ -1,0 +1,390 @@
+"""Molecules to fill random crystals with: hydrides joined at their hydrogen atoms, with textbook geometry.
+
+Everything is a hydride: benzene, water, H-Cl, H-NO2, a metal with a hydrogen on each free site. Two of them join by
+giving up a hydrogen each, so that every substituent of every group is one join. Bond lengths are sums of covalent
+radii (Cordero et al., Dalton Trans. 2008, 2832) by hybridisation; H rides at the X-ray distances of SHELXL.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cache
+
+import gemmi
+import numpy as np
+
+# Å, radii where hybridisation counts; all others are those of Cordero et al.
+RADII = {"tetrahedral": {"C": 0.765}, "trigonal": {"C": 0.73, "N": 0.68, "O": 0.62, "S": 1.03}, "linear": {"C": 0.69, "N": 0.66}}
+# Å, riding H of SHELXL at low temperature: 0.1 shorter than the nuclei, because X-rays see the electron
+X_H = {"C": 0.97, "N": 0.88, "O": 0.84, "B": 1.10, "S": 1.20, "P": 1.25, "Si": 1.40}
+DOUBLE = {("C", "O"): 1.215, ("N", "O"): 1.22, ("S", "O"): 1.435, ("P", "O"): 1.49, ("C", "N"): 1.28, ("C", "C"): 1.33,
+          ("N", "N"): 1.25, ("P", "S"): 1.95, ("C", "S"): 1.68, ("Cl", "O"): 1.43, ("B", "F"): 1.38, ("P", "F"): 1.58}
+TORSIONS = 4             # tried for each new bond; the one that leaves most room is kept
+LIMIT2 = np.array([2.75, 1.95]) ** 2  # Å², squared distance of atoms three bonds apart or more: other ones, any one and H
+
+_T = 1 / np.sqrt(3)
+DIRECTIONS = {
+    "tetrahedral": np.array([[_T, _T, _T], [-_T, -_T, _T], [-_T, _T, -_T], [_T, -_T, -_T]]),
+    "trigonal": np.array([[1, 0, 0], [-0.5, np.sqrt(0.75), 0], [-0.5, -np.sqrt(0.75), 0]]),
+    "linear": np.array([[1.0, 0, 0], [-1, 0, 0]]),
+    "square": np.array([[1.0, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0]]),
+    "octahedral": np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0], [0, -1, 0], [0, 0, -1]]),
+}
+
+
+@dataclass(frozen=True)
+class Hydride:
+    """A group before it is joined: ``radius`` is that of an H's parent atom towards the next group, in Å."""
+
+    elements: tuple[str, ...]
+    xyz: np.ndarray       # (n, 3) Å
+    parent: np.ndarray    # (n,) of an H the atom that it sits on, of any other atom -1
+    radius: np.ndarray    # (n,) Å
+    donor: int = -1       # the H at which it joins, where only one will do
+
+    @property
+    def n_heavy(self) -> int:
+        """Number of atoms other than H."""
+        return int((self.parent < 0).sum())
+
+
+def _radius(element, geometry):
+    return RADII.get(geometry, {}).get(element, gemmi.Element(element).covalent_r)
+
+
+def _centre(element, geometry, slots, donor=-1, double=True) -> Hydride:
+    """An atom with neighbours in the directions of a geometry: ``slots`` names them, "H" is a place to join."""
+    directions = DIRECTIONS[geometry]
+    elements, xyz, parent, radius = [element], [np.zeros(3)], [-1], [_radius(element, geometry)]
+    for slot, direction in zip(slots, directions):
+        if slot == "H":
+            length = X_H.get(element, 1.0)
+        else:
+            pair = (element, slot)
+            length = DOUBLE[pair] if double and pair in DOUBLE else _radius(element, geometry) + _radius(slot, "")
+        elements.append(slot)
+        xyz.append(length * direction)
+        parent.append(0 if slot == "H" else -1)
+        radius.append(_radius(slot, ""))
+    return Hydride(tuple(elements), np.array(xyz), np.array(parent), np.array(radius), donor)
+
+
+def _ring(atoms, flat=True, donor=-1) -> Hydride:
+    """A ring: planar with the corners on a circle, or a chair; an atom is "C", or "CH" where it has an H (chair: all)."""
+    symbols = [atom.rstrip("H") for atom in atoms]
+    kind = "trigonal" if flat else "tetrahedral"
+    sides = np.array([_radius(a, kind) + _radius(b, kind) for a, b in zip(symbols, symbols[1:] + symbols[:1])])
+    if flat:  # aromatic bonds are shorter than single ones between the same atoms
+        sides = sides - [0 if "O" in pair else 0.06 for pair in zip(symbols, symbols[1:] + symbols[:1])]
+    rise = 0.0 if flat or len(atoms) % 2 else 0.25
+    chords = np.sqrt(sides**2 - (2 * rise) ** 2)
+    low, high = chords.max() / 2, chords.sum()
+    for _ in range(60):  # the circle on which these chords close
+        middle = (low + high) / 2
+        low, high = (middle, high) if 2 * np.arcsin(np.minimum(chords / 2 / middle, 1)).sum() > 2 * np.pi else (low, middle)
+    angles = np.concatenate([[0], np.cumsum(2 * np.arcsin(np.minimum(chords / 2 / high, 1)))[:-1]])
+    xyz = np.stack([high * np.cos(angles), high * np.sin(angles), rise * (-1.0) ** np.arange(len(atoms))], axis=1)
+    if not flat and len(atoms) % 2:  # an envelope: one atom out of the plane
+        xyz[:, 2] = [0.35] + [0] * (len(atoms) - 1)
+    bonds = [(i, (i + 1) % len(atoms)) for i in range(len(atoms))]
+    return _with_hydrogens(atoms, xyz, bonds, kind, donor)
+
+
+def _with_hydrogens(atoms, xyz, bonds, kind, donor=-1) -> Hydride:
+    """A skeleton with H on the atoms that end in "H" ("HH": two), placed opposite to their bonds."""
+    symbols = [atom.rstrip("H") for atom in atoms]
+    elements, places, parent = list(symbols), list(xyz), [-1] * len(atoms)
+    for i, (atom, symbol) in enumerate(zip(atoms, symbols)):
+        n_h = len(atom) - len(symbol)
+        to = np.array([xyz[b if a == i else a] - xyz[i] for a, b in bonds if i in (a, b)])
+        to /= np.linalg.norm(to, axis=1, keepdims=True)
+        away = -to.sum(axis=0)
+        away /= np.linalg.norm(away)
+        across = np.cross(to[0], to[1])
+        across /= np.linalg.norm(across)
+        sides = [away] if n_h == 1 and kind == "trigonal" else [_T * away + s * np.sqrt(1 - _T**2) * across for s in (1, -1)]
+        for side in sides[:n_h]:
+            elements.append("H")
+            places.append(xyz[i] + (X_H[symbol] - (0.02 if kind == "trigonal" and symbol == "C" else 0)) * side)
+            parent.append(i)
+    radius = [_radius(e, kind) for e in elements]
+    return Hydride(tuple(elements), np.array(places), np.array(parent), np.array(radius), donor)
+
+
+def _fused(first, second, donor=-1) -> Hydride:
+    """Two flat rings that share their first side; the two atoms of that side stand in ``first`` alone."""
+    a, b = _ring(first), _ring(("C", "C", *second))
+    n, m = len(first), len(second) + 2
+    xyz_a, xyz_b = a.xyz[:n], b.xyz[:m]
+    mirrored = xyz_b * [1, -1, 1]
+    turn_a, turn_b = xyz_a[1] - xyz_a[0], mirrored[1] - mirrored[0]
+    angle = np.arctan2(turn_a[1], turn_a[0]) - np.arctan2(turn_b[1], turn_b[0])
+    rotation = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    moved = (mirrored - mirrored[:2].mean(axis=0)) @ rotation.T + xyz_a[:2].mean(axis=0)
+    xyz = np.vstack([xyz_a, moved[2:]])
+    where = [0, 1, *range(n, n + m - 2)]
+    bonds = [(i, (i + 1) % n) for i in range(n)] + [(where[i], where[(i + 1) % m]) for i in range(1, m)]
+    # the atoms of the shared side have three bonds and no H
+    return _with_hydrogens([*first, *second], xyz, bonds, "trigonal", donor)
+
+
+def _linked(one: Hydride, i: int, other: Hydride, j: int, bond: float) -> Hydride:
+    """Two hydrides joined at H number i of the one and j of the other, planar where both are."""
+    p, q = one.parent[i], other.parent[j]
+    frame, local = _frame(one.xyz[i] - one.xyz[p]), (other.xyz - other.xyz[q]) @ _frame(other.xyz[q] - other.xyz[j]).T
+    xyz = np.vstack([one.xyz, one.xyz[p] + bond * frame[0] + local @ frame])
+    parent = np.concatenate([one.parent, np.where(other.parent < 0, -1, other.parent + len(one.parent))])
+    keep = np.ones(len(xyz), bool)
+    keep[[i, len(one.parent) + j]] = False
+    parent = np.where(parent < 0, -1, (np.cumsum(keep) - 1)[parent])
+    elements = tuple(e for e, k in zip(one.elements + other.elements, keep) if k)
+    return Hydride(elements, xyz[keep], parent[keep], np.concatenate([one.radius, other.radius])[keep])
+
+
+def _frame(direction):
+    """(3, 3) right-handed unit vectors as rows, the first along a direction; the third is z if that is across it."""
+    x, y, z = (direction / np.sqrt(direction @ direction)).tolist()
+    length = np.hypot(x, y)
+    if length < 1e-3:
+        return np.array([[x, y, z], [0, z, -y], [-1, 0, x / z]])
+    return np.array([[x, y, z], [-y / length, x / length, 0], [-z * x / length, -z * y / length, length]])
+
+
+@cache
+def groups() -> dict[str, tuple[Hydride, float]]:
+    """The organic groups by name, each with the weight at which it is drawn."""
+    methane, water = _centre("C", "tetrahedral", "HHHH"), _centre("O", "tetrahedral", "HH")
+    amine, flat_amine = _centre("N", "tetrahedral", "HHH"), _centre("N", "trigonal", "HHH")
+    carbonyl, flat_water = _centre("C", "trigonal", "OHH"), _centre("O", "trigonal", "HH")
+    vinyl, imine = _centre("C", "trigonal", "HHH"), _centre("N", "trigonal", "HH")
+    ring = _ring
+    return {
+        "benzene": (ring(["CH"] * 6), 13), "pyridine": (ring(["N"] + ["CH"] * 5), 2.0),
+        "pyrimidine": (ring(["N", "CH", "N", "CH", "CH", "CH"]), 0.6), "pyrazole": (ring(["NH", "N", "CH", "CH", "CH"]), 0.8),
+        "imidazole": (ring(["NH", "CH", "N", "CH", "CH"]), 0.8), "triazole": (ring(["NH", "N", "N", "CH", "CH"]), 0.5),
+        "oxadiazole": (ring(["O", "CH", "N", "N", "CH"]), 0.3), "thiophene": (ring(["S", "CH", "CH", "CH", "CH"]), 0.7),
+        "thiazole": (ring(["S", "CH", "N", "CH", "CH"]), 0.5), "furan": (ring(["O", "CH", "CH", "CH", "CH"]), 0.6),
+        "pyrrole": (ring(["NH", "CH", "CH", "CH", "CH"]), 0.4),
+        "naphthalene": (_fused(["C", "C"] + ["CH"] * 4, ["CH"] * 4), 0.8),
+        "quinoline": (_fused(["C", "C", "N", "CH", "CH", "CH"], ["CH"] * 4), 0.5),
+        "indole": (_fused(["C", "C"] + ["CH"] * 4, ["NH", "CH", "CH"]), 0.7),
+        "benzimidazole": (_fused(["C", "C"] + ["CH"] * 4, ["NH", "CH", "N"]), 0.5),
+        "benzothiazole": (_fused(["C", "C"] + ["CH"] * 4, ["S", "CH", "N"]), 0.2),
+        "cyclohexane": (ring(["CHH"] * 6, flat=False), 1.2), "piperidine": (ring(["NH"] + ["CHH"] * 5, flat=False), 0.7),
+        "morpholine": (ring(["NH", "CHH", "CHH", "O", "CHH", "CHH"], flat=False), 0.5),
+        "piperazine": (ring(["NH", "CHH", "CHH"] * 2, flat=False), 0.4), "cyclopentane": (ring(["CHH"] * 5, flat=False), 0.6),
+        "oxolane": (ring(["O"] + ["CHH"] * 4, flat=False), 0.8), "pyrrolidine": (ring(["NH"] + ["CHH"] * 4, flat=False), 0.5),
+        "methane": (methane, 9), "water": (water, 5), "amine": (amine, 1.5), "flat amine": (flat_amine, 1.5),
+        "carbonyl": (carbonyl, 3), "carboxylic acid": (_linked(carbonyl, 2, flat_water, 1, 1.32), 3),
+        "amide": (_linked(carbonyl, 2, flat_amine, 1, 1.33), 3), "ethene": (_linked(vinyl, 1, vinyl, 1, 1.34), 0.8),
+        "imine": (_linked(vinyl, 1, imine, 1, 1.28), 1.2), "azo": (_linked(imine, 1, imine, 1, 1.25), 0.3),
+        "ethyne": (_linked(_centre("C", "linear", "HH"), 1, _centre("C", "linear", "HH"), 1, 1.19), 0.3),
+        "nitrile": (_linked(_centre("C", "linear", "HH"), 1, _centre("N", "linear", "H"), 1, 1.145), 0.8),
+        "nitro": (_centre("N", "trigonal", "OOH"), 1.0), "sulfonyl": (_centre("S", "tetrahedral", "OOHH"), 0.8),
+        "trifluoromethyl": (_centre("C", "tetrahedral", "FFFH", double=False), 0.6), "sulfane": (_centre("S", "tetrahedral", "HH"), 0.8),
+        "phosphane": (_centre("P", "tetrahedral", "HHH"), 0.2), "phosphane oxide": (_centre("P", "tetrahedral", "OHHH"), 0.15),
+        "silane": (_centre("Si", "tetrahedral", "HHHH"), 0.15), "borane": (_centre("B", "trigonal", "HHH"), 0.15),
+        "fluoride": (_centre("F", "linear", "H"), 1.2), "chloride": (_centre("Cl", "linear", "H"), 1.2),
+        "bromide": (_centre("Br", "linear", "H"), 0.4), "iodide": (_centre("I", "linear", "H"), 0.15),
+    }
+
+
+@cache
+def ligands() -> dict[str, tuple[Hydride, float]]:
+    """What sits on a metal, by name, with weights; the H at which it joins is the place of the lone pair."""
+    cyanide = _linked(_centre("C", "linear", "HH"), 1, _centre("N", "linear", "HH"), 1, 1.14)
+    acid = _linked(_centre("C", "trigonal", "OHH"), 2, _centre("O", "trigonal", "HH"), 1, 1.27)
+    return {
+        "water": (_centre("O", "tetrahedral", "HHH", 1), 3), "ammonia": (_centre("N", "tetrahedral", "HHHH", 1), 2),
+        "chloride": (_centre("Cl", "linear", "H", 1), 2.5), "bromide": (_centre("Br", "linear", "H", 1), 0.4),
+        "iodide": (_centre("I", "linear", "H", 1), 0.4), "carbon monoxide": (_centre("C", "linear", "OH", 2), 1.0),
+        "pyridine": (_ring(["NH"] + ["CH"] * 5, donor=6), 3), "imidazole": (_ring(["NH", "CH", "NH", "CH", "CH"], donor=5), 1.5),
+        "nitrile": (_with_donor(cyanide, "N"), 0.8), "carboxylate": (_with_donor(acid, "O"), 2.5),
+        "thiolate": (_centre("S", "tetrahedral", "HH", 1), 1.0), "alkoxide": (_centre("O", "tetrahedral", "HH", 1), 1.5),
+        "amide": (_centre("N", "tetrahedral", "HHH", 1), 1.5), "phosphane": (_centre("P", "tetrahedral", "HHHH", 1), 0.7),
+        "alkyl": (_centre("C", "tetrahedral", "HHHH", 1), 0.6),
+    }
+
+
+@cache
+def ions() -> dict[str, Hydride]:
+    """Small ions and solvents that stand beside a molecule, by name."""
+    methane, water = _centre("C", "tetrahedral", "HHHH"), _centre("O", "tetrahedral", "HH")
+    nitrile = groups()["nitrile"][0]
+    return {
+        "water": water, "chloride": _lone("Cl"), "bromide": _lone("Br"), "sodium": _lone("Na"), "potassium": _lone("K"),
+        "perchlorate": _centre("Cl", "tetrahedral", "OOOO"), "tetrafluoroborate": _centre("B", "tetrahedral", "FFFF"),
+        "hexafluorophosphate": _centre("P", "octahedral", "FFFFFF"), "nitrate": _centre("N", "trigonal", "OOO"),
+        "ammonium": _centre("N", "tetrahedral", "HHHH"), "methanol": _linked(methane, 1, water, 1, 1.42),
+        "dichloromethane": _centre("C", "tetrahedral", ["Cl", "Cl", "H", "H"]),
+        "chloroform": _centre("C", "tetrahedral", ["Cl", "Cl", "Cl", "H"]), "acetonitrile": _linked(nitrile, 1, methane, 1, 1.45),
+    }
+
+
+def _with_donor(hydride, element):
+    """The hydride that joins at the (last) H on that element."""
+    donor = max(i for i, p in enumerate(hydride.parent) if p >= 0 and hydride.elements[p] == element)
+    return Hydride(hydride.elements, hydride.xyz, hydride.parent, hydride.radius, donor)
+
+
+def _lone(element):
+    return Hydride((element,), np.zeros((1, 3)), np.array([-1]), np.array([_radius(element, "")]))
+
+
+METALS = {"Cu": 11, "Ni": 9, "Co": 8, "Zn": 5, "Fe": 5, "Pd": 4, "Pt": 3, "Cd": 3, "Mo": 3, "W": 3, "Mn": 3, "Ru": 3, "Zr": 2,
+          "Sn": 2, "Ag": 2, "Hg": 1, "Cr": 1, "Ge": 2, "Rh": 1, "V": 1, "Al": 1}
+FOURFOLD = {"Pd": "square", "Pt": "square", "Zn": "tetrahedral", "Hg": "tetrahedral", "Ge": "tetrahedral", "Sn": "tetrahedral",
+            "Ag": "tetrahedral", "Al": "tetrahedral"}
+# how gladly the H of an atom is replaced: Si-H, P-H, S-H and aldehydes are rare in real crystals
+EAGER = {"Si": 30.0, "P": 30.0, "S": 15.0, "B": 15.0, "N": 1.3}
+CENTRIC = ("benzene", "naphthalene", "piperazine", "cyclohexane", "ethyne", "azo", "ethene")  # groups with an inversion centre
+NOT_BONDED = {"N", "O", "F", "Cl", "Br", "I"}  # no bond between any two of these is made by joining
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A hydride about to be joined: without the H that it gives up, seen along the new bond from the atom that keeps it."""
+
+    elements: tuple[str, ...]
+    local: np.ndarray      # (n, 3) Å; the first atom is at the origin, the new bond comes from -x
+    parent: tuple[int, ...]
+    radius: tuple[float, ...]
+    is_h: np.ndarray       # (n,) 1 for H, else 0
+    n_heavy: int
+
+
+@cache
+def _parts(palette):
+    """[[_Part for each H at which it may join] for each hydride of the palette], by size, and (sizes, cumulative weights)."""
+    rows = sorted(palette().values(), key=lambda row: row[0].n_heavy)
+    parts = [[_part(hydride, j) for j in ([hydride.donor] if hydride.donor >= 0 else np.flatnonzero(hydride.parent >= 0))]
+             for hydride, _ in rows]
+    return parts, [hydride.n_heavy for hydride, _ in rows], np.cumsum([weight for _, weight in rows]).tolist()
+
+
+def _part(hydride, j):
+    q = hydride.parent[j]
+    order = [q, *(k for k in range(len(hydride.parent)) if k not in (q, j))]
+    local = (hydride.xyz[order] - hydride.xyz[q]) @ _frame(hydride.xyz[q] - hydride.xyz[j]).T
+    parent = tuple(-1 if hydride.parent[k] < 0 else order.index(hydride.parent[k]) for k in order)
+    return _Part(tuple(hydride.elements[k] for k in order), local, parent, tuple(hydride.radius[order].tolist()),
+                 np.array([int(p >= 0) for p in parent]), hydride.n_heavy)
+
+
+class Molecule:
+    """A molecule that grows from a core by joining hydrides.
+
+    With ``inversion`` the molecule is symmetric about the origin, and what is kept is one half of it; an atom at the
+    origin belongs to both halves.
+    """
+
+    def __init__(self, core: Hydride, inversion=False):
+        xyz, keep = core.xyz, np.arange(len(core.parent))
+        if inversion:
+            xyz = xyz - xyz[core.parent < 0].mean(axis=0)
+            mate = np.linalg.norm(xyz[:, None] + xyz[None], axis=2).argmin(axis=1)
+            keep = keep[keep <= mate]  # of an H pair the first, which sits on the first of its parents
+        number = {int(old): new for new, old in enumerate(keep)}
+        self.inversion = inversion
+        self.elements = [core.elements[k] for k in keep]
+        self.parent = [-1 if core.parent[k] < 0 else number[int(core.parent[k])] for k in keep]
+        self.radius = core.radius[keep].tolist()
+        self.is_h = np.array([int(p >= 0) for p in self.parent])
+        self.xyz = xyz[keep]
+        self.n_heavy = len(keep) - int(self.is_h.sum())
+
+    @property
+    def occupancies(self) -> np.ndarray:
+        """(n,) 1, and 1/2 for an atom on the inversion centre."""
+        return np.where(self.inversion & (np.abs(self.xyz).max(axis=1) < 1e-6), 0.5, 1.0)
+
+    def grow(self, rng, n_heavy) -> bool:
+        """Join groups drawn at random until there are n_heavy atoms besides H; False if it finds no place for them."""
+        failures = 0
+        while True:
+            sites = [i for i, p in enumerate(self.parent) if p >= 0]
+            bare = [i for i in sites if self.elements[self.parent[i]] in METALS]
+            room = n_heavy - self.n_heavy
+            if room <= 0:
+                return not bare
+            draws = rng.random(3 + TORSIONS).tolist()
+            if bare:  # a metal first, and a place is left for each of its other ligands
+                i, (parts, sizes, weights) = bare[int(draws[0] * len(bare))], _parts(ligands)
+                room -= len(bare) - 1
+            else:
+                (parts, sizes, weights), cumulative = _parts(groups), []
+                for k in sites:
+                    cumulative.append(EAGER.get(self.elements[self.parent[k]], 1.0) + (cumulative[-1] if cumulative else 0))
+                if not sites:
+                    return False
+                i = sites[min(bisect_right(cumulative, draws[0] * cumulative[-1]), len(sites) - 1)]
+            n = bisect_right(sizes, room)
+            if not n:
+                return False
+            choices = parts[min(bisect_right(weights, draws[1] * weights[n - 1]), n - 1)]
+            part = choices[int(draws[2] * len(choices))]
+            forbidden = part.elements[0] in NOT_BONDED and self.elements[self.parent[i]] in NOT_BONDED
+            if forbidden or not self._join(i, part, draws[3:]):
+                failures += 1
+                if failures > 40:
+                    return False
+
+    def _join(self, i, part, draws):
+        """Join a part in the place of H number i, at the torsion that leaves most room, if any leaves enough."""
+        p = self.parent[i]
+        frame = _frame(self.xyz[i] - self.xyz[p])
+        angles = 2 * np.pi * np.array(draws)
+        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+        frames = np.stack([np.broadcast_to(frame[0], (len(draws), 3)), cos * frame[1] + sin * frame[2],
+                           cos * frame[2] - sin * frame[1]], axis=1)
+        placed = part.local @ frames + (self.xyz[p] + (self.radius[p] + part.radius[0]) * frame[0])      # (t, n, 3)
+        # distances of the two atoms of the new bond to each other's neighbours follow from the geometry
+        rest = np.arange(len(self.parent))
+        rest = rest[(rest != i) & (rest != p)]
+        xyz, is_h = self.xyz[rest], self.is_h[rest]
+        if self.inversion:
+            xyz, is_h = np.vstack([xyz, -xyz]), np.concatenate([is_h, is_h])
+        room = _room(placed[:, 1:], xyz, part.is_h[1:], is_h)
+        if self.inversion:
+            room = np.minimum(room, [_room(x[None], -x, part.is_h, part.is_h)[0] for x in placed])
+        best = int(room.argmax())
+        if room[best] < 1:
+            return False
+        first = len(self.parent)  # the first atom of the part goes where the H was
+        self.xyz = np.concatenate([self.xyz, placed[best, 1:]])
+        self.xyz[i] = placed[best, 0]
+        self.is_h = np.concatenate([self.is_h, part.is_h[1:]])
+        self.is_h[i] = 0
+        self.elements[i], self.parent[i], self.radius[i] = part.elements[0], -1, part.radius[0]
+        self.elements += part.elements[1:]
+        self.radius += part.radius[1:]
+        self.parent += [-1 if parent < 0 else i if parent == 0 else first + parent - 1 for parent in part.parent[1:]]
+        self.n_heavy += part.n_heavy
+        return True
+
+
+def _room(new, old, new_is_h, old_is_h):
+    """(t,) the smallest distance between (t, n, 3) and (m, 3) over its limit."""
+    if not new.shape[1] or not len(old):
+        return np.full(len(new), np.inf)
+    limit2 = LIMIT2[new_is_h[:, None] | old_is_h]
+    squared = (new * new).sum(axis=2)[:, :, None] + (old * old).sum(axis=1) - 2 * (new @ old.T)
+    return (squared / limit2).min(axis=(1, 2))
+
+
+def organic_core(rng, n_heavy, inversion=False) -> Hydride:
+    """A group of at most n_heavy atoms besides H to begin a molecule with; one with an inversion centre, if wanted."""
+    table = groups()
+    names = [name for name in (CENTRIC if inversion else table) if table[name][0].n_heavy <= (2 if inversion else 1) * n_heavy]
+    weights = np.cumsum([table[name][1] for name in names])
+    return table[names[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]][0]
+
+
+def metal_core(rng, inversion=False):
+    """(hydride, whether it is kept centric): a metal with four or six free sites."""
+    metals = list(METALS)
+    weights = np.cumsum(list(METALS.values()))
+    metal = metals[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
+    geometry = FOURFOLD.get(metal, "octahedral" if rng.random() < 0.5 else "square" if metal in ("Cu", "Ni") else "tetrahedral")
+    return _centre(metal, geometry, "H" * len(DIRECTIONS[geometry])), inversion and geometry != "tetrahedral"
