@@ -1,11 +1,22 @@
-"""Structure factors to 0.8 Å of random P2₁/c crystals with 20 atoms: this package beside gemmi and cctbx, in one run.
+"""Structure factors beside gemmi, cctbx and Dans_Diffraction, in one run on one core.
 
-One thread each. Times vary with the machine; the ratios are what to quote. Usage: python benchmarks/structure_factors.py
+The workload: crystals of P2₁/c with 20 atoms in 1440 Å³ and all unique reflections to 0.8 Å. A batch of 256 of them is
+timed for this package, one crystal for the others, which take one at a time; building their objects is not counted.
+Times vary with the machine; the ratios are what to quote. A figure shows the cost against atoms and reflections.
+
+Usage: python benchmarks/structure_factors.py, which writes RUNS/benchmarks/structure_factors.json and .png
 """
 
+import contextlib
+import io
 import os
+import platform
 import statistics
+import subprocess
+import tempfile
 import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -15,26 +26,47 @@ try:  # before torch: the other way round cctbx 2025.11 crashes on import
     from cctbx.array_family import flex
 except ImportError:
     flex = None
+try:
+    with contextlib.redirect_stdout(io.StringIO()):  # it greets
+        import Dans_Diffraction
+except ImportError:
+    Dans_Diffraction = None
 
 import gemmi  # noqa: E402  the thread count must be set before torch is imported
+import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from xrd_helpers.random_crystals import random_crystals  # noqa: E402
+from xrd_helpers import ROOT  # noqa: E402
+from xrd_helpers.config import run_folder, write_json  # noqa: E402
+from xrd_helpers.crystals import Crystal  # noqa: E402
 from xrd_helpers.structure_factors import CrystalBatch  # noqa: E402
 
-N_CRYSTALS, REPEATS, D_MIN = 32, 5, 0.8
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+BATCH, REPEATS, D_MIN, VOLUME, N_ATOMS = 256, 7, 0.8, 1440, 20
+OURS = f"xrd_helpers, batch of {BATCH}, float32"
+GOALS = {"cctbx direct": 20, "cctbx FFT": 5, "gemmi density + FFT": 40, "Dans_Diffraction": 1000}
+ATOMS, D_MINS = (5, 10, 20, 40, 80), (2.0, 1.5, 1.2, 1.0, 0.8, 0.7)  # of the figure
 
 
-def median_ms(function):
-    """Median milliseconds of a call, and its last result; one call before is not counted."""
-    function()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        result = function()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times), result
+def make_crystals(n, n_atoms=N_ATOMS):
+    """n crystals of P2₁/c: C, N and O at random places (places do not matter to the time) of random monoclinic cells."""
+    rng = np.random.default_rng(n_atoms)
+    elements = tuple("CNO"[number] for number in sorted(i % 20 // 14 + i % 20 // 17 for i in range(n_atoms)))  # 14 : 3 : 3
+    crystals = []
+    for i in range(n):
+        edges, beta = np.exp(rng.normal(0, 0.2, 3)), rng.uniform(90, 116)
+        edges *= (VOLUME / gemmi.UnitCell(*edges, 90, beta, 90).volume) ** (1 / 3)
+        crystals.append(Crystal(str(i), gemmi.UnitCell(*edges, 90, beta, 90), gemmi.SpaceGroup("P 1 21/c 1"), elements,
+                                rng.random((n_atoms, 3)), rng.uniform(0.02, 0.06, n_atoms), np.ones(n_atoms)))
+    return crystals
+
+
+def ours(crystals, hkl):
+    batch, indices = CrystalBatch.from_crystals(crystals, dtype=torch.float32), torch.as_tensor(hkl)
+    return lambda: batch.structure_factors(indices)[0].numpy()
 
 
 def gemmi_direct(crystal, hkl):
@@ -45,36 +77,167 @@ def gemmi_direct(crystal, hkl):
     return lambda: np.array([calculator.calculate_sf_from_small_structure(small, h) for h in indices])
 
 
-def cctbx_fcalc(crystal, hkl, algorithm):
-    """cctbx ``structure_factors_from_scatterers``, direct or fft."""
-    symmetry = cctbx_crystal.symmetry(unit_cell=crystal.cell.parameters, space_group_symbol="Hall: " + crystal.spacegroup.hall)
-    structure = xray.structure(crystal_symmetry=symmetry)
+def gemmi_fft(crystal, hkl):
+    """gemmi's density of a model on a grid of its own choice, and the transform of that."""
+    residue = gemmi.Residue()
     for element, fract, u_iso in zip(crystal.elements, crystal.fract, crystal.u_iso):
-        structure.add_scatterer(xray.scatterer(element, site=tuple(fract), u=float(u_iso)))
-    structure.scattering_type_registry(table="it1992")
-    indices = miller.set(symmetry, flex.miller_index([tuple(h) for h in hkl.tolist()]), anomalous_flag=False)
-    return lambda: np.array(indices.structure_factors_from_scatterers(structure, algorithm=algorithm).f_calc().data())
+        atom = gemmi.Atom()
+        atom.element, atom.b_iso, atom.occ = gemmi.Element(element), 8 * np.pi**2 * u_iso, 1
+        atom.pos = crystal.cell.orthogonalize(gemmi.Fractional(*fract))
+        residue.add_atom(atom)
+    chain, model = gemmi.Chain("A"), gemmi.Model(1)
+    chain.add_residue(residue)
+    model.add_chain(chain)
+    d_min = crystal.cell.calculate_d_array(hkl).min()
+
+    def calculate():
+        density = gemmi.DensityCalculatorX()
+        density.d_min = d_min
+        density.grid.unit_cell, density.grid.spacegroup = crystal.cell, crystal.spacegroup
+        density.put_model_density_on_grid(model)
+        return gemmi.transform_map_to_f_phi(density.grid, half_l=True).get_value_by_hkl(hkl)
+    return calculate
+
+
+def cctbx_fcalc(algorithm):
+    """cctbx ``structure_factors_from_scatterers``, direct or fft."""
+    def prepare(crystal, hkl):
+        symmetry = cctbx_crystal.symmetry(unit_cell=crystal.cell.parameters,
+                                          space_group_symbol="Hall: " + crystal.spacegroup.hall)
+        structure = xray.structure(crystal_symmetry=symmetry)
+        for element, fract, u_iso in zip(crystal.elements, crystal.fract, crystal.u_iso):
+            structure.add_scatterer(xray.scatterer(element, site=tuple(fract), u=float(u_iso)))
+        structure.scattering_type_registry(table="it1992")
+        indices = miller.set(symmetry, flex.miller_index([tuple(h) for h in hkl.tolist()]), anomalous_flag=False)
+        return lambda: np.array(indices.structure_factors_from_scatterers(structure, algorithm=algorithm).f_calc().data())
+    return prepare
+
+
+def dans_diffraction(crystal, hkl):
+    """Dans_Diffraction, which reads its crystal from a CIF file."""
+    names = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+    lines = ["data_bench", *(f"_cell_{name} {value:.8f}" for name, value in zip(names, crystal.cell.parameters)),
+             f"_cell_volume {crystal.cell.volume:.6f}", f"_space_group_name_H-M_alt '{crystal.spacegroup.xhm()}'",
+             f"_space_group_IT_number {crystal.spacegroup.number}", "loop_", "_symmetry_equiv_pos_as_xyz",
+             *(f"'{op.triplet()}'" for op in crystal.spacegroup.operations()), "loop_",
+             *(f"_atom_site_{name}" for name in ("label", "type_symbol", "fract_x", "fract_y", "fract_z",
+                                                 "U_iso_or_equiv", "occupancy")),
+             *(f"{element}{i + 1} {element} {x:.10f} {y:.10f} {z:.10f} {u:.10f} 1.0" for i, (element, (x, y, z), u)
+               in enumerate(zip(crystal.elements, crystal.fract, crystal.u_iso)))]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        path = Path(folder) / "bench.cif"
+        path.write_text("\n".join(lines) + "\n")
+        structure = Dans_Diffraction.Crystal(str(path))
+        structure.Scatter.setup_scatter(scattering_type="x-ray", output=False)
+
+    def calculate():
+        with contextlib.redirect_stdout(io.StringIO()):
+            return np.asarray(structure.Scatter.structure_factor(hkl)).ravel()
+    return calculate
+
+
+PEERS = {"gemmi direct": gemmi_direct, "gemmi density + FFT": gemmi_fft}
+if flex:
+    PEERS |= {"cctbx direct": cctbx_fcalc("direct"), "cctbx FFT": cctbx_fcalc("fft")}
+if Dans_Diffraction:
+    PEERS["Dans_Diffraction"] = dans_diffraction
+
+
+def median_ms(functions, repeats):
+    """Median milliseconds of each function and its last result; they take turns, so that a busy machine slows down all."""
+    results = {name: function() for name, function in functions.items()}
+    times = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}, results
+
+
+def compare():
+    """The workload: a row for each package."""
+    crystals = make_crystals(BATCH)
+    hkl = gemmi.make_miller_array(crystals[0].cell, crystals[0].spacegroup, D_MIN)
+    print(f"{len(hkl)} reflections, {N_ATOMS} atoms, P 1 21/c 1, {VOLUME} Å³, one thread; {machine()}")
+    functions = {name: prepare(crystals[0], hkl) for name, prepare in PEERS.items()}
+    with_building = f"{OURS}, from_crystals included"
+    milliseconds, F = median_ms({OURS: ours(crystals, hkl), with_building: lambda: ours(crystals, hkl)(), **functions}, REPEATS)
+    for name in (OURS, with_building):
+        milliseconds[name] /= BATCH
+    reference, rows = np.abs(F["gemmi direct"]), []
+    print(f"{'method':64s} {'ms/crystal':>10s} {'ratio':>7s} {'goal':>5s} {'R against gemmi direct':>23s}")
+    for name in milliseconds:
+        row = {"method": name, "ms": milliseconds[name], "ratio": milliseconds[name] / milliseconds[OURS],
+               "goal": GOALS.get(name), "r": np.abs(np.abs(F[name]) - reference).sum() / reference.sum()}
+        print(f"{name:64s} {row['ms']:10.3f} {row['ratio']:7.1f} {row['goal'] or '':>5} {row['r']:23.1e}")
+        rows.append(row)
+    for name in GOALS.keys() - PEERS.keys():
+        print(f"{name} is left out: the package is not installed (`make bench` installs it)")
+    return rows
+
+
+def curves():
+    """Milliseconds a crystal against the number of atoms (to 0.8 Å) and of reflections (20 atoms)."""
+    methods = [name for name in ("cctbx FFT", "gemmi density + FFT") if name in PEERS]
+    points = []
+    for n_atoms, d_min in [(n, D_MIN) for n in ATOMS] + [(N_ATOMS, d) for d in D_MINS]:
+        crystals = make_crystals(BATCH, n_atoms)
+        hkl = gemmi.make_miller_array(crystals[0].cell, crystals[0].spacegroup, d_min)
+        milliseconds, _ = median_ms({OURS: ours(crystals, hkl),
+                                     **{name: PEERS[name](crystals[0], hkl) for name in methods}}, 3)
+        milliseconds[OURS] /= BATCH
+        points.append({"n_atoms": n_atoms, "d_min": d_min, "n_reflections": len(hkl), "ms": milliseconds})
+    return points
+
+
+def draw(points, path):
+    """Two panels on logarithmic axes."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    against_atoms, against_reflections = points[:len(ATOMS)], points[len(ATOMS):]
+    for axis, part, key, label in ((axes[0], against_atoms, "n_atoms", "atoms of the asymmetric unit"),
+                                   (axes[1], against_reflections, "n_reflections", "unique reflections")):
+        for name in part[0]["ms"]:
+            axis.plot([point[key] for point in part], [point["ms"][name] for point in part], "o-", label=name)
+        axis.set(xscale="log", yscale="log", xlabel=label)
+        axis.set_xticks([point[key] for point in part], [str(point[key]) for point in part])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="ms per crystal, one core", title=f"P2₁/c, {VOLUME} Å³, to {D_MIN} Å")
+    axes[1].set(title=f"P2₁/c, {VOLUME} Å³, {N_ATOMS} atoms, {D_MINS[0]} to {D_MINS[-1]} Å")
+    axes[0].legend()
+    figure.savefig(path, dpi=150)
+
+
+def machine():
+    """The processor, as Linux names it where it does."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions():
+    """Versions of what is compared, None where it is not installed."""
+    found = {}
+    for name in ("torch", "gemmi", "cctbx-base", "Dans-Diffraction"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def main():
     torch.set_num_threads(1)
-    crystals = [c for c in random_crystals(4000, 0, ("P 1 21/c 1",)) if len(c.elements) == 20][:N_CRYSTALS]
-    hkl = gemmi.make_miller_array(crystals[0].cell, crystals[0].spacegroup, D_MIN)
-    print(f"{len(hkl)} reflections, {len(crystals)} crystals of 20 atoms, P 1 21/c 1, one thread")
-    batch = CrystalBatch.from_crystals(crystals, dtype=torch.float32)
-    indices = torch.as_tensor(hkl)
-    milliseconds, F = median_ms(lambda: batch.structure_factors(indices))
-    rows = {f"xrd_helpers, batch of {len(crystals)}, float32": (milliseconds / len(crystals), F[0].numpy())}
-    rows["gemmi direct"] = median_ms(gemmi_direct(crystals[0], hkl))
-    for algorithm in ("direct", "fft") if flex else ():
-        rows[f"cctbx {algorithm}"] = median_ms(cctbx_fcalc(crystals[0], hkl, algorithm))
-    if not flex:
-        print("cctbx is not installed: its rows are left out (`make bench` installs it)")
-    ours, reference = next(iter(rows.values()))[0], rows["gemmi direct"][1]
-    print(f"{'method':44s} {'ms/crystal':>10s} {'ratio':>7s} {'R against gemmi direct':>24s}")
-    for name, (milliseconds, F) in rows.items():
-        r = np.abs(np.abs(F) - np.abs(reference)).sum() / np.abs(reference).sum()
-        print(f"{name:44s} {milliseconds:10.2f} {milliseconds / ours:7.1f} {r:24.1e}")
+    folder = run_folder("benchmarks")
+    rows, points = compare(), curves()
+    draw(points, folder / "structure_factors.png")
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    write_json(folder / "structure_factors.json", {"commit": commit, "machine": machine(), "versions": versions(),
+                                                   "table": rows, "curves": points})
+    print(f"written: {folder / 'structure_factors.json'} and .png")
 
 
 if __name__ == "__main__":

@@ -160,8 +160,8 @@ def test_a_batch_of_mixed_crystals_equals_single_ones(monkeypatch):
     hkl = some_hkl()
     crystals = mixed()
     singles = np.array([structure_factors(c, hkl) for c in crystals])
-    for chunk in (sf_module.CHUNK, 5 * 11 * 7):  # the second one makes parts of 7 reflections
-        monkeypatch.setattr(sf_module, "CHUNK", chunk)
+    for chunk in (sf_module.CHUNK["cpu"], 600):  # the second one makes parts of a few reflections
+        monkeypatch.setitem(sf_module.CHUNK, "cpu", chunk)
         batch = CrystalBatch.from_crystals(crystals).structure_factors(torch.as_tensor(hkl)).numpy()
         assert batch.shape == (5, len(hkl))
         np.testing.assert_allclose(batch, singles, rtol=0, atol=1e-10)

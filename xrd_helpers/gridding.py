@@ -168,7 +168,7 @@ class AmplitudeBoxes:
         """Structure factors of crystals that fit the box (see ``select_fitting``), computed only where needed."""
         batch = CrystalBatch.from_crystals(crystals, dtype=dtype, device=device)
         hkl = torch.as_tensor(box.hkl, device=device)
-        metric = np.array([reciprocal_metric(crystal.cell) for crystal in crystals])
+        metric = reciprocal_metric([crystal.cell for crystal in crystals])
         # d in double precision on one route, so that a reflection at the limit falls on one side only
         inverse_d2 = torch.as_tensor(np.einsum("ni,bij,nj->bn", box.hkl, metric, box.hkl), device=device)
         d = inverse_d2.clamp(min=1e-12).rsqrt()

@@ -1,12 +1,22 @@
 """Structure factors of many crystals at once, by direct summation in torch.
 
-F(hkl) = Σ_ops Σ_atoms occ f(s²) exp(-8π² U s²) exp(2πi h·(R x + t)), s = sin θ / λ = 1 / 2d
-(International Tables for Crystallography, Vol. B, chapter 1.2; form factors from Vol. C, table 6.1.1.4).
+F(hkl) = Σ_ops Σ_atoms occ (f(s²) + f′ + i f″) T(hkl) exp(2πi h·(R x + t)), s = sin θ / λ = 1 / 2d
+(International Tables for Crystallography, Vol. B, chapter 1.2; form factors from Vol. C, table 6.1.1.4). T is
+exp(-8π² U s²), or exp(-2π² hR U* (hR)ᵀ) with U*ij = Uij a*i a*j for an anisotropic atom.
+
+Two ways give the same sum. Where one axis is perpendicular to the other two, say b, and all U are isotropic, every
+factor is one of (h, l) times one of k: a block of indices is then a matrix product over the atoms and their images
+for each element, and hardly more than that. It pays where the reflections fill a good part of the block that holds
+them; any other crystal or list of reflections is summed term by term.
 """
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
@@ -14,114 +24,321 @@ import torch
 
 from .crystals import Crystal, CrystalError, rotations_and_translations
 
-TWO_PI = 2 * torch.pi
-CHUNK = 2_000_000  # phases held at a time: 16 MB in double precision, so that they stay near the cache
+CHUNK = {"cpu": 2**21}   # numbers in the largest tensor held at a time: 8 MB in float32, so that it stays in the cache
+CHUNK_ELSEWHERE = 2**26  # on other devices, which want long work rather than a small one
+SPARSE = 20  # the block of indices may have so many more members than the list of reflections
+ENERGIES = (1, 80)       # keV, the tabulated cross-sections behind Cromer and Liberman's method
+
+
+class Kind(NamedTuple):
+    """What decides how a crystal is summed: crystals of one kind are summed together, without any padding of operators."""
+
+    n_ops: int             # operators without centring; of each pair that an inversion at the origin links, one
+    centring: tuple        # centring translations in 1/24 of the cell edges
+    centrosymmetric: bool  # inversion at the origin
+    isotropic: bool
+    axis: int              # the axis perpendicular to the other two, -1 if there is none or if an atom is anisotropic
 
 
 @dataclass(frozen=True)
 class CrystalBatch:
-    """Crystals of any cell and space group as padded tensors; N atoms, G operators, C centring vectors at most.
+    """Crystals of any cell and space group as padded tensors; N atoms, G operators at most, E elements.
 
-    Padding has weight zero. Operators are those without centring, and of a group with the inversion at the origin
-    only one of each pair that the inversion links: the sum over the others is the complex conjugate.
+    A column of the (B, N) tensors holds one element only, element after element; where a crystal has no atom, its
+    occupancy is zero. Operators are those without centring, and of a group with the inversion at the origin only one
+    of each pair that the inversion links: the sum over the others is the complex conjugate.
     """
 
-    metric: torch.Tensor      # (B, 3, 3) reciprocal metric tensor, Å⁻²
-    fract: torch.Tensor       # (B, N, 3)
-    u_iso: torch.Tensor       # (B, N) Å²
-    occ: torch.Tensor         # (B, N) crystallographic occupancy
-    element: torch.Tensor     # (B, N) row of form_factor
-    form_factor: torch.Tensor  # (E, 9) a1..a4, b1..b4, c
-    rot: torch.Tensor         # (B, G, 3, 3)
-    tran: torch.Tensor        # (B, G, 3)
-    op_weight: torch.Tensor   # (B, G) 1 or 0
-    centring: torch.Tensor    # (B, C, 3)
-    centring_weight: torch.Tensor  # (B, C) 1 or 0
-    centrosymmetric: torch.Tensor  # (B,) bool, inversion at the origin
+    metric: torch.Tensor         # (B, 3, 3) reciprocal metric tensor, Å⁻²
+    fract: torch.Tensor          # (B, N, 3)
+    u_iso: torch.Tensor          # (B, N) Å²
+    u_star: torch.Tensor | None  # (B, N, 3, 3) of crystals with an anisotropic atom, zero for others; None if all are
+    occ: torch.Tensor            # (B, N) crystallographic occupancy
+    rot: torch.Tensor            # (B, G, 3, 3)
+    tran: torch.Tensor           # (B, G, 3)
+    form_factor: torch.Tensor    # (E, 9) a1..a4, b1..b4, c + f′
+    f_double_prime: tuple        # (E,) electrons; empty without anomalous scattering
+    n_atoms: np.ndarray          # (B, E)
+    kinds: tuple[Kind, ...]      # (B,)
 
     def __len__(self):
         return len(self.fract)
 
     @classmethod
-    def from_crystals(cls, crystals, dtype=torch.float64, device="cpu") -> CrystalBatch:
-        """Pad and stack a list of Crystal."""
+    def from_crystals(cls, crystals, dtype=torch.float64, device="cpu", energy=None) -> CrystalBatch:
+        """Pad and stack a list of Crystal.
+
+        ``energy`` in keV adds f′ and f″ (gemmi's Cromer-Liberman with the corrections of Kissel and Pratt, Acta Cryst.
+        A46 (1990) 170; none for H and He); with None there is no anomalous scattering.
+
+        Raises
+        ------
+        CrystalError
+            If an element has no form factor, or there are no f′ and f″ for the element or the energy.
+        """
         symbols = sorted({element for crystal in crystals for element in crystal.elements})
-        groups = [_operators(crystal.spacegroup) for crystal in crystals]
+        code = {symbol: i for i, symbol in enumerate(symbols)}
+        codes = np.array([code[element] for crystal in crystals for element in crystal.elements])
+        row = np.repeat(np.arange(len(crystals)), [len(crystal.elements) for crystal in crystals])
+        key = row * len(symbols) + codes
+        n_atoms = np.bincount(key, minlength=len(crystals) * len(symbols)).reshape(len(crystals), len(symbols))
+        order = np.argsort(key, kind="stable")
+        number = np.empty_like(key)  # of the atom among those of its element and crystal
+        number[order] = np.arange(len(key)) - (np.cumsum(n_atoms) - n_atoms.ravel())[key[order]]
+        width = n_atoms.max(axis=0)
+        column = (np.cumsum(width) - width)[codes] + number
 
-        def stack(rows):
-            length = max(len(row) for row in rows)
-            out = np.zeros((len(rows), length, *np.shape(rows[0])[1:]))
-            for i, row in enumerate(rows):
-                out[i, :len(row)] = row
-            return torch.as_tensor(out, dtype=dtype, device=device)
+        def tensor(values):
+            return torch.as_tensor(values, dtype=dtype, device=device)
 
-        return cls(
-            metric=stack([reciprocal_metric(crystal.cell) for crystal in crystals]),
-            fract=stack([crystal.fract for crystal in crystals]),
-            u_iso=stack([crystal.u_iso for crystal in crystals]),
-            occ=stack([crystal.occ for crystal in crystals]),
-            element=stack([[symbols.index(e) for e in crystal.elements] for crystal in crystals]).long(),
-            form_factor=torch.as_tensor(np.array([_form_factor(s) for s in symbols]), dtype=dtype, device=device),
-            rot=stack([group[0] for group in groups]),
-            tran=stack([group[1] for group in groups]),
-            op_weight=stack([np.ones(len(group[0])) for group in groups]),
-            centring=stack([group[2] for group in groups]),
-            centring_weight=stack([np.ones(len(group[2])) for group in groups]),
-            centrosymmetric=torch.tensor([group[3] for group in groups], device=device),
-        )
+        def padded(values):
+            out = np.zeros((len(crystals), width.sum(), *values.shape[1:]))
+            out[row, column] = values
+            return tensor(out)
+
+        metric = reciprocal_metric([crystal.cell for crystal in crystals])
+        u_iso = np.concatenate([crystal.u_iso for crystal in crystals])
+        anisotropic = np.array([crystal.u_aniso is not None and crystal.u_aniso.any() for crystal in crystals])
+        u_star = None
+        if anisotropic.any():
+            voigt = np.concatenate([np.zeros((len(crystal.elements), 6)) if crystal.u_aniso is None else crystal.u_aniso
+                                    for crystal in crystals])
+            star = np.sqrt(metric.diagonal(axis1=1, axis2=2))[row]                                    # a*, b*, c*
+            u_star = voigt[:, [[0, 3, 4], [3, 1, 5], [4, 5, 2]]] * star[:, :, None] * star[:, None]
+            u_star = np.where(voigt.any(axis=1)[:, None, None], u_star, u_iso[:, None, None] * metric[row])
+        groups = [_operators(crystal.spacegroup.xhm()) for crystal in crystals]
+        kinds = tuple(Kind(len(group[0]), *group[2:], not aniso, -1 if aniso else axis)
+                      for group, aniso, axis in zip(groups, anisotropic.tolist(), _perpendicular_axis(metric).tolist()))
+        rot = np.zeros((len(crystals), max(kind.n_ops for kind in kinds), 3, 3))
+        tran = np.zeros(rot.shape[:3])
+        for i, group in enumerate(groups):
+            rot[i, :len(group[0])], tran[i, :len(group[0])] = group[:2]
+        form_factor = np.array([_form_factor(symbol) for symbol in symbols])
+        f_double_prime = ()
+        if energy is not None:
+            f_prime, f_double_prime = zip(*[_anomalous(symbol, energy) for symbol in symbols])
+            form_factor[:, 8] += f_prime
+        fract = np.concatenate([crystal.fract for crystal in crystals])
+        return cls(metric=tensor(metric), fract=padded(fract - np.round(fract)), u_iso=padded(u_iso),
+                   u_star=None if u_star is None else padded(u_star),
+                   occ=padded(np.concatenate([crystal.occ for crystal in crystals])), rot=tensor(rot), tran=tensor(tran),
+                   form_factor=tensor(form_factor), f_double_prime=f_double_prime, n_atoms=n_atoms, kinds=kinds)
 
     def stol2(self, hkl) -> torch.Tensor:
         """(sin θ / λ)² = 1 / 4d² in Å⁻² of reflections hkl (n, 3) -> (B, n)."""
-        hkl = hkl.to(self.metric)
-        return 0.25 * torch.einsum("ni,bij,nj->bn", hkl, self.metric, hkl)
+        return _stol2(self.metric, hkl.to(self.metric))
 
     def structure_factors(self, hkl) -> torch.Tensor:
-        """Complex structure factors in electrons, hkl (n, 3) common to all crystals -> (B, n)."""
-        step = max(1, CHUNK // (self.fract.shape[0] * self.fract.shape[1]))
-        return torch.cat([self._sum(part) for part in hkl.to(self.metric).split(step)], dim=1)
+        """Complex structure factors in electrons, hkl (n, 3) int common to all crystals -> (B, n)."""
+        hkl = hkl.to(self.metric.device)
+        sf = torch.zeros((len(self), len(hkl)), dtype=self.metric.dtype.to_complex(), device=hkl.device)
+        if not len(hkl):
+            return sf
+        block = _Block(hkl)
+        chunk = CHUNK.get(hkl.device.type, CHUNK_ELSEWHERE)
+        rows_of_kind = defaultdict(list)
+        for row, kind in enumerate(self.kinds):
+            rows_of_kind[kind].append(row)
+        for kind, rows in rows_of_kind.items():
+            separates = kind.axis >= 0 and block.size <= SPARSE * len(hkl)
+            waves = 2 * kind.n_ops * int(self.n_atoms[rows].sum(axis=1).max())  # a cosine and a sine for each image
+            n_at_a_time = max(1, chunk // waves)
+            n = block.size // block.sides[kind.axis] if separates else len(hkl)
+            allowed = _allowed(hkl, kind.centring).to(self.metric)
+            for some in torch.tensor(rows).split(max(1, n_at_a_time // n)):
+                atoms = self._atoms(some.numpy(), kind)
+                if separates:
+                    sums = self._sum_block(atoms, kind, block, n_at_a_time)
+                else:
+                    sums = torch.cat([self._sum_terms(atoms, kind, part) for part in hkl.split(n_at_a_time)], dim=-1)
+                sf[some.to(hkl.device)] = _complex(sums * allowed)
+        return sf
 
-    def _sum(self, hkl):
-        stol2 = self.stol2(hkl)                                                        # (B, n)
-        a, b, c = self.form_factor[:, :4], self.form_factor[:, 4:8], self.form_factor[:, 8]
-        f = (a[:, :, None, None] * torch.exp(-b[:, :, None, None] * stol2)).sum(1) + c[:, None, None]  # (E, B, n)
-        rows = torch.arange(len(self), device=f.device)[:, None]
-        weight = f[self.element, rows]                                                 # (B, N, n)
-        weight = weight * self.occ[..., None] * torch.exp(-8 * torch.pi**2 * self.u_iso[..., None] * stol2[:, None])
-        real = imag = 0
-        for g in range(self.rot.shape[1]):
-            hkl_g = torch.einsum("ni,bij->bnj", hkl, self.rot[:, g])                   # hR, (B, n, 3)
-            shift = torch.einsum("ni,bi->bn", hkl, self.tran[:, g])[:, None]           # h·t, (B, 1, n)
-            phase = torch.einsum("bai,bni->ban", self.fract, hkl_g) + shift            # in cycles, (B, N, n)
-            # the fraction alone: single precision then loses nothing to large indices in 2π
-            phase = TWO_PI * (phase - phase.round())
-            real = real + self.op_weight[:, g, None] * (weight * phase.cos()).sum(1)
-            # cosines only, where the imaginary parts of all crystals cancel
-            if not bool(self.centrosymmetric.all()):
-                imag = imag + self.op_weight[:, g, None] * (weight * phase.sin()).sum(1)
-        sf = torch.complex(real, torch.zeros_like(real) if isinstance(imag, int) else imag)
-        sf = torch.where(self.centrosymmetric[:, None], torch.complex(2 * real, torch.zeros_like(real)), sf)
-        phase = TWO_PI * torch.einsum("ni,bci->bcn", hkl, self.centring)               # (B, C, n)
-        return sf * (self.centring_weight[..., None] * phase.cos()).sum(1)             # 0 where the centring forbids
+    def _atoms(self, rows, kind):
+        """The atoms of crystals of one kind and their images, without the padding that other crystals make necessary."""
+        width, count = self.n_atoms.max(axis=0), self.n_atoms[rows].max(axis=0)
+        columns = np.concatenate([start + np.arange(n) for start, n in zip(np.cumsum(width) - width, count)])
+        elements = [(i, slice(end - n, end)) for i, (n, end) in enumerate(zip(count, np.cumsum(count))) if n]
+        rows, columns = (torch.as_tensor(numbers, device=self.fract.device) for numbers in (rows, columns))
+        at = rows[:, None], columns
+        rot, tran = self.rot[rows, :kind.n_ops], self.tran[rows, :kind.n_ops]
+        images = torch.einsum("bgij,bnj->bngi", rot, self.fract[at]) + tran[:, None]
+        # hR U* (hR)ᵀ = h (R U* Rᵀ) hᵀ
+        u_star = None if kind.isotropic else torch.einsum("bgij,bnjk,bglk->bngil", rot, self.u_star[at], rot)
+        weight = self.occ[at] * (len(kind.centring) * (2 if kind.centrosymmetric else 1))
+        return _Atoms(self.metric[rows], images - images.round(), self.u_iso[at], u_star, weight, elements)
+
+    def _sum_terms(self, atoms, kind, hkl):
+        """Sums for reflections hkl (n, 3), term by term: (b, 1 or 2, 1 or 2, n), see ``_scatter``."""
+        hkl = hkl.to(self.metric)
+        phase = _phase(atoms.images @ hkl.T)                                           # (b, N, G, n)
+        stol2 = _stol2(atoms.metric, hkl)
+        if kind.isotropic:
+            damping = atoms.damping(stol2)
+        else:
+            damping = torch.exp(-2 * torch.pi**2 * (atoms.u_star.flatten(3) @ _products(hkl)))
+        waves = []
+        for function in (torch.cos,) if kind.centrosymmetric else (torch.cos, torch.sin):
+            wave = function(phase)
+            waves.append(wave.sum(2) * damping if kind.isotropic else (wave * damping).sum(2))
+        waves = torch.stack(waves, dim=2) * atoms.weight[..., None, None]              # (b, N, 1 or 2, n)
+        sums = self._empty_sums(waves[:, 0])
+        for i, columns in atoms.elements:
+            form_factor = (self._heights(i) * self._gaussians(i, stol2)).sum(1)        # (b, n)
+            self._scatter(sums, i, waves[:, columns].sum(1), form_factor)
+        return sums
+
+    def _sum_block(self, atoms, kind, block, n_at_a_time):
+        """The same by matrix products: all reflections of the block are summed, and some returned."""
+        k_axis = kind.axis
+        h_axis, l_axis = (axis for axis in range(3) if axis != k_axis)
+        h, k, l = (block.indices[axis].to(self.metric) for axis in (h_axis, k_axis, l_axis))
+
+        def wave(axis, index):
+            phase = _phase(atoms.images[..., axis, None] * index)
+            return phase.cos(), phase.sin()                                            # (b, N, G, index) each
+
+        # cos(α + β) = cos α cos β - sin α sin β and sin(α + β) = sin α cos β + cos α sin β. With β of k and α of h and
+        # l they are matrix products, over atoms, images and the two waves; α itself is made of h and l in the same way.
+        k_stol2 = 0.25 * atoms.metric[:, k_axis, k_axis, None] * k**2
+        cos, sin = wave(k_axis, k)
+        k_waves = [torch.stack((cos, -sin), dim=3)]
+        if not kind.centrosymmetric:
+            k_waves.append(torch.stack((sin, cos), dim=3))
+        k_waves = torch.cat(k_waves, dim=-1).unflatten(-1, (-1, len(k)))               # (b, N, G, 2, 1 or 2, k)
+        k_waves *= (atoms.damping(k_stol2) * atoms.weight[..., None])[:, :, None, None, None]
+        l_waves = torch.stack(wave(l_axis, l), dim=3)                                  # (b, N, G, 2, l)
+        parts = []
+        for some_h in h.split(max(1, n_at_a_time // len(l))):
+            cos, sin = wave(h_axis, some_h)
+            h_waves = torch.stack((torch.cat((cos, sin), dim=-1), torch.cat((-sin, cos), dim=-1)), dim=3)
+            plane = (h_waves.mT @ l_waves).unflatten(3, (2, -1)).flatten(4)            # (b, N, G, 2, hl)
+            hl = torch.zeros(len(some_h), len(l), 3).to(h)
+            hl[..., h_axis], hl[..., l_axis] = some_h[:, None], l
+            stol2 = _stol2(atoms.metric, hl.flatten(0, 1))                             # (b, hl)
+            plane *= atoms.damping(stol2)[:, :, None, None]
+            sums = None
+            for i, columns in atoms.elements:
+                waves = k_waves[:, columns].flatten(4).flatten(1, 3).mT @ plane[:, columns].flatten(1, 3)
+                waves = waves.unflatten(1, (-1, len(k)))                               # (b, 1 or 2, k, hl)
+                form_factor = (self._heights(i) * self._gaussians(i, k_stol2)).mT @ self._gaussians(i, stol2)
+                sums = self._empty_sums(waves) if sums is None else sums
+                self._scatter(sums, i, waves, form_factor)                             # form factor (b, k, hl)
+            parts.append(sums.unflatten(-1, (len(some_h), len(l))))                    # (b, 1 or 2, 1 or 2, k, h, l)
+        sums = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+        return sums.flatten(3).index_select(3, block.position(k_axis, h_axis, l_axis))
+
+    def _gaussians(self, i, stol2):
+        """exp(-b s²) of the four Gaussians of element i, and of one with b = 0 for the constant: (b, 5, n)."""
+        width = torch.nn.functional.pad(self.form_factor[i, 4:8], (0, 1))
+        return torch.exp(-width[:, None] * stol2[:, None])
+
+    def _heights(self, i):
+        """What the Gaussians of element i are multiplied with: (5, 1)."""
+        return self.form_factor[i, [0, 1, 2, 3, 8], None]
+
+    def _empty_sums(self, waves):
+        """Zeros for the sums of waves (b, 1 or 2, ...): with f + f′ and, of anomalous scattering, with f″."""
+        return waves.new_zeros(len(waves), 2 if self.f_double_prime else 1, *waves.shape[1:])
+
+    def _scatter(self, sums, i, waves, form_factor):
+        """Add what element i scatters, waves (b, cosines or cosines and sines, ...) and form factors (b, ...), to sums."""
+        sums[:, 0].addcmul_(waves, form_factor[:, None])
+        if self.f_double_prime:
+            sums[:, 1].add_(waves, alpha=self.f_double_prime[i])
 
 
-def structure_factors(crystal: Crystal, hkl) -> np.ndarray:
-    """Complex structure factors of one crystal in electrons, double precision; hkl (n, 3) -> (n,)."""
-    batch = CrystalBatch.from_crystals([crystal])
+@dataclass(frozen=True)
+class _Atoms:
+    """Atoms of b crystals of one kind: the tensors of CrystalBatch, and what is derived from them."""
+
+    metric: torch.Tensor
+    images: torch.Tensor         # (b, N, G, 3) positions in fractions of the cell, between -1/2 and 1/2
+    u_iso: torch.Tensor
+    u_star: torch.Tensor | None  # (b, N, G, 3, 3), of the images
+    weight: torch.Tensor         # (b, N) occupancy times the number of operators that are not in images
+    elements: list               # (row of the form factor, slice of the columns) of each element
+
+    def damping(self, stol2):
+        """exp(-8π² U s²) at (b, n) values of s² -> (b, N, n)."""
+        return torch.exp(-8 * torch.pi**2 * self.u_iso[..., None] * stol2[:, None])
+
+
+class _Block:
+    """The smallest block of Miller indices that holds reflections hkl (n, 3)."""
+
+    def __init__(self, hkl):
+        self.hkl, self.low = hkl, hkl.amin(0)
+        self.sides = (hkl.amax(0) - self.low + 1).tolist()
+        self.size = math.prod(self.sides)
+        self.indices = [torch.arange(side, device=hkl.device) + low for side, low in zip(self.sides, self.low)]
+
+    def position(self, *axes):
+        """(n,) flat numbers of the reflections in the block, its axes in this order."""
+        number = 0
+        for axis in axes:
+            number = number * self.sides[axis] + self.hkl[:, axis] - self.low[axis]
+        return number
+
+
+def structure_factors(crystal: Crystal, hkl, energy=None) -> np.ndarray:
+    """Complex structure factors of one crystal in electrons, double precision; hkl (n, 3) -> (n,).
+
+    ``energy`` in keV adds f′ and f″, see ``CrystalBatch.from_crystals``.
+    """
+    batch = CrystalBatch.from_crystals([crystal], energy=energy)
     return batch.structure_factors(torch.as_tensor(np.asarray(hkl)))[0].numpy()
 
 
-def reciprocal_metric(cell: gemmi.UnitCell) -> np.ndarray:
-    """Reciprocal metric tensor (3, 3) in Å⁻²: 1 / d² = h G* hᵀ."""
-    frac = np.array(cell.frac.mat.tolist())  # rows are a*, b*, c* in Cartesian axes
-    return frac @ frac.T
+def reciprocal_metric(cells) -> np.ndarray:
+    """Reciprocal metric tensors in Å⁻² of B gemmi.UnitCell, (B, 3, 3): 1 / d² = h G* hᵀ."""
+    frac = np.array([cell.frac.mat.tolist() for cell in cells])  # rows are a*, b*, c* in Cartesian axes
+    return frac @ frac.swapaxes(1, 2)
 
 
-def _operators(spacegroup):
-    """(rot (g, 3, 3), tran (g, 3), centring (c, 3), inversion at the origin) of a space group, see CrystalBatch."""
+def _stol2(metric, hkl):
+    return 0.25 * (metric.flatten(1) @ _products(hkl))
+
+
+def _products(hkl):
+    """The nine products of two indices, (9, n): a quadratic form of hkl is its flattened matrix times these."""
+    return (hkl.T[:, None] * hkl.T).flatten(0, 1)
+
+
+def _phase(turns):
+    """Radians between -π and π: without whole turns single precision loses nothing to large indices. Changes ``turns``."""
+    return turns.sub_(turns.round()).mul_(2 * torch.pi)
+
+
+def _allowed(hkl, centring):
+    """(n,) bool, False where the centring forbids the reflection."""
+    allowed = torch.ones(len(hkl), dtype=torch.bool, device=hkl.device)
+    for shift in centring:
+        allowed &= (hkl * torch.tensor(shift, device=hkl.device)).sum(1) % gemmi.Op.DEN == 0
+    return allowed
+
+
+def _complex(sums):
+    """F from sums (b, 1 or 2, 1 or 2, n): with f + f′ and f″, cosines and sines."""
+    real, imag = sums[:, :, 0], (sums[:, :, 1] if sums.shape[2] == 2 else torch.zeros_like(sums[:, :, 0]))
+    sf = torch.complex(real, imag)
+    return sf[:, 0] + 1j * sf[:, 1] if sums.shape[1] == 2 else sf[:, 0]
+
+
+def _perpendicular_axis(metric):
+    """(B,) the axis that is perpendicular to the other two, b before c before a, or -1; gemmi's zeros are exact at 90°."""
+    ab, ac, bc = metric[:, 0, 1] == 0, metric[:, 0, 2] == 0, metric[:, 1, 2] == 0
+    return np.select([ab & bc, ac & bc, ab & ac], [1, 2, 0], -1)
+
+
+@lru_cache(maxsize=None)
+def _operators(symbol):
+    """(rot (g, 3, 3), tran (g, 3), centring, inversion at the origin) of a space group, see CrystalBatch and Kind."""
+    spacegroup = gemmi.SpaceGroup(symbol)
     rot, tran = rotations_and_translations(spacegroup)
-    centring = np.array(spacegroup.operations().cen_ops, float) / gemmi.Op.DEN
+    centring = tuple(map(tuple, spacegroup.operations().cen_ops))
     # an inversion at a centring translation is one at the origin, too
-    has_inversion = any((r == -np.eye(3, dtype=int)).all() and (t % 1 == centring % 1).all(axis=1).any()
+    has_inversion = any((r == -np.eye(3, dtype=int)).all() and tuple(np.round(t * gemmi.Op.DEN).astype(int)) in centring
                         for r, t in zip(rot, tran))
     if has_inversion:
         keep = np.linalg.det(rot) > 0  # the inversion links each proper operation to an improper one
@@ -129,9 +346,21 @@ def _operators(spacegroup):
     return rot.astype(float), tran, centring, has_inversion
 
 
+@lru_cache(maxsize=None)
 def _form_factor(symbol):
     """The nine coefficients of table 6.1.1.4 for a neutral atom; deuterium scatters X-rays as hydrogen does."""
     coefficients = gemmi.Element("H" if symbol == "D" else symbol).it92
     if coefficients is None:
         raise CrystalError(f"there is no X-ray form factor for the element {symbol}")
-    return [*coefficients.a, *coefficients.b, coefficients.c]
+    return (*coefficients.a, *coefficients.b, coefficients.c)
+
+
+def _anomalous(symbol, energy):
+    """(f′, f″) in electrons at an energy in keV."""
+    low, high = ENERGIES
+    if not low <= energy <= high:
+        raise CrystalError(f"f′ and f″ are known from {low} to {high} keV, not at {energy} keV")
+    number = gemmi.Element(symbol).atomic_number
+    if number > 92:
+        raise CrystalError(f"there are no f′ and f″ for the element {symbol}, only up to uranium")
+    return gemmi.cromer_liberman(z=number, energy=1000 * energy)
