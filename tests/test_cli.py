@@ -140,3 +140,32 @@ def test_read_cifs_without_a_crystal_or_a_folder_is_a_mistake(xrd, capsys, tmp_p
     assert xrd(*arguments, "--box", "cubic") == 2
     assert capsys.readouterr().err == (
         "xrd: --box 'cubic' is no box: choose any, monoclinic, orthorhombic, triclinic\n")
+
+
+# --- fetch-cod ---
+
+
+def test_fetch_cod_hands_on_its_options_and_says_how_to_go_on(xrd, capsys, monkeypatch):
+    from xrd_helpers import cod
+
+    calls = []
+    monkeypatch.setattr(cod, "fetch_cod", lambda *arguments: calls.append(arguments) or cod.Fetched(7, ["4000001"]))
+    arguments = ["fetch-cod", "--spacegroup", "C 1 2 1", "--out", "cifs"]
+    assert xrd(*arguments, "--max", "20", "--max-volume", "1500", "--pause", "2", "--server", "https://x.org/cod") == 0
+    assert xrd(*arguments) == 0
+    assert calls == [("cifs", "C 1 2 1", 20, 1500, "https://x.org/cod", 2, 60),
+                     ("cifs", "C 1 2 1", 1000, None, cod.COD, 1, 60)]
+    assert capsys.readouterr().out.startswith("7 found, 1 fetched, 0 there already, 0 failed\n")
+    monkeypatch.setattr(cod, "fetch_cod", lambda *arguments: cod.Fetched(1, failed={"4000001": "4000001: gone"}))
+    assert xrd(*arguments) == 2
+    assert capsys.readouterr() == ("1 found, 0 fetched, 0 there already, 1 failed\n  4000001: gone\n",
+                                   f"xrd: no entry could be fetched from {cod.COD}\n")
+    monkeypatch.setattr(cod, "fetch_cod", raising(KeyboardInterrupt()))
+    assert xrd(*arguments) == 130
+    assert capsys.readouterr().err == "Stopped. The same command goes on from there.\n"
+
+
+@pytest.mark.parametrize("command", ["read-cifs", "fetch-cod"])
+def test_help_shows_an_example(xrd, capsys, command):
+    assert xrd(command, "--help") == 0
+    assert f"Example: xrd {command} " in capsys.readouterr().out

@@ -97,6 +97,31 @@ def read_cifs(
     print(f"wrote {out} and {left_out}")
 
 
+@app.command("fetch-cod", epilog="Example: xrd fetch-cod --spacegroup 'P 1 21/c 1' --max 2000 --out cod")
+def fetch_cod(
+    spacegroup: Annotated[str, typer.Option(help="Hermann-Mauguin symbol; the setting counts: P 1 21/n 1 is another.")],
+    out: Annotated[str, typer.Option(help="Folder for the CIF files; what is there already is not asked for again.")],
+    limit: Annotated[int, typer.Option("--max", min=1, help="Entries to have in the end.")] = 1000,
+    max_volume: Annotated[float, typer.Option(min=0, help="Largest unit cell in Å³; 0 is no limit.")] = 0,
+    pause: Annotated[float, typer.Option(min=0.01, help="Seconds between two requests.")] = 1.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without an answer until a request is given up.")] = 60.0,
+    server: Annotated[str, typer.Option(help="COD or a mirror.")] = "https://www.crystallography.net/cod",
+):
+    """Fetch CIF files from the Crystallography Open Database; the same command goes on where it stopped."""
+    from xrd_helpers import cod
+
+    try:
+        done = cod.fetch_cod(out, spacegroup, limit, max_volume or None, server, pause, timeout)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from there.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"{done.found} found, {len(done.fetched)} fetched, {len(done.present)} there already, {len(done.failed)} failed")
+    for message in done.failed.values():
+        print(f"  {message}")
+    if not done.fetched and not done.present:
+        raise UserError(f"no entry could be fetched from {server}")
+
+
 def main():
     """Run the command line; a mistake of the user gets one sentence, and XRD_TRACEBACK=1 shows where it arose."""
     try:

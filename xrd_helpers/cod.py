@@ -1,0 +1,207 @@
+"""CIF files fetched from the Crystallography Open Database (COD), one at a time.
+
+The interface is documented on https://wiki.crystallography.net/RESTful_API/: a search is a GET of ``result`` with
+``spacegroup`` (Hermann-Mauguin symbol), ``vmin`` and ``vmax`` (Å³) and ``format=lst``, which answers with COD numbers, one
+a line; an entry is ``<number>.cif``. https://wiki.crystallography.net/howtoobtaincod/ asks for a pause between files, and
+for rsync or Subversion in place of this for the whole database.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import hashlib
+import http.client
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gemmi
+from tqdm import tqdm
+
+from . import __version__
+from .config import UserError, atomic_path
+
+COD = "https://www.crystallography.net/cod"
+AGENT = f"xrd_helpers/{__version__} (XRD Phase; python-urllib)"
+TRIES = 4  # of one file; the waits between them are 4, 16 and 64 pauses, or what the server asks for
+MAX_WAIT = 600.0  # s, for a server that asks for more
+MAX_REFUSALS = 3  # files given up one after another, each after its tries: the server wants no more
+MAX_BYTES = 100_000_000
+
+
+class CodError(UserError):
+    """The database cannot be used, and why."""
+
+
+class _Failed(Exception):
+    """A request that was given up; `refused` if the fault is the server's, and not that of the one entry."""
+
+    def __init__(self, message, refused):
+        super().__init__(message)
+        self.refused = refused
+
+
+@dataclass
+class Fetched:
+    """What a call of ``fetch_cod`` did: COD numbers, as text; ``failed`` has a sentence for each."""
+
+    found: int  # entries that the search gave
+    fetched: list[str] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)  # were in the folder already
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def fetch_cod(out, spacegroup, limit, max_volume=None, server=COD, pause=1.0, timeout=60.0) -> Fetched:
+    """Fetch entries of a space group from COD into a folder, as ``<number>.cif``.
+
+    One request at a time. A file gets its name only when it is complete, can be parsed and says that it is the entry
+    asked for; one that is in the folder already and passes the same test is not asked for again, so that the same call
+    goes on where an earlier one stopped. COD's numbers go by journal: the entries are taken in an order that mixes
+    them, the same each time, so that a larger `limit` adds to what is there.
+
+    Parameters
+    ----------
+    out : str or Path
+        The folder; made if it does not exist.
+    spacegroup : str
+        Hermann-Mauguin symbol; COD lists the settings of a space group apart (P 1 21/n 1 is not P 1 21/c 1).
+    limit : int
+        Entries to have in the end.
+    max_volume : float, optional
+        Largest volume of the unit cell, in Å³.
+    server : str
+        Address of COD or of a mirror.
+    pause, timeout : float
+        Seconds between two requests, and without any answer until one is given up.
+
+    Raises
+    ------
+    CodError
+        If the space group is unknown or has no entry, the search fails, or MAX_REFUSALS files fail one after another
+        for a reason that is not their own.
+    """
+    client = _Client(server, pause, timeout)
+    numbers = _search(client, spacegroup, max_volume)
+    chosen = sorted(numbers, key=lambda number: hashlib.sha256(number.encode()).digest())[:limit]
+    result, refusals = Fetched(found=len(numbers)), 0
+    for number in tqdm(chosen, unit=" files"):
+        path = Path(out) / f"{number}.cif"
+        if path.exists() and _problem(path.read_bytes(), number) is None:
+            result.present.append(number)
+            continue
+        try:
+            body = client.get(f"{number}.cif", {}, lambda body: _problem(body, number))
+        except _Failed as error:
+            result.failed[number] = f"{number}: {error}"
+            refusals = refusals + 1 if error.refused else 0
+            if refusals == MAX_REFUSALS:
+                raise CodError(f"{server} failed on {refusals} files one after another ({error}); {len(result.fetched)} are "
+                               f"new in {out}, and the same command goes on from there later") from None
+            continue
+        refusals = 0
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(body)
+        result.fetched.append(number)
+    return result
+
+
+def _search(client, spacegroup, max_volume):
+    """COD numbers of all entries of the space group."""
+    group = gemmi.find_spacegroup_by_name(spacegroup)
+    if group is None:
+        raise CodError(f"{spacegroup!r} is no known space group: write it as in 'P 1 21/c 1'")
+    symbol = f"{group.hm} :{group.ext}" if group.ext.strip("\0 ") else group.hm  # as COD writes it, in full
+    query = {"spacegroup": symbol, "format": "lst"} | ({"vmax": f"{max_volume:g}"} if max_volume else {})
+
+    def problem(body):
+        words = body.split()
+        if not all(word.isdigit() and len(word) == 7 for word in words):
+            return "the answer is no list of COD numbers"
+
+    try:
+        numbers = client.get("result", query, problem).decode("ascii").split()
+    except _Failed as error:
+        raise CodError(f"the search in {client.server} failed: {error}") from None
+    if not numbers:
+        limit = f" and a cell of at most {max_volume:g} Å³" if max_volume else ""
+        raise CodError(f"{client.server} has no entry with space group {symbol}{limit}")
+    return list(dict.fromkeys(numbers))
+
+
+def _problem(body, number):
+    """What is wrong with the bytes of an entry, or None.
+
+    A file cut off at the end of a line may still parse: that it is complete is seen from its length, on the way.
+    """
+    try:
+        document = gemmi.cif.read_string(body.decode("utf-8", errors="replace"))
+    except (ValueError, RuntimeError) as error:
+        return f"the answer is no CIF file that can be read ({str(error).splitlines()[0]})"
+    codes = {gemmi.cif.as_string(code) for block in document if (code := block.find_value("_cod_database_code"))}
+    if number not in codes:
+        return f"the answer is not this entry: its COD number is {' '.join(sorted(codes)) or 'missing'}"
+    return None
+
+
+class _Client:
+    """Requests to one server, one after another with a pause between, each tried up to TRIES times."""
+
+    def __init__(self, server, pause, timeout):
+        if urllib.parse.urlsplit(server).scheme not in ("http", "https"):
+            raise CodError(f"{server!r} is no address of a server: it has to begin with https:// or http://")
+        self.server, self.pause, self.timeout = server.rstrip("/"), pause, timeout
+        self.ready = 0.0  # when the next request may go, on the monotonic clock
+
+    def get(self, path, query, problem) -> bytes:
+        """The body of the first answer in which `problem(body)` finds nothing to complain of; else _Failed."""
+        url = f"{self.server}/{path}" + (f"?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}" if query else "")
+        previous = None
+        for attempt in range(1, TRIES + 1):
+            wait = self.pause * 4**attempt
+            time.sleep(max(0.0, self.ready - time.monotonic()))
+            try:
+                body = self._body(url)
+                failed = problem(body)
+                if failed is None:
+                    return body
+                if body == previous:  # that is how it stands on the server; a page of HTML stands there for every entry
+                    raise _Failed(failed, refused=body.lstrip().startswith(b"<"))
+                previous = body
+            except urllib.error.HTTPError as error:
+                failed = f"the server answered {error.code} {error.reason}"
+                if error.code in (404, 410):
+                    raise _Failed(failed, refused=False) from None
+                if error.code < 500 and error.code != 429:
+                    raise _Failed(failed, refused=True) from None
+                wait = _retry_after(error.headers.get("Retry-After")) or wait
+            except (OSError, http.client.HTTPException) as error:  # no connection, time-outs, broken answers
+                failed = f"{url} gave no whole answer: {getattr(error, 'reason', None) or error or type(error).__name__}"
+            finally:
+                self.ready = time.monotonic() + self.pause
+            if attempt < TRIES:
+                time.sleep(min(wait, MAX_WAIT))
+        raise _Failed(failed, refused=True)
+
+    def _body(self, url):
+        request = urllib.request.Request(url, headers={"User-Agent": AGENT})
+        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            body = response.read(MAX_BYTES)
+            length = response.headers.get("Content-Length", "")
+        if length.isdigit() and int(length) != len(body):
+            raise http.client.HTTPException(f"{len(body)} of {length} bytes came")
+        return body
+
+
+def _retry_after(value):
+    """Seconds to wait from a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3); 0 if it has none."""
+    if not value:
+        return 0.0
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
