@@ -175,6 +175,7 @@ BAD = {
     "unknown element": (cif(sites=SITES + ["Qq7 Qq 0.3 0.3 0.3 0.04 1"]).encode(), "Qq7", "unknown element"),
     "no form factor": (cif(sites=SITES + ["Lr1 Lr 0.3 0.3 0.3 0.04 1"]).encode(), "Lr1", "unknown element"),
     "B in place of U": (cif(sites=B_SITES).encode(), "B = 8π²U", "displacements"),
+    "a label in Latin-1": (cif(sites=["'Cé' Qq 0.1 0.2 0.3 0.04 1"]).encode("latin-1"), "codec", "does not parse"),
     "operator of two parts": (cif(ops=["x,y,z", "-x,-y"]).encode(), "operator", "symmetry"),
     "operator that is a word": (cif(ops=["x,y,z", "inversion"]).encode(), "operator", "symmetry"),
     "operator with 1/7": (cif(ops=["x,y,z", "x+1/7,-y,z"]).encode(), "operator", "symmetry"),

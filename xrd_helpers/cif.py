@@ -65,11 +65,14 @@ def read_cif(path) -> Crystal:
         If the file is no CIF, has no cell, no atoms, an unknown element, displacements that no crystal has, or an
         unknown space group; the message names the file.
     """
-    return _read_block(_blocks_with_atoms(path)[0], path, Path(path).stem, keep_disordered=True).crystal
+    first = read_cif_file(path, keep_disordered=True)[0]
+    if first.crystal is None:
+        raise CifError(first.message, first.reason)
+    return replace(first.crystal, name=Path(path).stem)
 
 
 def read_cif_file(path, keep_disordered=False) -> list[CifEntry]:
-    """Every structure of a CIF file, as ``read_cif`` reads the first; never raises for what is in the file.
+    """Every structure of a CIF file, read as ``read_cif`` says; never raises for what is in the file.
 
     A crystal is disordered if a site is filled in part or more than once (an occupancy below 0.99 or above 1.01), or if
     filled sites are in two disorder groups, or in a negative one (disorder about a symmetry element). Hydrogen and
@@ -135,7 +138,7 @@ def _read_block(block, path, name, keep_disordered):
         raise CifError(f"{path}: its cell {cell.parameters} does not have the symmetry of {spacegroup.xhm()}", "symmetry")
     sites, groups, occupancy = [small.sites[i] for i in kept], {flags[i][1] for i in kept} - {""}, occupancy[kept]
     for site in sites:
-        if site.element.atomic_number == 0 or site.element.it92 is None and site.element.name != "D":
+        if site.element.atomic_number == 0 or site.element.it92 is None:
             raise CifError(f"{path}: site {site.label} is of no known element ({site.type_symbol!r})", "unknown element")
     fract = np.array([site.fract.tolist() for site in sites], float).reshape(-1, 3)
     if not np.isfinite(fract).all():
@@ -334,7 +337,7 @@ def _read_in_processes(paths, keep_disordered, workers, seconds, chunk):
     while queue:
         running = {}
         # spawned, because a fork of a process with threads may hang
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _leave_interrupts_to_parent) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _die_of_interrupt) as pool:
             try:
                 while queue or running:
                     while queue and len(running) < at_once:
@@ -355,8 +358,9 @@ def _read_in_processes(paths, keep_disordered, workers, seconds, chunk):
                                f"{path}: reading it crashed, or took longer than {seconds:g} s")
 
 
-def _leave_interrupts_to_parent():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _die_of_interrupt():
+    """In a process that reads: Ctrl-C ends it at once, without a traceback, even where it hangs in C++."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _read_chunk(paths, keep_disordered, seconds):
