@@ -165,7 +165,38 @@ def test_fetch_cod_hands_on_its_options_and_says_how_to_go_on(xrd, capsys, monke
     assert capsys.readouterr().err == "Stopped. The same command goes on from there.\n"
 
 
-@pytest.mark.parametrize("command", ["read-cifs", "fetch-cod"])
+# --- generate ---
+
+
+def test_generate_takes_the_scheduler_of_the_profile_unless_told_otherwise(xrd, capsys, monkeypatch, tmp_path):
+    from xrd_helpers import config, generate
+
+    (tmp_path / "c.parquet").write_bytes(bytes(2_500_000))
+    monkeypatch.chdir(tmp_path)
+    blocks = {name: {"01_generate_crystals": {"scheduler": f"tcp://{name}:8786"}} for name in ("quick", "full")}
+    monkeypatch.setattr(config, "load_config", lambda: blocks)
+    calls = []
+    monkeypatch.setattr(generate, "generate", lambda *arguments: calls.append(arguments) or len(calls) > 1)
+    short = ["generate", "--n", "9", "--out", "c.parquet"]
+    assert xrd(*short) == 0
+    assert capsys.readouterr().out == "c.parquet: 9 crystals, 2.5 MB, complete before\n"
+    assert xrd(*short, "--recipe", "molecules", "--seed", "7", "--spacegroup", "P -1", "--spacegroup", "P 1 c 1",
+               "--profile", "full") == 0
+    assert capsys.readouterr().out == "c.parquet: 9 crystals, 2.5 MB\n"
+    assert xrd(*short, "--workers", "0") == 0
+    assert xrd(*short, "--scheduler", "tcp://me:1") == 0
+    assert calls == [("c.parquet", 9, 0, "atoms", None, "tcp://quick:8786", None),
+                     ("c.parquet", 9, 7, "molecules", ["P -1", "P 1 c 1"], "tcp://full:8786", None),
+                     ("c.parquet", 9, 0, "atoms", None, "", 0),
+                     ("c.parquet", 9, 0, "atoms", None, "tcp://me:1", None)]
+    assert xrd(*short, "--profile", "qick") == 2
+    assert capsys.readouterr().err.endswith("has no profile 'qick'; did you mean 'quick'?\n")
+    monkeypatch.setattr(generate, "generate", raising(KeyboardInterrupt()))
+    assert xrd(*short) == 130
+    assert capsys.readouterr().err == "Stopped. The same command goes on from there.\n"
+
+
+@pytest.mark.parametrize("command", ["read-cifs", "fetch-cod", "generate"])
 def test_help_shows_an_example(xrd, capsys, command):
     assert xrd(command, "--help") == 0
     assert f"Example: xrd {command} " in capsys.readouterr().out

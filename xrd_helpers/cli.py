@@ -97,6 +97,36 @@ def read_cifs(
     print(f"wrote {out} and {left_out}")
 
 
+@app.command(epilog="Example: xrd generate --n 1000000 --recipe molecules --seed 7 --out crystals.parquet")
+def generate(
+    n: Annotated[int, typer.Option("--n", help="Number of crystals.")],
+    out: Annotated[str, typer.Option(help="The file to write.")] = "crystals.parquet",
+    recipe: Annotated[str, typer.Option(help="What the crystals are made of: atoms or molecules.")] = "atoms",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same crystals.")] = 0,
+    spacegroup: Annotated[
+        list[str], typer.Option(help="As in 'P 1 21/c 1'; give it again for more, all with equal odds. Default: the recipe's own.")
+    ] = [],
+    scheduler: Annotated[str, typer.Option(help="Address of a dask scheduler. Default: that of config.yaml.")] = "",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on this machine, 0 for none beside this one. Default: one a core.")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="Profile of config.yaml that names the scheduler.")] = "quick",
+):
+    """Write random crystals to a parquet file. The same command goes on where an interrupted one stopped."""
+    from xrd_helpers import config
+    from xrd_helpers.generate import generate
+
+    if not scheduler and workers is None and config.CONFIG.exists():  # a package installed elsewhere has no config.yaml
+        blocks = config.get_profile(config.load_config(), profile)
+        scheduler = blocks["01_generate_crystals"].get("scheduler", "")
+    try:
+        made = generate(out, n, seed, recipe, spacegroup or None, scheduler, workers)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from there.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"{out}: {n} crystals, {os.path.getsize(out) / 1e6:.1f} MB" + ("" if made else ", complete before"))
+
+
 @app.command("fetch-cod", epilog="Example: xrd fetch-cod --spacegroup 'P 1 21/c 1' --max 2000 --out cod")
 def fetch_cod(
     spacegroup: Annotated[str, typer.Option(help="Hermann-Mauguin symbol; the setting counts: P 1 21/n 1 is another.")],

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from .config import atomic_path, shown
 from .crystals import Crystal, CrystalError
 
-ROWS = 1024  # crystals a row group, 0.6 MB: what a worker makes at a time, and a reader holds in memory
+ROWS = 512  # crystals a row group, 0.3 MB: what a worker makes at a time, and a reader holds in memory
 
 # The row of a crystal: 600 bytes for 22 heavy atoms and their hydrogen. Structures are stored, amplitudes are computed
 # when needed. Single precision keeps a coordinate to 6e-8 of the cell, a hundredth of what a CIF gives.
@@ -141,7 +141,7 @@ def _files(path):
         return files
     if not path.exists():
         if parts_folder(path).is_dir():
-            raise CrystalError(f"{path} is not finished: run xrd generate again, or read what there is in {parts_folder(path)}")
+            raise CrystalError(f"{path} is not finished: run xrd generate again, or read what is in {parts_folder(path)}")
         raise CrystalError(f"{path} does not exist: run notebook 01_generate_crystals first")
     return [path]
 

@@ -1,0 +1,242 @@
+"""Make random crystals by the million, on this machine or on a cluster, and go on where it stopped.
+
+Each finished row group is a file in the folder ``<path>.parts``. When all are there, they are joined to `path` and the
+folder is removed. Each of these files states what it was made with, so that nothing else has to be remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+from tqdm import tqdm
+
+from . import __version__
+from .config import UserError, atomic_path, shown
+from .crystals import CrystalError
+from .pipeline import _locked
+from .random_crystals import random_crystals
+from .storage import ROWS, join_parts, parts_folder, read_crystals, read_metadata, to_bytes
+from .summary import git_state
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def generate(path, n, seed, recipe="atoms", spacegroups=None, scheduler="", workers=None, rows=ROWS) -> bool:
+    """Write n random crystals to a parquet file; the same call again goes on where an interrupted one stopped.
+
+    The file does not depend on where, and in how many runs, its crystals were made.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, for example ``crystals.parquet``.
+    n, seed, recipe, spacegroups
+        As for ``random_crystals``.
+    scheduler : str
+        Address of a dask scheduler, such as ``tcp://host:8786``, whose workers have this version of the package.
+        Without one, processes on this machine do the work.
+    workers : int, optional
+        Number of these processes, by default one a core; 0 makes all crystals in the calling one.
+    rows : int
+        Crystals a row group: what is lost at most, for each process, when the run is killed.
+
+    Returns
+    -------
+    made : bool
+        False if the finished file was there before.
+
+    Raises
+    ------
+    UserError
+        If an argument is wrong, if the file is there with other crystals than those asked for, or if the cluster
+        fails. Finished row groups stay.
+    """
+    for what, value, least in (("n", n, 1), ("the seed", seed, 0), ("the number of workers", workers or 0, 0)):
+        if value < least:
+            raise UserError(f"{what} must be at least {least}, not {value}")
+    if scheduler and workers is not None:
+        raise UserError("a scheduler has workers of its own: give their number or its address, not both")
+    order = {"recipe": recipe, "seed": seed, "n": n, "spacegroups": list(spacegroups) if spacegroups else None,
+             "rows": rows, "version": __version__}
+    _crystals(order, first=0, n=0)  # an unknown recipe is told before anything is started
+    path = Path(path)
+    folder = parts_folder(path)
+    if _is_complete(path, order):
+        shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed in its last moment
+        return False
+    with _locked(folder):
+        try:
+            if _is_complete(path, order):  # by a process that has just given the lock back
+                return False
+            _make_missing_parts(folder, order, scheduler, workers, path.name)
+            _join(folder, order, path)
+            return True
+        finally:
+            if path.exists() or not any(_parts(folder)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_part(order, first):
+    """What a worker does: the number `first`, and the row group that begins with that crystal as a parquet file."""
+    if order["version"] != __version__:
+        raise UserError(f"a worker has xrd_helpers {__version__}, this process {order['version']}: they must be the same")
+    return first, to_bytes(_crystals(order, first, min(order["rows"], order["n"] - first)), order)
+
+
+def _crystals(order, first, n):
+    return random_crystals(n, order["seed"], spacegroups=order["spacegroups"], first=first, recipe=order["recipe"])
+
+
+def _make_missing_parts(folder, order, scheduler, workers, title):
+    n, rows = order["n"], order["rows"]
+    missing = sorted(set(range(0, n, rows)) - _finished(folder, order))
+    n_missing = sum(min(rows, n - first) for first in missing)
+    with _cluster(scheduler, workers if missing else 0) as results, \
+            tqdm(total=n, initial=n - n_missing, desc=title, unit=" crystals", smoothing=0.1) as bar:
+        for first, content in results(order | {"commit": git_state()}, missing):
+            with atomic_path(folder / f"{first:09d}.parquet") as temporary, open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut could leave the name without the content
+            bar.update(min(rows, n - first))
+
+
+def _join(folder, order, path):
+    parts = sorted(_parts(folder))
+    commits = sorted({read_metadata(part)["commit"] for part in parts})
+    joined = folder / ".joined.parquet"  # in here, so that an interrupted one is removed with the folder
+    join_parts(parts, joined, order | {"commit": ", ".join(commits)})
+    os.replace(joined, path)
+
+
+# --- what is there already ---
+
+
+def _parts(folder):
+    return folder.glob("[0-9]*.parquet")  # one being written begins with a dot
+
+
+def _is_complete(path, order):
+    if not path.exists():
+        return False
+    if path.is_dir():
+        raise UserError(f"{shown(path)} is a folder: name a file, such as crystals.parquet")
+    _refuse_other(path, read_metadata(path), order, "name another file, or remove this one")
+    return True
+
+
+def _finished(folder, order):
+    """The first numbers of the parts that are there and whole: one that a power cut has damaged is made again."""
+    finished = set()
+    for part in _parts(folder):
+        try:
+            found = read_metadata(part)
+            read_crystals(part)
+        except CrystalError:
+            continue
+        _refuse_other(folder, found, order, "finish it with that, or remove the folder")
+        finished.add(int(part.stem))
+    return finished
+
+
+def _refuse_other(path, found, order, advice):
+    if "recipe" not in found:
+        raise UserError(f"{shown(path)} was not made by xrd generate: {advice}")
+    for key, value in order.items():
+        if found.get(key) != value:
+            raise UserError(f"{shown(path)} was made with {key} {found.get(key)}, not {value}: {advice}")
+
+
+# --- who makes the crystals ---
+
+
+@contextmanager
+def _cluster(scheduler, workers):
+    """Yield a function of (order, first numbers) that gives what ``make_part`` returns, in any order."""
+    if workers == 0:
+        yield lambda order, firsts: (make_part(order, first) for first in firsts)
+        return
+    if scheduler:
+        with _connect(scheduler) as client:
+            yield lambda order, firsts: _results(client, order, firsts)
+        return
+    import dask
+    from distributed import LocalCluster  # a second of import, so only here
+
+    # one thread a process; and not dask's own setting of malloc, which gives each array back to the system at once and
+    # makes crystals at two thirds of the speed
+    with _no_interrupt(), dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS, 1)}):
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, silence_logs=logging.CRITICAL,
+                               dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False})
+    try:
+        with _connect(cluster) as client:
+            yield lambda order, firsts: _results(client, order, firsts)
+    finally:
+        with _no_interrupt():
+            cluster.close()
+
+
+@contextmanager
+def _no_interrupt():
+    """Keep Ctrl-C waiting until the end of the block, and for good from the threads and processes begun in it.
+
+    Else each worker would print a traceback, and half a cluster could not be closed.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # its start, by the first process, would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _connect(where):
+    from distributed import Client
+    from distributed.comm import resolve_address
+
+    try:
+        if isinstance(where, str):
+            resolve_address(where)  # a Client that is told nonsense prints a traceback when it is thrown away
+        client = Client(where, timeout=10, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no dask scheduler answers at {where}: {str(error).splitlines()[0]}") from None
+    try:
+        client.wait_for_workers(1, timeout=60)
+    except TimeoutError:
+        client.close()
+        raise UserError(f"the dask scheduler at {where} has had no worker for a minute") from None
+    return client
+
+
+def _results(client, order, firsts):
+    """What ``make_part`` returns for each of `firsts`, with two parts a thread under way: the memory stays flat."""
+    from distributed import as_completed
+
+    waiting, under_way = iter(firsts), as_completed(loop=client.loop)
+
+    def submit_more():
+        n_threads = sum(client.nthreads().values())  # asked again, because clusters grow and shrink
+        for first in islice(waiting, max(0, 2 * max(1, n_threads) - under_way.count())):
+            under_way.add(client.submit(make_part, order, first))
+
+    try:
+        submit_more()
+        for future in under_way:  # parts of a worker that dies are given to another one by dask
+            result = future.result()
+            submit_more()
+            yield result
+    except (UserError, ValueError):
+        raise
+    except Exception as error:  # the worker's own or dask's: of any type
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"the cluster failed, finished row groups are kept: {what}") from error
