@@ -1,6 +1,7 @@
 """Structure factors: closed forms, sums over all operators in numpy, gemmi's direct summation on real crystals."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import gemmi
@@ -10,11 +11,15 @@ import torch
 
 from xrd_helpers import ROOT, structure_factors as sf_module
 from xrd_helpers.cif import read_cif
-from xrd_helpers.crystals import Crystal, CrystalError
+from xrd_helpers.crystals import Crystal, CrystalError, all_operators
 from xrd_helpers.structure_factors import CrystalBatch, structure_factors
 
 SHIPPED = sorted((ROOT / "data" / "molecules").glob("*.cif")) + sorted((ROOT / "data" / "simple").glob("*.cif"))
 REAL = Path(os.environ.get("XRD_REAL_DATA") or ROOT.parent / "shared" / "data")
+GROUPS = ("P 1 21/c 1", "P 1 21 1", "C 1 2 1", "C 1 2/c 1", "C 1 c 1", "P 1 c 1", "P -1", "P 1", "P 21 21 21", "P b c a",
+          "P n a 21", "P 1 21/n 1", "I 1 2/a 1", "P 1 1 21/b", "P 21/b 1 1", "I 41/a :2", "P 41 21 2", "R -3 :H", "R 3 c :R",
+          "P 61 2 2", "F d -3 m :2", "P 21 3")
+ENERGY = 8.048  # keV, Cu Kα
 TRICLINIC = gemmi.UnitCell(6.1, 8.3, 11.7, 81, 95, 104)
 X = np.array([0.1, 0.2, 0.3])
 
@@ -38,14 +43,24 @@ def form_factor(element, stol2):
     return sum(a * np.exp(-b * stol2) for a, b in zip(it92.a, it92.b)) + it92.c
 
 
-def brute_force(c, hkl):
-    """F(h) = Σ_ops Σ_atoms occ f exp(-8π² U s²) exp(2πi h·(R x + t)) over all operators, centring included."""
+def brute_force(c, hkl, energy=None):
+    """The sum over all operators, centring included, reflection by reflection and with U* of the rotated indices."""
     stol2 = np.array([0 if not any(h) else 0.25 / c.cell.calculate_d(list(h)) ** 2 for h in hkl])
+    reciprocal = c.cell.reciprocal()
+    star = np.array([reciprocal.a, reciprocal.b, reciprocal.c])
     sf = np.zeros(len(hkl), complex)
     for op in c.spacegroup.operations():
-        for element, x, u, occ in zip(c.elements, c.fract, c.u_iso, c.occ):
-            weight = occ * form_factor(element, stol2) * np.exp(-8 * np.pi**2 * u * stol2)
-            sf += weight * np.exp(2j * np.pi * (hkl @ np.array(op.apply_to_xyz(list(x)))))
+        for i, (element, x, u, occ) in enumerate(zip(c.elements, c.fract, c.u_iso, c.occ)):
+            f = form_factor(element, stol2).astype(complex)
+            if energy is not None:
+                f += complex(*gemmi.cromer_liberman(z=gemmi.Element(element).atomic_number, energy=1000 * energy))
+            damping = np.exp(-8 * np.pi**2 * u * stol2)
+            if c.u_aniso is not None and c.u_aniso[i].any():
+                u11, u22, u33, u12, u13, u23 = c.u_aniso[i]
+                rotated = hkl @ (np.array(op.rot) / gemmi.Op.DEN) * star
+                tensor = np.array([[u11, u12, u13], [u12, u22, u23], [u13, u23, u33]])
+                damping = np.exp(-2 * np.pi**2 * np.array([h @ tensor @ h for h in rotated]))
+            sf += occ * f * damping * np.exp(2j * np.pi * (hkl @ np.array(op.apply_to_xyz(list(x)))))
     return sf
 
 
@@ -55,19 +70,24 @@ def relative_error(sf, reference):
 
 
 def gemmi_structure(path, c):
-    """What gemmi itself reads, on the model of the package: isotropic U, neutral atoms."""
+    """What gemmi itself reads, anisotropic U among it, of the sites that the reader keeps; U_iso and occupancy are the
+    reader's, who corrects them in some files, and all atoms are neutral."""
     for block in gemmi.cif.read(str(path)):
         small = gemmi.make_small_structure_from_block(block)
         if len(small.sites):
             break
-    small.spacegroup = c.spacegroup
-    small.setup_cell_images()
-    small.change_occupancies_to_crystallographic()
-    kept = [site for site in small.sites if site.occ > 0]
-    assert [site.element.name for site in kept] == list(c.elements)
-    for site, u in zip(kept, c.u_iso):
-        site.u_iso, site.aniso, site.charge = u, gemmi.SMat33d(0, 0, 0, 0, 0, 0), 0
-    return small
+    kept = gemmi.SmallStructure()
+    kept.cell, kept.spacegroup = small.cell, c.spacegroup
+    atoms = iter(zip(c.elements, c.fract, c.u_iso, c.occ))
+    atom = next(atoms)
+    for site in small.sites:
+        if atom and site.element.name == atom[0] and np.allclose(site.fract.tolist(), atom[1], rtol=0, atol=1e-12):
+            site.u_iso, site.occ, site.charge = *atom[2:], 0
+            kept.add_site(site)
+            atom = next(atoms, None)
+    assert len(kept.sites) == len(c.elements)
+    kept.setup_cell_images()
+    return kept
 
 
 def gemmi_sf(small, hkl):
@@ -83,6 +103,48 @@ def sample(c, n, d_min, seed=0):
     absent = c.spacegroup.operations().systematic_absences(sphere)
     some = [rng.permutation(np.flatnonzero(mask))[:k] for mask, k in ((~absent, n), (absent, n // 4))]
     return sphere[np.concatenate(some)], np.repeat([False, True], [len(some[0]), len(some[1])])
+
+
+def random_cell(group, rng):
+    """A cell with edges near 10 Å that has the symmetry of the space group and no more."""
+    a, b, c = rng.uniform(7, 13, 3)
+    alpha, beta, gamma = rng.uniform(75, 105, 3)
+    system = group.crystal_system_str()
+    if group.ext == "R":
+        return gemmi.UnitCell(a, a, a, alpha, alpha, alpha)
+    if system in ("trigonal", "hexagonal"):
+        return gemmi.UnitCell(a, a, c, 90, 90, 120)
+    if system in ("tetragonal", "cubic"):
+        return gemmi.UnitCell(a, a, a if system == "cubic" else c, 90, 90, 90)
+    if system == "triclinic":
+        return gemmi.UnitCell(a, b, c, alpha, beta, gamma)
+    angles = [90.0, 90.0, 90.0]
+    if system == "monoclinic":
+        angles["abc".index(group.monoclinic_unique_axis())] = beta
+    return gemmi.UnitCell(a, b, c, *angles)
+
+
+def random_crystal(name, seed, anisotropic):
+    """Six atoms, H and a heavy one among them: five in general positions, one at the origin; every other atom anisotropic."""
+    rng, group = np.random.default_rng(seed), gemmi.SpaceGroup(name)
+    fract, occ = rng.random((6, 3)), rng.uniform(0.3, 1, 6)
+    fract[0] = 0
+    occ[0] /= (np.abs(all_operators(group)[1] % 1) < 1e-9).all(axis=1).sum()  # operators that leave the origin in place
+    u_aniso = None
+    if anisotropic:
+        root = rng.normal(0, 0.03, (6, 3, 3)) + 0.18 * np.eye(3)
+        u_aniso = (root @ root.swapaxes(1, 2))[:, [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]] * np.tile([[0], [1]], (3, 1))
+    return Crystal(f"{name} {seed}", random_cell(group, rng), group, ("Cl", "C", "H", "N", "O", "Br"), fract,
+                   rng.uniform(0.01, 0.08, 6), occ, u_aniso=u_aniso)
+
+
+def random_100():
+    return [random_crystal(GROUPS[i % len(GROUPS)], i, anisotropic=i // len(GROUPS) % 2 == 1) for i in range(100)]
+
+
+def block_of(*reach):
+    """(n, 3) all indices from -reach to reach."""
+    return np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def test_carbon_pair_has_its_closed_form():
@@ -120,6 +182,94 @@ def test_f000_is_the_number_of_electrons():
     assert structure_factors(c, [[0, 0, 0]])[0] == pytest.approx(electrons, rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-5), (torch.float32, 1e-5)], ids=["double", "single"])
+def test_100_random_crystals_agree_with_gemmi(dtype, bound):
+    """gemmi's direct summation itself has seven digits, so that both precisions have the same bound."""
+    for hkl in (some_hkl(30), some_hkl(30) % 4):  # few reflections of a large block, and most of a small one
+        crystals = random_100()
+        sf = CrystalBatch.from_crystals(crystals, dtype=dtype).structure_factors(torch.as_tensor(hkl)).numpy()
+        for row, c in zip(sf, crystals):
+            assert relative_error(row, gemmi_sf(c.small_structure(), hkl)) < bound, c.name
+
+
+def test_both_ways_of_summing_agree(monkeypatch):
+    """Term by term, in blocks, and in blocks that are cut, for each axis that may stand perpendicular to the others."""
+    crystals, hkl = random_100(), torch.as_tensor(block_of(3, 2, 4)[::2])
+    assert {kind.axis for kind in CrystalBatch.from_crystals(crystals).kinds} == {-1, 0, 1, 2}
+    for energy in (None, ENERGY):
+        results = []
+        for sparse, chunk in ((0, 2**20), (100, 2**20), (100, 300)):
+            monkeypatch.setattr(sf_module, "SPARSE", sparse)
+            monkeypatch.setitem(sf_module.CHUNK, "cpu", chunk)
+            results.append(CrystalBatch.from_crystals(crystals, energy=energy).structure_factors(hkl).numpy())
+        for other in results[1:]:
+            np.testing.assert_allclose(other, results[0], rtol=0, atol=1e-11 * np.abs(results[0]).max())
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_anisotropic_and_anomalous_scattering_agree_with_the_sum_over_all_operators(name):
+    for anisotropic in (False, True):
+        c = random_crystal(name, 1, anisotropic)
+        for hkl in (some_hkl(20), block_of(2, 2, 2)):
+            reference = brute_force(c, hkl, ENERGY)
+            assert np.abs(structure_factors(c, hkl, energy=ENERGY) - reference).max() < 1e-10 * np.abs(reference).max()
+
+
+def test_f_prime_agrees_with_gemmi():
+    """In P -1 the real part is the sum with f + f′, which gemmi adds, and the imaginary part that with f″."""
+    c, hkl = random_crystal("P -1", 3, anisotropic=True), some_hkl()
+    small = c.small_structure()
+    direct = gemmi.StructureFactorCalculatorX(small.cell)
+    for element in set(c.elements):
+        direct.addends.set(gemmi.Element(element), gemmi.cromer_liberman(gemmi.Element(element).atomic_number, 17479)[0])
+    sf = structure_factors(c, hkl, energy=17.479)
+    reference = np.array([direct.calculate_sf_from_small_structure(small, list(map(int, h))).real for h in hkl])
+    assert np.abs(sf.real - reference).max() < 1e-5 * np.abs(reference).max()
+    assert np.abs(sf.imag).max() > 0.5
+
+
+def test_chlorine_has_the_published_f_prime_and_f_double_prime():
+    """International Tables C, table 4.2.6.8, Cu Kα: 0.3639 and 0.7018 electrons."""
+    c = crystal("P 1", n=1, elements=("Cl",))
+    change = structure_factors(c, [[0, 0, 0]], energy=ENERGY)[0] - structure_factors(c, [[0, 0, 0]])[0]
+    assert change == pytest.approx(c.occ[0] * (0.3639 + 0.7018j), rel=2e-3)
+
+
+@pytest.mark.parametrize("name, polar", [("P 1 21 1", True), ("P 21 21 21", True), ("P 1 21/c 1", False), ("P -1", False)])
+def test_friedel_pairs_differ_where_there_is_no_inversion(name, polar):
+    c = random_crystal(name, 2, anisotropic=False)
+    hkl = some_hkl(60)
+    pairs = [np.abs(structure_factors(c, sign * hkl, energy=13.6)) for sign in (1, -1)]  # above the K edge of Br
+    difference = np.abs(pairs[0] - pairs[1]).max() / pairs[0].max()
+    assert difference > 0.01 if polar else difference < 1e-12
+
+
+@pytest.mark.parametrize("energy", [0.9, 81, -8, 0, float("nan"), float("inf")])
+def test_an_energy_beyond_the_tables_is_refused(energy):
+    with pytest.raises(CrystalError, match=f"from 1 to 80 keV, not at {energy} keV"):
+        structure_factors(crystal("P 1"), some_hkl(), energy=energy)
+
+
+def test_an_element_without_f_prime_is_named():
+    c = crystal("P 1", elements=("C", "Pu"))
+    assert np.isfinite(structure_factors(c, some_hkl())).all()
+    with pytest.raises(CrystalError, match="no f′ and f″ for the element Pu"):
+        structure_factors(c, some_hkl(), energy=ENERGY)
+
+
+def test_equal_displacements_along_all_axes_are_isotropic():
+    """Uij = U cos of the angle between the reciprocal axes is the tensor of a sphere, in a triclinic cell as well."""
+    c = crystal("P 1")
+    r = c.cell.reciprocal()
+    cosines = np.cos(np.radians([r.gamma, r.beta, r.alpha]))
+    sphere = replace(c, u_aniso=c.u_iso[:, None] * [1, 1, 1, *cosines], u_iso=np.full(5, 0.3))
+    np.testing.assert_allclose(structure_factors(sphere, some_hkl()), structure_factors(c, some_hkl()), rtol=1e-9)
+
+
+def test_no_reflections_give_none():
+    assert structure_factors(crystal("P 1"), np.empty((0, 3), int)).shape == (0,)
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_crystals_agree_with_gemmi(path):
     """The reader and the sum together, since gemmi reads the file itself."""
@@ -141,7 +291,7 @@ def test_real_crystals_agree_with_gemmi(folder, number):
     wrong = {}
     for path in paths:
         c = read_cif(path)
-        hkl, _ = sample(c, 12, 0.9)
+        hkl, _ = sample(c, 48, 0.9)
         error = relative_error(structure_factors(c, hkl), gemmi_sf(gemmi_structure(path, c), hkl))
         if not error < 1e-5:
             wrong[path.name] = error
@@ -175,8 +325,10 @@ def test_a_batch_of_centrosymmetric_crystals_takes_the_cosine_way():
         assert relative_error(row, brute_force(c, some_hkl())) < 1e-12
 
 
-def test_single_precision_is_good_to_five_digits():
+@pytest.mark.parametrize("sparse", [0, 1e9], ids=["terms", "block"])
+def test_single_precision_is_good_to_five_digits(sparse, monkeypatch):
     """Indices to the ends of the largest box, where the phases are largest and float32 coarsest."""
+    monkeypatch.setattr(sf_module, "SPARSE", sparse)
     hkl = some_hkl(400, reach=(16, 21, 28))
     crystals = mixed() + [crystal("P 1 21/c 1", gemmi.UnitCell(7.3, 9.1, 18.4, 90, 111, 90), n=30, seed=6)]
     single = CrystalBatch.from_crystals(crystals, dtype=torch.float32).structure_factors(torch.as_tensor(hkl))

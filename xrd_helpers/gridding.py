@@ -168,9 +168,12 @@ class AmplitudeBoxes:
         """Structure factors of crystals that fit the box (see ``select_fitting``), computed only where needed."""
         batch = CrystalBatch.from_crystals(crystals, dtype=dtype, device=device)
         hkl = torch.as_tensor(box.hkl, device=device)
-        metric = reciprocal_metric([crystal.cell for crystal in crystals])
+        metric = torch.as_tensor(reciprocal_metric([crystal.cell for crystal in crystals]), device=device)
         # d in double precision on one route, so that a reflection at the limit falls on one side only
-        inverse_d2 = torch.as_tensor(np.einsum("ni,bij,nj->bn", box.hkl, metric, box.hkl), device=device)
+        # term by term: a matrix product may round differently for another batch
+        inverse_d2 = torch.zeros(len(crystals), len(hkl), dtype=torch.float64, device=device)
+        for i, j in np.ndindex(3, 3):
+            inverse_d2.addcmul_(metric[:, i, j, None], hkl[:, i] * hkl[:, j])
         d = inverse_d2.clamp(min=1e-12).rsqrt()
         d[inverse_d2 == 0] = torch.inf
         target, measured = (d >= d_target) & d.isfinite(), (d >= d_input) & d.isfinite()

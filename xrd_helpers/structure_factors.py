@@ -24,10 +24,10 @@ import torch
 
 from .crystals import Crystal, CrystalError, rotations_and_translations
 
-CHUNK = {"cpu": 2**21}   # numbers in the largest tensor held at a time: 8 MB in float32, so that it stays in the cache
-CHUNK_ELSEWHERE = 2**26  # on other devices, which want long work rather than a small one
-SPARSE = 20  # the block of indices may have so many more members than the list of reflections
-ENERGIES = (1, 80)       # keV, the tabulated cross-sections behind Cromer and Liberman's method
+CHUNK = {"cpu": 2**20}   # numbers in the largest tensor held at a time: 4 MB in float32, so that it stays in the cache
+CHUNK_ELSEWHERE = 2**26  # on other devices, to which long work matters more
+SPARSE = 12              # the block of indices may have so many times the members of the list of reflections
+ENERGIES = (1, 80)       # keV, the range of the cross-sections behind Cromer and Liberman's method
 
 
 class Kind(NamedTuple):
@@ -56,7 +56,8 @@ class CrystalBatch:
     occ: torch.Tensor            # (B, N) crystallographic occupancy
     rot: torch.Tensor            # (B, G, 3, 3)
     tran: torch.Tensor           # (B, G, 3)
-    form_factor: torch.Tensor    # (E, 9) a1..a4, b1..b4, c + f′
+    heights: torch.Tensor        # (E, 5) a1..a4 and c + f′ of the form factor Σ a exp(-b s²)
+    widths: torch.Tensor         # (E, 5) b1..b4 and 0, Å²
     f_double_prime: tuple        # (E,) electrons; empty without anomalous scattering
     n_atoms: np.ndarray          # (B, E)
     kinds: tuple[Kind, ...]      # (B,)
@@ -118,11 +119,13 @@ class CrystalBatch:
         if energy is not None:
             f_prime, f_double_prime = zip(*[_anomalous(symbol, energy) for symbol in symbols])
             form_factor[:, 8] += f_prime
+        heights, widths = form_factor[:, [0, 1, 2, 3, 8]], np.pad(form_factor[:, 4:8], ((0, 0), (0, 1)))
         fract = np.concatenate([crystal.fract for crystal in crystals])
         return cls(metric=tensor(metric), fract=padded(fract - np.round(fract)), u_iso=padded(u_iso),
                    u_star=None if u_star is None else padded(u_star),
                    occ=padded(np.concatenate([crystal.occ for crystal in crystals])), rot=tensor(rot), tran=tensor(tran),
-                   form_factor=tensor(form_factor), f_double_prime=f_double_prime, n_atoms=n_atoms, kinds=kinds)
+                   heights=tensor(heights), widths=tensor(widths), f_double_prime=f_double_prime, n_atoms=n_atoms,
+                   kinds=kinds)
 
     def stol2(self, hkl) -> torch.Tensor:
         """(sin θ / λ)² = 1 / 4d² in Å⁻² of reflections hkl (n, 3) -> (B, n)."""
@@ -131,27 +134,27 @@ class CrystalBatch:
     def structure_factors(self, hkl) -> torch.Tensor:
         """Complex structure factors in electrons, hkl (n, 3) int common to all crystals -> (B, n)."""
         hkl = hkl.to(self.metric.device)
-        sf = torch.zeros((len(self), len(hkl)), dtype=self.metric.dtype.to_complex(), device=hkl.device)
+        sf = torch.empty((len(self), len(hkl)), dtype=self.metric.dtype.to_complex(), device=hkl.device)
         if not len(hkl):
             return sf
-        block = _Block(hkl)
         chunk = CHUNK.get(hkl.device.type, CHUNK_ELSEWHERE)
+        dense = math.prod((hkl.amax(0) - hkl.amin(0) + 1).tolist()) <= SPARSE * len(hkl)
         rows_of_kind = defaultdict(list)
         for row, kind in enumerate(self.kinds):
             rows_of_kind[kind].append(row)
         for kind, rows in rows_of_kind.items():
-            separates = kind.axis >= 0 and block.size <= SPARSE * len(hkl)
+            block = _Block(hkl, kind.axis, self.metric.dtype) if dense and kind.axis >= 0 else None
             waves = 2 * kind.n_ops * int(self.n_atoms[rows].sum(axis=1).max())  # a cosine and a sine for each image
             n_at_a_time = max(1, chunk // waves)
-            n = block.size // block.sides[kind.axis] if separates else len(hkl)
-            allowed = _allowed(hkl, kind.centring).to(self.metric)
+            n = block.products[0].numel() if block else len(hkl)
+            allowed = _allowed(hkl, kind.centring).to(self.metric) if len(kind.centring) > 1 else None
             for some in torch.tensor(rows).split(max(1, n_at_a_time // n)):
                 atoms = self._atoms(some.numpy(), kind)
-                if separates:
+                if block:
                     sums = self._sum_block(atoms, kind, block, n_at_a_time)
                 else:
                     sums = torch.cat([self._sum_terms(atoms, kind, part) for part in hkl.split(n_at_a_time)], dim=-1)
-                sf[some.to(hkl.device)] = _complex(sums * allowed)
+                sf[some.to(hkl.device)] = _complex(sums if allowed is None else sums * allowed)
         return sf
 
     def _atoms(self, rows, kind):
@@ -162,7 +165,7 @@ class CrystalBatch:
         rows, columns = (torch.as_tensor(numbers, device=self.fract.device) for numbers in (rows, columns))
         at = rows[:, None], columns
         rot, tran = self.rot[rows, :kind.n_ops], self.tran[rows, :kind.n_ops]
-        images = torch.einsum("bgij,bnj->bngi", rot, self.fract[at]) + tran[:, None]
+        images = (self.fract[at] @ rot.flatten(1, 2).mT).unflatten(2, (-1, 3)) + tran[:, None]
         # hR U* (hR)ᵀ = h (R U* Rᵀ) hᵀ
         u_star = None if kind.isotropic else torch.einsum("bgij,bnjk,bglk->bngil", rot, self.u_star[at], rot)
         weight = self.occ[at] * (len(kind.centring) * (2 if kind.centrosymmetric else 1))
@@ -182,17 +185,16 @@ class CrystalBatch:
             wave = function(phase)
             waves.append(wave.sum(2) * damping if kind.isotropic else (wave * damping).sum(2))
         waves = torch.stack(waves, dim=2) * atoms.weight[..., None, None]              # (b, N, 1 or 2, n)
+        form_factor = (self._gaussians(stol2) * self.heights[..., None]).sum(2)        # (b, E, n)
         sums = self._empty_sums(waves[:, 0])
         for i, columns in atoms.elements:
-            form_factor = (self._heights(i) * self._gaussians(i, stol2)).sum(1)        # (b, n)
-            self._scatter(sums, i, waves[:, columns].sum(1), form_factor)
+            self._scatter(sums, i, waves[:, columns].sum(1), form_factor[:, i])
         return sums
 
     def _sum_block(self, atoms, kind, block, n_at_a_time):
         """The same by matrix products: all reflections of the block are summed, and some returned."""
-        k_axis = kind.axis
-        h_axis, l_axis = (axis for axis in range(3) if axis != k_axis)
-        h, k, l = (block.indices[axis].to(self.metric) for axis in (h_axis, k_axis, l_axis))
+        h_axis, l_axis, k_axis = block.axes
+        h, l, k = block.indices
 
         def wave(axis, index):
             phase = _phase(atoms.images[..., axis, None] * index)
@@ -201,6 +203,7 @@ class CrystalBatch:
         # cos(α + β) = cos α cos β - sin α sin β and sin(α + β) = sin α cos β + cos α sin β. With β of k and α of h and
         # l they are matrix products, over atoms, images and the two waves; α itself is made of h and l in the same way.
         k_stol2 = 0.25 * atoms.metric[:, k_axis, k_axis, None] * k**2
+        k_gaussians = self._gaussians(k_stol2) * self.heights[..., None]               # (b, E, 5, k)
         cos, sin = wave(k_axis, k)
         k_waves = [torch.stack((cos, -sin), dim=3)]
         if not kind.centrosymmetric:
@@ -209,33 +212,27 @@ class CrystalBatch:
         k_waves *= (atoms.damping(k_stol2) * atoms.weight[..., None])[:, :, None, None, None]
         l_waves = torch.stack(wave(l_axis, l), dim=3)                                  # (b, N, G, 2, l)
         parts = []
-        for some_h in h.split(max(1, n_at_a_time // len(l))):
+        step = max(1, n_at_a_time // len(l))
+        for some_h, products in zip(h.split(step), block.products.split(step, dim=1)):
             cos, sin = wave(h_axis, some_h)
             h_waves = torch.stack((torch.cat((cos, sin), dim=-1), torch.cat((-sin, cos), dim=-1)), dim=3)
             plane = (h_waves.mT @ l_waves).unflatten(3, (2, -1)).flatten(4)            # (b, N, G, 2, hl)
-            hl = torch.zeros(len(some_h), len(l), 3).to(h)
-            hl[..., h_axis], hl[..., l_axis] = some_h[:, None], l
-            stol2 = _stol2(atoms.metric, hl.flatten(0, 1))                             # (b, hl)
+            stol2 = 0.25 * (atoms.metric.flatten(1) @ products.flatten(1))             # (b, hl)
             plane *= atoms.damping(stol2)[:, :, None, None]
-            sums = None
+            gaussians = self._gaussians(stol2)                                         # (b, E, 5, hl)
+            sums = plane.new_zeros(len(plane), 2 if self.f_double_prime else 1, k_waves.shape[-2], len(k), plane.shape[-1])
             for i, columns in atoms.elements:
                 waves = k_waves[:, columns].flatten(4).flatten(1, 3).mT @ plane[:, columns].flatten(1, 3)
-                waves = waves.unflatten(1, (-1, len(k)))                               # (b, 1 or 2, k, hl)
-                form_factor = (self._heights(i) * self._gaussians(i, k_stol2)).mT @ self._gaussians(i, stol2)
-                sums = self._empty_sums(waves) if sums is None else sums
-                self._scatter(sums, i, waves, form_factor)                             # form factor (b, k, hl)
+                form_factor = k_gaussians[:, i].mT @ gaussians[:, i]                   # (b, k, hl)
+                self._scatter(sums, i, waves.unflatten(1, (-1, len(k))), form_factor)
             parts.append(sums.unflatten(-1, (len(some_h), len(l))))                    # (b, 1 or 2, 1 or 2, k, h, l)
         sums = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
-        return sums.flatten(3).index_select(3, block.position(k_axis, h_axis, l_axis))
+        # two dimensions: with more of them index_select is five times slower
+        return sums.flatten(3).flatten(0, 2).index_select(1, block.position).unflatten(0, sums.shape[:3])
 
-    def _gaussians(self, i, stol2):
-        """exp(-b s²) of the four Gaussians of element i, and of one with b = 0 for the constant: (b, 5, n)."""
-        width = torch.nn.functional.pad(self.form_factor[i, 4:8], (0, 1))
-        return torch.exp(-width[:, None] * stol2[:, None])
-
-    def _heights(self, i):
-        """What the Gaussians of element i are multiplied with: (5, 1)."""
-        return self.form_factor[i, [0, 1, 2, 3, 8], None]
+    def _gaussians(self, stol2):
+        """exp(-b s²) of all elements at (b, n) values of s² -> (b, E, 5, n)."""
+        return (-self.widths.flatten()[:, None] * stol2[:, None]).exp_().unflatten(1, self.widths.shape)
 
     def _empty_sums(self, waves):
         """Zeros for the sums of waves (b, 1 or 2, ...): with f + f′ and, of anomalous scattering, with f″."""
@@ -261,24 +258,22 @@ class _Atoms:
 
     def damping(self, stol2):
         """exp(-8π² U s²) at (b, n) values of s² -> (b, N, n)."""
-        return torch.exp(-8 * torch.pi**2 * self.u_iso[..., None] * stol2[:, None])
+        return (-8 * torch.pi**2 * self.u_iso[..., None] * stol2[:, None]).exp_()
 
 
 class _Block:
-    """The smallest block of Miller indices that holds reflections hkl (n, 3)."""
+    """The smallest block of Miller indices that holds reflections hkl (n, 3); the axis given comes last, as k."""
 
-    def __init__(self, hkl):
-        self.hkl, self.low = hkl, hkl.amin(0)
-        self.sides = (hkl.amax(0) - self.low + 1).tolist()
-        self.size = math.prod(self.sides)
-        self.indices = [torch.arange(side, device=hkl.device) + low for side, low in zip(self.sides, self.low)]
-
-    def position(self, *axes):
-        """(n,) flat numbers of the reflections in the block, its axes in this order."""
-        number = 0
-        for axis in axes:
-            number = number * self.sides[axis] + self.hkl[:, axis] - self.low[axis]
-        return number
+    def __init__(self, hkl, axis, dtype):
+        self.axes = [*(other for other in range(3) if other != axis), axis]
+        low, high = hkl.amin(0), hkl.amax(0)
+        h, l, k = ranges = [torch.arange(low[i], high[i] + 1, device=hkl.device) for i in self.axes]
+        hl = torch.zeros(len(h), len(l), 3, dtype=dtype, device=hkl.device)
+        hl[..., self.axes[0]], hl[..., self.axes[1]] = h[:, None], l
+        self.indices = [indices.to(dtype) for indices in ranges]
+        self.products = _products(hl.flatten(0, 1)).unflatten(1, (len(h), len(l)))       # (9, h, l)
+        h, l, k = (hkl - low)[:, self.axes].T
+        self.position = (k * len(ranges[0]) + h) * len(ranges[1]) + l                  # (n,) in a (k, h, l) array
 
 
 def structure_factors(crystal: Crystal, hkl, energy=None) -> np.ndarray:
