@@ -162,7 +162,8 @@ def compare():
     print(f"{len(hkl)} reflections, {N_ATOMS} atoms, P 1 21/c 1, {VOLUME} Å³, one thread; {machine()}")
     functions = {name: prepare(crystals[0], hkl) for name, prepare in PEERS.items()}
     with_building = f"{OURS}, from_crystals included"
-    milliseconds, F = median_ms({OURS: ours(crystals, hkl), with_building: lambda: ours(crystals, hkl)(), **functions}, REPEATS)
+    functions = {OURS: ours(crystals, hkl), with_building: lambda: ours(crystals, hkl)(), **functions}
+    milliseconds, F = median_ms(functions, REPEATS)
     for name in (OURS, with_building):
         milliseconds[name] /= BATCH
     reference, rows = np.abs(F["gemmi direct"]), []
@@ -205,7 +206,7 @@ def draw(points, path):
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="ms per crystal, one core", title=f"P2₁/c, {VOLUME} Å³, to {D_MIN} Å")
     axes[1].set(title=f"P2₁/c, {VOLUME} Å³, {N_ATOMS} atoms, {D_MINS[0]} to {D_MINS[-1]} Å")
-    axes[0].legend()
+    axes[1].legend(loc="upper left")
     figure.savefig(path, dpi=150)
 
 
@@ -234,9 +235,9 @@ def main():
     folder = run_folder("benchmarks")
     rows, points = compare(), curves()
     draw(points, folder / "structure_factors.png")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    write_json(folder / "structure_factors.json", {"commit": commit, "machine": machine(), "versions": versions(),
-                                                   "table": rows, "curves": points})
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    write_json(folder / "structure_factors.json",
+               {"commit": commit.stdout.strip(), "machine": machine(), "versions": versions(), "table": rows, "curves": points})
     print(f"written: {folder / 'structure_factors.json'} and .png")
 
 

@@ -125,7 +125,7 @@ def random_cell(group, rng):
 
 
 def random_crystal(name, seed, anisotropic):
-    """Six atoms, H and a heavy one among them: five in general positions, one at the origin; every other atom anisotropic."""
+    """Six atoms, H and Br among them: one at the origin, the others in general positions; every other one anisotropic."""
     rng, group = np.random.default_rng(seed), gemmi.SpaceGroup(name)
     fract, occ = rng.random((6, 3)), rng.uniform(0.3, 1, 6)
     fract[0] = 0
@@ -182,9 +182,9 @@ def test_f000_is_the_number_of_electrons():
     assert structure_factors(c, [[0, 0, 0]])[0] == pytest.approx(electrons, rel=1e-3)
 
 
-@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-5), (torch.float32, 1e-5)], ids=["double", "single"])
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-6), (torch.float32, 2e-6)], ids=["double", "single"])
 def test_100_random_crystals_agree_with_gemmi(dtype, bound):
-    """gemmi's direct summation itself has seven digits, so that both precisions have the same bound."""
+    """The bound for double precision is as narrow as the seven digits of gemmi's own form factors allow."""
     for hkl in (some_hkl(30), some_hkl(30) % 4):  # few reflections of a large block, and most of a small one
         crystals = random_100()
         sf = CrystalBatch.from_crystals(crystals, dtype=dtype).structure_factors(torch.as_tensor(hkl)).numpy()
@@ -326,7 +326,7 @@ def test_a_batch_of_centrosymmetric_crystals_takes_the_cosine_way():
 
 
 @pytest.mark.parametrize("sparse", [0, 1e9], ids=["terms", "block"])
-def test_single_precision_is_good_to_five_digits(sparse, monkeypatch):
+def test_single_precision_is_good_to_two_in_a_million(sparse, monkeypatch):
     """Indices to the ends of the largest box, where the phases are largest and float32 coarsest."""
     monkeypatch.setattr(sf_module, "SPARSE", sparse)
     hkl = some_hkl(400, reach=(16, 21, 28))
@@ -334,7 +334,7 @@ def test_single_precision_is_good_to_five_digits(sparse, monkeypatch):
     single = CrystalBatch.from_crystals(crystals, dtype=torch.float32).structure_factors(torch.as_tensor(hkl))
     assert single.dtype == torch.complex64
     for row, c in zip(single.numpy(), crystals):
-        assert relative_error(row, brute_force(c, hkl)) < 1e-5
+        assert relative_error(row, brute_force(c, hkl)) < 2e-6
 
 
 def test_a_shift_changes_the_phases_only():

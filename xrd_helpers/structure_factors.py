@@ -52,7 +52,7 @@ class CrystalBatch:
     metric: torch.Tensor         # (B, 3, 3) reciprocal metric tensor, Å⁻²
     fract: torch.Tensor          # (B, N, 3)
     u_iso: torch.Tensor          # (B, N) Å²
-    u_star: torch.Tensor | None  # (B, N, 3, 3) of crystals with an anisotropic atom, zero for others; None if all are
+    u_star: torch.Tensor | None  # (B, N, 3, 3) U* of all atoms, the isotropic ones too; None if there is no other
     occ: torch.Tensor            # (B, N) crystallographic occupancy
     rot: torch.Tensor            # (B, G, 3, 3)
     tran: torch.Tensor           # (B, G, 3)
@@ -144,17 +144,18 @@ class CrystalBatch:
             rows_of_kind[kind].append(row)
         for kind, rows in rows_of_kind.items():
             block = _Block(hkl, kind.axis, self.metric.dtype) if dense and kind.axis >= 0 else None
-            waves = 2 * kind.n_ops * int(self.n_atoms[rows].sum(axis=1).max())  # a cosine and a sine for each image
-            n_at_a_time = max(1, chunk // waves)
-            n = block.products[0].numel() if block else len(hkl)
             allowed = _allowed(hkl, kind.centring).to(self.metric) if len(kind.centring) > 1 else None
-            for some in torch.tensor(rows).split(max(1, n_at_a_time // n)):
-                atoms = self._atoms(some.numpy(), kind)
+            atoms = self._atoms(rows, kind)
+            rows = torch.tensor(rows, device=hkl.device)
+            n_at_a_time = max(1, chunk // (2 * atoms.images[0, ..., 0].numel()))  # a cosine and a sine for each image
+            step = max(1, n_at_a_time // (block.products[0].numel() if block else len(hkl)))
+            for some in (slice(first, first + step) for first in range(0, len(rows), step)):
                 if block:
-                    sums = self._sum_block(atoms, kind, block, n_at_a_time)
+                    sums = self._sum_block(atoms.part(some), kind, block, n_at_a_time)
                 else:
-                    sums = torch.cat([self._sum_terms(atoms, kind, part) for part in hkl.split(n_at_a_time)], dim=-1)
-                sf[some.to(hkl.device)] = _complex(sums if allowed is None else sums * allowed)
+                    parts = [self._sum_terms(atoms.part(some), kind, part) for part in hkl.split(n_at_a_time)]
+                    sums = torch.cat(parts, dim=-1)
+                sf[rows[some]] = _complex(sums if allowed is None else sums * allowed)
         return sf
 
     def _atoms(self, rows, kind):
@@ -210,13 +211,13 @@ class CrystalBatch:
             k_waves.append(torch.stack((sin, cos), dim=3))
         k_waves = torch.cat(k_waves, dim=-1).unflatten(-1, (-1, len(k)))               # (b, N, G, 2, 1 or 2, k)
         k_waves *= (atoms.damping(k_stol2) * atoms.weight[..., None])[:, :, None, None, None]
-        l_waves = torch.stack(wave(l_axis, l), dim=3)                                  # (b, N, G, 2, l)
+        l_cos, l_sin = (waves[:, :, :, None, None] for waves in wave(l_axis, l))       # (b, N, G, 1, 1, l)
         parts = []
         step = max(1, n_at_a_time // len(l))
         for some_h, products in zip(h.split(step), block.products.split(step, dim=1)):
             cos, sin = wave(h_axis, some_h)
-            h_waves = torch.stack((torch.cat((cos, sin), dim=-1), torch.cat((-sin, cos), dim=-1)), dim=3)
-            plane = (h_waves.mT @ l_waves).unflatten(3, (2, -1)).flatten(4)            # (b, N, G, 2, hl)
+            plane = torch.stack((cos, sin), dim=3)[..., None] * l_cos                  # (b, N, G, 2, h, l)
+            plane = plane.addcmul_(torch.stack((-sin, cos), dim=3)[..., None], l_sin).flatten(4)
             stol2 = 0.25 * (atoms.metric.flatten(1) @ products.flatten(1))             # (b, hl)
             plane *= atoms.damping(stol2)[:, :, None, None]
             gaussians = self._gaussians(stol2)                                         # (b, E, 5, hl)
@@ -247,7 +248,7 @@ class CrystalBatch:
 
 @dataclass(frozen=True)
 class _Atoms:
-    """Atoms of b crystals of one kind: the tensors of CrystalBatch, and what is derived from them."""
+    """Atoms of b crystals of one kind: what is left of the tensors of CrystalBatch, and what is derived from them."""
 
     metric: torch.Tensor
     images: torch.Tensor         # (b, N, G, 3) positions in fractions of the cell, between -1/2 and 1/2
@@ -255,6 +256,11 @@ class _Atoms:
     u_star: torch.Tensor | None  # (b, N, G, 3, 3), of the images
     weight: torch.Tensor         # (b, N) occupancy times the number of operators that are not in images
     elements: list               # (row of the form factor, slice of the columns) of each element
+
+    def part(self, rows):
+        """Some of the crystals."""
+        u_star = None if self.u_star is None else self.u_star[rows]
+        return _Atoms(self.metric[rows], self.images[rows], self.u_iso[rows], u_star, self.weight[rows], self.elements)
 
     def damping(self, stol2):
         """exp(-8π² U s²) at (b, n) values of s² -> (b, N, n)."""
