@@ -132,7 +132,7 @@ class CrystalBatch:
         return _stol2(self.metric, hkl.to(self.metric))
 
     def structure_factors(self, hkl) -> torch.Tensor:
-        """Complex structure factors in electrons, hkl (n, 3) int common to all crystals -> (B, n)."""
+        """Complex structure factors in electrons, hkl (n, 3) int common to all crystals -> (B, n), on the batch's device."""
         hkl = hkl.to(self.metric.device)
         sf = torch.empty((len(self), len(hkl)), dtype=self.metric.dtype.to_complex(), device=hkl.device)
         if not len(hkl):
@@ -173,7 +173,7 @@ class CrystalBatch:
         return _Atoms(self.metric[rows], images - images.round(), self.u_iso[at], u_star, weight, elements)
 
     def _sum_terms(self, atoms, kind, hkl):
-        """Sums for reflections hkl (n, 3), term by term: (b, 1 or 2, 1 or 2, n), see ``_scatter``."""
+        """Sums for reflections hkl (n, 3), term by term -> (b, 1 or 2, 1 or 2, n), see ``_complex``."""
         hkl = hkl.to(self.metric)
         phase = _phase(atoms.images @ hkl.T)                                           # (b, N, G, n)
         stol2 = _stol2(atoms.metric, hkl)
@@ -187,13 +187,13 @@ class CrystalBatch:
             waves.append(wave.sum(2) * damping if kind.isotropic else (wave * damping).sum(2))
         waves = torch.stack(waves, dim=2) * atoms.weight[..., None, None]              # (b, N, 1 or 2, n)
         form_factor = (self._gaussians(stol2) * self.heights[..., None]).sum(2)        # (b, E, n)
-        sums = self._empty_sums(waves[:, 0])
+        sums = self._empty_sums(len(waves), *waves.shape[2:])
         for i, columns in atoms.elements:
             self._scatter(sums, i, waves[:, columns].sum(1), form_factor[:, i])
         return sums
 
     def _sum_block(self, atoms, kind, block, n_at_a_time):
-        """The same by matrix products: all reflections of the block are summed, and some returned."""
+        """The same by matrix products: all reflections of the block are summed, and those that were asked for returned."""
         h_axis, l_axis, k_axis = block.axes
         h, l, k = block.indices
 
@@ -221,7 +221,7 @@ class CrystalBatch:
             stol2 = 0.25 * (atoms.metric.flatten(1) @ products.flatten(1))             # (b, hl)
             plane *= atoms.damping(stol2)[:, :, None, None]
             gaussians = self._gaussians(stol2)                                         # (b, E, 5, hl)
-            sums = plane.new_zeros(len(plane), 2 if self.f_double_prime else 1, k_waves.shape[-2], len(k), plane.shape[-1])
+            sums = self._empty_sums(len(plane), k_waves.shape[-2], len(k), plane.shape[-1])
             for i, columns in atoms.elements:
                 waves = k_waves[:, columns].flatten(4).flatten(1, 3).mT @ plane[:, columns].flatten(1, 3)
                 form_factor = k_gaussians[:, i].mT @ gaussians[:, i]                   # (b, k, hl)
@@ -235,12 +235,12 @@ class CrystalBatch:
         """exp(-b s²) of all elements at (b, n) values of s² -> (b, E, 5, n)."""
         return (-self.widths.flatten()[:, None] * stol2[:, None]).exp_().unflatten(1, self.widths.shape)
 
-    def _empty_sums(self, waves):
-        """Zeros for the sums of waves (b, 1 or 2, ...): with f + f′ and, of anomalous scattering, with f″."""
-        return waves.new_zeros(len(waves), 2 if self.f_double_prime else 1, *waves.shape[1:])
+    def _empty_sums(self, b, *shape):
+        """Zeros for the sums of waves (b, *shape): those with f + f′ and, of anomalous scattering, those with f″."""
+        return self.heights.new_zeros(b, 2 if self.f_double_prime else 1, *shape)
 
     def _scatter(self, sums, i, waves, form_factor):
-        """Add what element i scatters, waves (b, cosines or cosines and sines, ...) and form factors (b, ...), to sums."""
+        """Add what element i scatters to sums: waves (b, 1 or 2, ...), cosines and sines, and form factors (b, ...)."""
         sums[:, 0].addcmul_(waves, form_factor[:, None])
         if self.f_double_prime:
             sums[:, 1].add_(waves, alpha=self.f_double_prime[i])
@@ -320,7 +320,7 @@ def _allowed(hkl, centring):
 
 
 def _complex(sums):
-    """F from sums (b, 1 or 2, 1 or 2, n): with f + f′ and f″, cosines and sines."""
+    """F (b, n) from sums (b, 1 or 2, 1 or 2, n): those with f + f′ and, if any, with f″; of cosines and, if any, sines."""
     real, imag = sums[:, :, 0], (sums[:, :, 1] if sums.shape[2] == 2 else torch.zeros_like(sums[:, :, 0]))
     sf = torch.complex(real, imag)
     return sf[:, 0] + 1j * sf[:, 1] if sums.shape[1] == 2 else sf[:, 0]
