@@ -184,11 +184,11 @@ def test_generate_takes_the_scheduler_of_the_profile_unless_told_otherwise(xrd, 
                "--profile", "full") == 0
     assert capsys.readouterr().out == "c.parquet: 9 crystals, 2.5 MB\n"
     assert xrd(*short, "--workers", "0") == 0
-    assert xrd(*short, "--scheduler", "tcp://me:1") == 0
-    assert calls == [("c.parquet", 9, 0, "atoms", None, "tcp://quick:8786", None),
-                     ("c.parquet", 9, 7, "molecules", ["P -1", "P 1 c 1"], "tcp://full:8786", None),
-                     ("c.parquet", 9, 0, "atoms", None, "", 0),
-                     ("c.parquet", 9, 0, "atoms", None, "tcp://me:1", None)]
+    assert xrd(*short, "--scheduler", "tcp://me:1", "--overwrite") == 0
+    assert calls == [("c.parquet", 9, 0, "atoms", None, "tcp://quick:8786", None, False),
+                     ("c.parquet", 9, 7, "molecules", ["P -1", "P 1 c 1"], "tcp://full:8786", None, False),
+                     ("c.parquet", 9, 0, "atoms", None, "", 0, False),
+                     ("c.parquet", 9, 0, "atoms", None, "tcp://me:1", None, True)]
     assert xrd(*short, "--profile", "qick") == 2
     assert capsys.readouterr().err.endswith("has no profile 'qick'; did you mean 'quick'?\n")
     monkeypatch.setattr(generate, "generate", raising(KeyboardInterrupt()))

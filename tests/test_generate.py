@@ -210,7 +210,7 @@ def test_an_unfinished_file_of_other_crystals_is_refused(tmp_path, all_parts, ot
     folder = parts_without(all_parts, tmp_path, 0, 64)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     (key, value), = other.items()
-    with pytest.raises(UserError, match=f"c.parquet.parts was made with {key} .*, not .*: finish it with that, or remove"):
+    with pytest.raises(UserError, match=f"c.parquet.parts was made with {key} .*, not .*: finish it with that, or add"):
         generate(tmp_path / "c.parquet", workers=0, **ORDER | other)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -221,7 +221,7 @@ def test_a_finished_file_is_left_alone(tmp_path, content, made_numbers):
     parts_folder(path).mkdir()  # of a run that was killed in its last moment
     assert generate(path, workers=2, **ORDER) is False and not made_numbers and not parts_folder(path).exists()
     for other in OTHERS:
-        with pytest.raises(UserError, match="c.parquet was made with .*: name another file, or remove this one"):
+        with pytest.raises(UserError, match="c.parquet was made with .*: name another file, or add --overwrite"):
             generate(path, workers=0, **ORDER | other)
     assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
     write_crystals(path, random_crystals(3, 1))
@@ -231,6 +231,26 @@ def test_a_finished_file_is_left_alone(tmp_path, content, made_numbers):
     with pytest.raises(UserError, match="c.parquet is damaged or no crystal file"):
         generate(path, workers=0, **ORDER)
     assert path.read_text() == "my notes"
+
+
+def test_overwriting_keeps_the_old_file_until_the_new_one_is_complete(tmp_path, content, all_parts, monkeypatch):
+    path = tmp_path / "c.parquet"
+    folder = parts_without(all_parts, tmp_path, 0, 128)  # of another file that was never finished
+    path.write_bytes(content)
+    monkeypatch.setattr(module, "join_parts", None)
+    with pytest.raises(TypeError):
+        generate(path, workers=0, overwrite=True, **ORDER | {"seed": 8, "n": 65})
+    assert path.read_bytes() == content and [crystal.name for crystal in read_crystals(folder)] == names(8, 65)
+    monkeypatch.undo()
+    assert generate(path, workers=0, overwrite=True, **ORDER | {"seed": 8, "n": 65}) is True
+    assert [crystal.name for crystal in read_crystals(path)] == names(8, 65) and list(tmp_path.iterdir()) == [path]
+    (tmp_path / "notes").write_text("my notes")
+    with pytest.raises(UserError, match="notes is damaged or no crystal file"):
+        generate(tmp_path / "notes", workers=0, overwrite=True, **ORDER)
+
+
+def names(seed, n):
+    return [crystal.name for crystal in random_crystals(n, seed)]
 
 
 def test_a_second_process_is_kept_out(tmp_path, made_numbers):
@@ -261,7 +281,8 @@ def test_a_mistake_is_told_and_leaves_nothing(tmp_path, wrong, words):
 def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path):
     """The terminal sends it to every process of the command, the workers included."""
     command = [sys.executable, "-m", "xrd_helpers.cli", "generate", "--n", "50000", "--workers", "2"]
-    run = subprocess.Popen([*command, "--out", tmp_path / "c.parquet"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen([*command, "--out", tmp_path / "c.parquet"], stderr=subprocess.PIPE, text=True,
+                           start_new_session=True)
     while len(list(tmp_path.glob("*/[0-9]*.parquet"))) < 1 and run.poll() is None:
         time.sleep(0.01)
     os.killpg(run.pid, signal.SIGINT)

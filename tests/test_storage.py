@@ -112,7 +112,8 @@ def test_other_programs_read_the_columns(tmp_path):
     """pandas finds the numbers of a triclinic and a monoclinic crystal where SCHEMA says that they are."""
     u_aniso = np.array([[1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 0]]) / 64
     one = Crystal("a", gemmi.UnitCell(*TRICLINIC), gemmi.SpaceGroup("P -1"), ("D", "Cl"),
-                  np.array([[0.125, 0.25, -0.5], [1.5, 0.75, 0]]), np.array([2 / 64, 0.5]), np.array([1, 0.5]), "a.cif", u_aniso)
+                  np.array([[0.125, 0.25, -0.5], [1.5, 0.75, 0]]), np.array([2 / 64, 0.5]), np.array([1, 0.5]),
+                  source="a.cif", u_aniso=u_aniso)
     two = replace(one, name="b", cell=gemmi.UnitCell(*MONOCLINIC), spacegroup=gemmi.SpaceGroup("P 1 21/n 1"), u_aniso=None)
     write_crystals(tmp_path / "c.parquet", [one, two])
     frame = pd.read_parquet(tmp_path / "c.parquet")

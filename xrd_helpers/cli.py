@@ -104,13 +104,14 @@ def generate(
     recipe: Annotated[str, typer.Option(help="What the crystals are made of: atoms or molecules.")] = "atoms",
     seed: Annotated[int, typer.Option(help="The same seed gives the same crystals.")] = 0,
     spacegroup: Annotated[
-        list[str], typer.Option(help="As in 'P 1 21/c 1'; give it again for more, all with equal odds. Default: the recipe's own.")
+        list[str], typer.Option(help="As in 'P 1 21/c 1'; given again, for several at equal odds. Default: the recipe's.")
     ] = [],
     scheduler: Annotated[str, typer.Option(help="Address of a dask scheduler. Default: that of config.yaml.")] = "",
     workers: Annotated[
         int | None, typer.Option(help="Processes on this machine, 0 for none beside this one. Default: one a core.")
     ] = None,
     profile: Annotated[str, typer.Option(help="Profile of config.yaml that names the scheduler.")] = "quick",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of other crystals.")] = False,
 ):
     """Write random crystals to a parquet file. The same command goes on where an interrupted one stopped."""
     from xrd_helpers import config
@@ -120,7 +121,7 @@ def generate(
         blocks = config.get_profile(config.load_config(), profile)
         scheduler = blocks["01_generate_crystals"].get("scheduler", "")
     try:
-        made = generate(out, n, seed, recipe, spacegroup or None, scheduler, workers)
+        made = generate(out, n, seed, recipe, spacegroup or None, scheduler, workers, overwrite)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from there.", file=sys.stderr)
         raise typer.Exit(130) from None

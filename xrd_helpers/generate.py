@@ -28,7 +28,8 @@ from .summary import git_state
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def generate(path, n, seed, recipe="atoms", spacegroups=None, scheduler="", workers=None, rows=ROWS) -> bool:
+def generate(path, n, seed, recipe="atoms", spacegroups=None, scheduler="", workers=None, overwrite=False,
+             rows=ROWS) -> bool:
     """Write n random crystals to a parquet file; the same call again goes on where an interrupted one stopped.
 
     The file does not depend on where, and in how many runs, its crystals were made.
@@ -44,8 +45,10 @@ def generate(path, n, seed, recipe="atoms", spacegroups=None, scheduler="", work
         Without one, processes on this machine do the work.
     workers : int, optional
         Number of these processes, by default one a core; 0 makes all crystals in the calling one.
+    overwrite : bool
+        Replace a file of other crystals, once the new ones are all there.
     rows : int
-        Crystals a row group: what is lost at most, for each process, when the run is killed.
+        Crystals a row group, best a multiple of 64: what each process loses at most when the run is killed.
 
     Returns
     -------
@@ -68,18 +71,19 @@ def generate(path, n, seed, recipe="atoms", spacegroups=None, scheduler="", work
     _crystals(order, first=0, n=0)  # an unknown recipe is told before anything is started
     path = Path(path)
     folder = parts_folder(path)
-    if _is_complete(path, order):
+    if _is_complete(path, order, overwrite):
         shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed in its last moment
         return False
     with _locked(folder):
         try:
-            if _is_complete(path, order):  # by a process that has just given the lock back
+            if _is_complete(path, order, overwrite):  # by a process that has just given the lock back
                 return False
-            _make_missing_parts(folder, order, scheduler, workers, path.name)
+            finished = _finished(folder, order, overwrite)
+            _make_missing_parts(folder, order, finished, scheduler, workers, path.name)
             _join(folder, order, path)
             return True
         finally:
-            if path.exists() or not any(_parts(folder)):
+            if not _parts(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -94,9 +98,9 @@ def _crystals(order, first, n):
     return random_crystals(n, order["seed"], spacegroups=order["spacegroups"], first=first, recipe=order["recipe"])
 
 
-def _make_missing_parts(folder, order, scheduler, workers, title):
+def _make_missing_parts(folder, order, finished, scheduler, workers, title):
     n, rows = order["n"], order["rows"]
-    missing = sorted(set(range(0, n, rows)) - _finished(folder, order))
+    missing = sorted(set(range(0, n, rows)) - finished)
     n_missing = sum(min(rows, n - first) for first in missing)
     with _cluster(scheduler, workers if missing else 0) as results, \
             tqdm(total=n, initial=n - n_missing, desc=title, unit=" crystals", smoothing=0.1) as bar:
@@ -109,49 +113,59 @@ def _make_missing_parts(folder, order, scheduler, workers, title):
 
 
 def _join(folder, order, path):
-    parts = sorted(_parts(folder))
+    parts = _parts(folder)
     commits = sorted({read_metadata(part)["commit"] for part in parts})
     joined = folder / ".joined.parquet"  # in here, so that an interrupted one is removed with the folder
     join_parts(parts, joined, order | {"commit": ", ".join(commits)})
     os.replace(joined, path)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- what is there already ---
 
 
 def _parts(folder):
-    return folder.glob("[0-9]*.parquet")  # one being written begins with a dot
+    return sorted(folder.glob("[0-9]*.parquet"))  # one being written begins with a dot
 
 
-def _is_complete(path, order):
+def _is_complete(path, order, overwrite):
     if not path.exists():
         return False
     if path.is_dir():
         raise UserError(f"{shown(path)} is a folder: name a file, such as crystals.parquet")
-    _refuse_other(path, read_metadata(path), order, "name another file, or remove this one")
-    return True
+    difference = _difference(read_metadata(path), order)
+    if difference and not overwrite:
+        raise UserError(f"{shown(path)} was {difference}: name another file, or add --overwrite")
+    return not difference
 
 
-def _finished(folder, order):
-    """The first numbers of the parts that are there and whole: one that a power cut has damaged is made again."""
+def _finished(folder, order, overwrite):
+    """The first numbers of the parts that are there and whole. One that a power cut has damaged is made again."""
     finished = set()
     for part in _parts(folder):
         try:
-            found = read_metadata(part)
+            difference = _difference(read_metadata(part), order)
             read_crystals(part)
         except CrystalError:
+            part.unlink()
             continue
-        _refuse_other(folder, found, order, "finish it with that, or remove the folder")
-        finished.add(int(part.stem))
+        if not difference:
+            finished.add(int(part.stem))
+        elif overwrite:
+            part.unlink()
+        else:
+            raise UserError(f"{shown(folder)} was {difference}: finish it with that, or add --overwrite")
     return finished
 
 
-def _refuse_other(path, found, order, advice):
+def _difference(found, order):
+    """What tells a file with the metadata `found` from the one that is asked for; "" if nothing."""
     if "recipe" not in found:
-        raise UserError(f"{shown(path)} was not made by xrd generate: {advice}")
+        return "not made by xrd generate"
     for key, value in order.items():
         if found.get(key) != value:
-            raise UserError(f"{shown(path)} was made with {key} {found.get(key)}, not {value}: {advice}")
+            return f"made with {key} {found.get(key)}, not {value}"
+    return ""
 
 
 # --- who makes the crystals ---
@@ -164,7 +178,9 @@ def _cluster(scheduler, workers):
         yield lambda order, firsts: (make_part(order, first) for first in firsts)
         return
     if scheduler:
-        with _connect(scheduler) as client:
+        from distributed.utils import silence_logging_cmgr
+
+        with silence_logging_cmgr(logging.CRITICAL), _connect(scheduler) as client:
             yield lambda order, firsts: _results(client, order, firsts)
         return
     import dask
