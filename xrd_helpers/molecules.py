@@ -71,12 +71,12 @@ def _centre(element, geometry, slots, donor=-1, double=True) -> Hydride:
 
 
 def _ring(atoms, flat=True, donor=-1) -> Hydride:
-    """A ring: planar with the corners on a circle, or a chair; an atom is "C", or "CH" where it has an H (chair: all)."""
-    symbols = [atom.rstrip("H") for atom in atoms]
+    """A ring: planar with the corners on a circle, or a chair; an atom is "C", "CH", "CHH" or "C=O"."""
+    symbols = _symbols(atoms)
     kind = "trigonal" if flat else "tetrahedral"
     sides = np.array([_radius(a, kind) + _radius(b, kind) for a, b in zip(symbols, symbols[1:] + symbols[:1])])
     if flat:  # aromatic bonds are shorter than single ones between the same atoms
-        sides = sides - [0 if "O" in pair else 0.06 for pair in zip(symbols, symbols[1:] + symbols[:1])]
+        sides = sides - [0 if "O" in pair else 0.07 for pair in zip(symbols, symbols[1:] + symbols[:1])]
     rise = 0.0 if flat or len(atoms) % 2 else 0.25
     chords = np.sqrt(sides**2 - (2 * rise) ** 2)
     low, high = chords.max() / 2, chords.sum()
@@ -91,19 +91,30 @@ def _ring(atoms, flat=True, donor=-1) -> Hydride:
     return _with_hydrogens(atoms, xyz, bonds, kind, donor)
 
 
+def _symbols(atoms):
+    return [atom.split("=")[0].rstrip("H") for atom in atoms]
+
+
 def _with_hydrogens(atoms, xyz, bonds, kind, donor=-1) -> Hydride:
-    """A skeleton with H on the atoms that end in "H" ("HH": two), placed opposite to their bonds."""
-    symbols = [atom.rstrip("H") for atom in atoms]
+    """A skeleton with H on the atoms that end in "H" ("HH": two), O on those in "=O", placed opposite to their bonds."""
+    symbols = _symbols(atoms)
     elements, places, parent = list(symbols), list(xyz), [-1] * len(atoms)
     for i, (atom, symbol) in enumerate(zip(atoms, symbols)):
-        n_h = len(atom) - len(symbol)
+        n_h = len(atom) - len(atom.rstrip("H"))
+        if not n_h and "=" not in atom:
+            continue
         to = np.array([xyz[b if a == i else a] - xyz[i] for a, b in bonds if i in (a, b)])
         to /= np.linalg.norm(to, axis=1, keepdims=True)
         away = -to.sum(axis=0)
         away /= np.linalg.norm(away)
         across = np.cross(to[0], to[1])
         across /= np.linalg.norm(across)
-        sides = [away] if n_h == 1 and kind == "trigonal" else [_T * away + s * np.sqrt(1 - _T**2) * across for s in (1, -1)]
+        if "=" in atom:
+            elements.append("O")
+            places.append(xyz[i] + DOUBLE[symbol, "O"] * away)
+            parent.append(-1)
+            continue
+        sides = [away] if n_h == 1 and (kind == "trigonal" or len(to) == 3) else [_T * away + s * np.sqrt(1 - _T**2) * across for s in (1, -1)]
         for side in sides[:n_h]:
             elements.append("H")
             places.append(xyz[i] + (X_H[symbol] - (0.02 if kind == "trigonal" and symbol == "C" else 0)) * side)
@@ -127,6 +138,22 @@ def _fused(first, second, donor=-1) -> Hydride:
     bonds = [(i, (i + 1) % n) for i in range(n)] + [(where[i], where[(i + 1) % m]) for i in range(1, m)]
     # the atoms of the shared side have three bonds and no H
     return _with_hydrogens([*first, *second], xyz, bonds, "trigonal", donor)
+
+
+def _honeycomb(centres, flat=True) -> Hydride:
+    """Six-rings of carbon fused as in graphite, or as puckered chairs; centres of the rings in steps of the lattice."""
+    edge, rise = (1.39, 0.0) if flat else (np.sqrt(1.53**2 - 0.5**2), 0.25)
+    middles = np.array(centres) @ np.array([[np.sqrt(3), 0], [np.sqrt(0.75), 1.5]]) * edge
+    angles = np.radians(np.arange(30, 390, 60))
+    corners = (middles[:, None] + edge * np.stack([np.cos(angles), np.sin(angles)], axis=1)).reshape(-1, 2)
+    up = np.tile([1, -1], len(corners) // 2)
+    _, first = np.unique(np.round(corners, 2) + 0.0, axis=0, return_index=True)
+    xyz = np.column_stack([corners[first], rise * up[first]])
+    apart = np.linalg.norm(xyz[:, None] - xyz[None], axis=2)
+    bonds = [(i, j) for i, j in zip(*np.nonzero(apart < 1.7)) if i < j]
+    n_bonds = (apart < 1.7).sum(axis=1) - 1
+    atoms = ["C" + "H" * int((3 if flat else 4) - n) for n in n_bonds]
+    return _with_hydrogens(atoms, xyz, bonds, "trigonal" if flat else "tetrahedral")
 
 
 def _linked(one: Hydride, i: int, other: Hydride, j: int, bond: float) -> Hydride:
@@ -160,25 +187,42 @@ def groups() -> dict[str, tuple[Hydride, float]]:
     vinyl, imine = _centre("C", "trigonal", "HHH"), _centre("N", "trigonal", "HH")
     ring = _ring
     return {
-        "benzene": (ring(["CH"] * 6), 13), "pyridine": (ring(["N"] + ["CH"] * 5), 2.0),
-        "pyrimidine": (ring(["N", "CH", "N", "CH", "CH", "CH"]), 0.6), "pyrazole": (ring(["NH", "N", "CH", "CH", "CH"]), 0.8),
-        "imidazole": (ring(["NH", "CH", "N", "CH", "CH"]), 0.8), "triazole": (ring(["NH", "N", "N", "CH", "CH"]), 0.5),
-        "oxadiazole": (ring(["O", "CH", "N", "N", "CH"]), 0.3), "thiophene": (ring(["S", "CH", "CH", "CH", "CH"]), 0.7),
-        "thiazole": (ring(["S", "CH", "N", "CH", "CH"]), 0.5), "furan": (ring(["O", "CH", "CH", "CH", "CH"]), 0.6),
-        "pyrrole": (ring(["NH", "CH", "CH", "CH", "CH"]), 0.4),
-        "naphthalene": (_fused(["C", "C"] + ["CH"] * 4, ["CH"] * 4), 0.8),
-        "quinoline": (_fused(["C", "C", "N", "CH", "CH", "CH"], ["CH"] * 4), 0.5),
-        "indole": (_fused(["C", "C"] + ["CH"] * 4, ["NH", "CH", "CH"]), 0.7),
+        "benzene": (ring(["CH"] * 6), 17), "pyridine": (ring(["N"] + ["CH"] * 5), 2.0),
+        "pyrimidine": (ring(["N", "CH", "N", "CH", "CH", "CH"]), 0.5), "pyrazole": (ring(["NH", "N", "CH", "CH", "CH"]), 0.7),
+        "imidazole": (ring(["NH", "CH", "N", "CH", "CH"]), 0.7), "triazole": (ring(["NH", "N", "N", "CH", "CH"]), 0.3),
+        "oxadiazole": (ring(["O", "CH", "N", "N", "CH"]), 0.2), "thiophene": (ring(["S", "CH", "CH", "CH", "CH"]), 0.9),
+        "thiazole": (ring(["S", "CH", "N", "CH", "CH"]), 0.4), "furan": (ring(["O", "CH", "CH", "CH", "CH"]), 0.8),
+        "pyrrole": (ring(["NH", "CH", "CH", "CH", "CH"]), 0.5), "naphthalene": (_honeycomb([(0, 0), (1, 0)]), 1.2),
+        "anthracene": (_honeycomb([(0, 0), (1, 0), (2, 0)]), 0.3), "phenanthrene": (_honeycomb([(0, 0), (1, 0), (1, 1)]), 0.25),
+        "pyrene": (_honeycomb([(0, 0), (1, 0), (0, 1), (1, -1)]), 0.15),
+        "quinoline": (_fused(["C", "C", "N", "CH", "CH", "CH"], ["CH"] * 4), 0.8),
+        "indole": (_fused(["C", "C"] + ["CH"] * 4, ["NH", "CH", "CH"]), 1.0),
+        "benzofuran": (_fused(["C", "C"] + ["CH"] * 4, ["O", "CH", "CH"]), 0.5),
         "benzimidazole": (_fused(["C", "C"] + ["CH"] * 4, ["NH", "CH", "N"]), 0.5),
-        "benzothiazole": (_fused(["C", "C"] + ["CH"] * 4, ["S", "CH", "N"]), 0.2),
-        "cyclohexane": (ring(["CHH"] * 6, flat=False), 1.2), "piperidine": (ring(["NH"] + ["CHH"] * 5, flat=False), 0.7),
-        "morpholine": (ring(["NH", "CHH", "CHH", "O", "CHH", "CHH"], flat=False), 0.5),
-        "piperazine": (ring(["NH", "CHH", "CHH"] * 2, flat=False), 0.4), "cyclopentane": (ring(["CHH"] * 5, flat=False), 0.6),
-        "oxolane": (ring(["O"] + ["CHH"] * 4, flat=False), 0.8), "pyrrolidine": (ring(["NH"] + ["CHH"] * 4, flat=False), 0.5),
-        "methane": (methane, 9), "water": (water, 5), "amine": (amine, 1.5), "flat amine": (flat_amine, 1.5),
-        "carbonyl": (carbonyl, 3), "carboxylic acid": (_linked(carbonyl, 2, flat_water, 1, 1.32), 3),
-        "amide": (_linked(carbonyl, 2, flat_amine, 1, 1.33), 3), "ethene": (_linked(vinyl, 1, vinyl, 1, 1.34), 0.8),
-        "imine": (_linked(vinyl, 1, imine, 1, 1.28), 1.2), "azo": (_linked(imine, 1, imine, 1, 1.25), 0.3),
+        "benzothiazole": (_fused(["C", "C"] + ["CH"] * 4, ["S", "CH", "N"]), 0.3),
+        "indene": (_fused(["C", "C"] + ["CH"] * 4, ["CH"] * 3), 1.0),
+        "purine": (_fused(["C", "C", "N", "CH", "N", "CH"], ["NH", "CH", "N"]), 0.3),
+        "coumarin": (_fused(["C", "C"] + ["CH"] * 4, ["CH", "CH", "C=O", "O"]), 0.8),
+        "chromone": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "CH", "CH", "O"]), 0.6),
+        "quinolone": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "CH", "CH", "NH"]), 0.6),
+        "phthalimide": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "NH", "C=O"]), 0.8),
+        "isatin": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "C=O", "NH"]), 0.5),
+        "naphthoquinone": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "CH", "CH", "C=O"]), 0.6),
+        "quinone": (ring(["C=O", "CH", "CH"] * 2), 0.5), "uracil": (ring(["NH", "C=O", "NH", "C=O", "CH", "CH"]), 0.8),
+        "pyridone": (ring(["NH", "C=O"] + ["CH"] * 4), 0.7), "maleimide": (ring(["NH", "C=O", "CH", "CH", "C=O"]), 0.6),
+        "pyrazolone": (ring(["NH", "NH", "C=O", "CH", "CH"]), 0.5), "butenolide": (ring(["O", "C=O", "CH", "CH", "CH"]), 0.5),
+        "thiazolone": (ring(["S", "C=O", "NH", "CH", "CH"]), 0.3), "pyranone": (ring(["O", "C=O"] + ["CH"] * 4), 0.5),
+        "cyclohexane": (_honeycomb([(0, 0)], flat=False), 1.5), "decalin": (_honeycomb([(0, 0), (1, 0)], flat=False), 0.8),
+        "perhydrophenanthrene": (_honeycomb([(0, 0), (1, 0), (1, 1)], flat=False), 0.4),
+        "piperidine": (ring(["NH"] + ["CHH"] * 5, flat=False), 0.8),
+        "morpholine": (ring(["NH", "CHH", "CHH", "O", "CHH", "CHH"], flat=False), 0.6),
+        "oxane": (ring(["O"] + ["CHH"] * 5, flat=False), 0.8),
+        "piperazine": (ring(["NH", "CHH", "CHH"] * 2, flat=False), 0.4), "cyclopentane": (ring(["CHH"] * 5, flat=False), 1.0),
+        "oxolane": (ring(["O"] + ["CHH"] * 4, flat=False), 1.0), "pyrrolidine": (ring(["NH"] + ["CHH"] * 4, flat=False), 0.5),
+        "methane": (methane, 9), "water": (water, 4), "amine": (amine, 0.8), "flat amine": (flat_amine, 0.8),
+        "carbonyl": (carbonyl, 3), "carboxylic acid": (_linked(carbonyl, 2, flat_water, 1, 1.32), 2.2),
+        "amide": (_linked(carbonyl, 2, flat_amine, 1, 1.33), 2), "ethene": (_linked(vinyl, 1, vinyl, 1, 1.34), 0.8),
+        "imine": (_linked(vinyl, 1, imine, 1, 1.28), 0.8), "azo": (_linked(imine, 1, imine, 1, 1.25), 0.15),
         "ethyne": (_linked(_centre("C", "linear", "HH"), 1, _centre("C", "linear", "HH"), 1, 1.19), 0.3),
         "nitrile": (_linked(_centre("C", "linear", "HH"), 1, _centre("N", "linear", "H"), 1, 1.145), 0.8),
         "nitro": (_centre("N", "trigonal", "OOH"), 1.0), "sulfonyl": (_centre("S", "tetrahedral", "OOHH"), 0.8),
@@ -236,8 +280,13 @@ METALS = {"Cu": 11, "Ni": 9, "Co": 8, "Zn": 5, "Fe": 5, "Pd": 4, "Pt": 3, "Cd": 
           "Sn": 2, "Ag": 2, "Hg": 1, "Cr": 1, "Ge": 2, "Rh": 1, "V": 1, "Al": 1}
 FOURFOLD = {"Pd": "square", "Pt": "square", "Zn": "tetrahedral", "Hg": "tetrahedral", "Ge": "tetrahedral", "Sn": "tetrahedral",
             "Ag": "tetrahedral", "Al": "tetrahedral"}
+SANDWICHES = {"Fe", "Co", "Ni", "Mo", "W", "Mn", "Ru", "Zr", "Cr", "Rh", "V"}
+CHELATES = (["N", "CH", "CH", "N"], ["O", "CH", "CH", "CH", "O"], ["O", "CH", "CH", "CH", "N"], ["N", "CH", "CH", "O"],
+            ["NHH", "CHH", "CHH", "NHH"], ["S", "CH", "CH", "S"], ["O", "C=O", "C=O", "O"], ["NH", "CH", "CH", "CH", "O"])
 # how gladly the H of an atom is replaced: Si-H, P-H, S-H and aldehydes are rare in real crystals
 EAGER = {"Si": 30.0, "P": 30.0, "S": 15.0, "B": 15.0, "N": 1.3}
+TASTE = np.array([0.6, 0.6, 0.8, 0.8, 0.5])  # spread of the logarithm of the weight of a trait from molecule to molecule
+NONE_OF = np.array([0.28, 0.15, 0.25])       # share of molecules without N, without O, without F and heavier elements
 CENTRIC = ("benzene", "naphthalene", "piperazine", "cyclohexane", "ethyne", "azo", "ethene")  # groups with an inversion centre
 NOT_BONDED = {"N", "O", "F", "Cl", "Br", "I"}  # no bond between any two of these is made by joining
 
@@ -256,11 +305,39 @@ class _Part:
 
 @cache
 def _parts(palette):
-    """[[_Part for each H at which it may join] for each hydride of the palette], by size, and (sizes, cumulative weights)."""
-    rows = sorted(palette().values(), key=lambda row: row[0].n_heavy)
+    """[[_Part for each H at which it may join] for each hydride of the palette], by size, and their (sizes, weights)."""
+    rows = _by_size(palette)
     parts = [[_part(hydride, j) for j in ([hydride.donor] if hydride.donor >= 0 else np.flatnonzero(hydride.parent >= 0))]
-             for hydride, _ in rows]
-    return parts, [hydride.n_heavy for hydride, _ in rows], np.cumsum([weight for _, weight in rows]).tolist()
+             for _, hydride, _ in rows]
+    return parts, [hydride.n_heavy for _, hydride, _ in rows], np.array([weight for _, _, weight in rows])
+
+
+@cache
+def _by_size(palette):
+    """[(name, hydride, weight)] of a palette, the smallest first."""
+    return sorted(((name, *row) for name, row in palette().items()), key=lambda row: row[1].n_heavy)
+
+
+@cache
+def _traits():
+    """(groups, 5) 0 or 1: has N, has O, has an element beyond F or F itself, is saturated, is a ring; in order of size."""
+    rows = []
+    for name, hydride, _ in _by_size(groups):
+        elements = set(hydride.elements)
+        saturated = hydride.elements.count("H") > 1.5 * hydride.n_heavy
+        rows.append(["N" in elements, "O" in elements, bool(elements - {"C", "H", "N", "O"}), saturated, hydride.n_heavy >= 5])
+    return np.array(rows, float)
+
+
+def draw_taste(rng, n_heavy) -> np.ndarray:
+    """Weights of the groups for one molecule: one is full of N and the next has none, and the large ones are less flat."""
+    taste = rng.normal(0, TASTE)
+    none_of = rng.random(3) < NONE_OF
+    none_of[1] &= not none_of[0]  # hydrocarbons are rare
+    taste[3] += 0.6 * np.log(n_heavy / 15)
+    taste[:3] -= 8 * none_of
+    taste[3] += 1.2 * none_of[0]  # natural products: no N, many rings and chains that are saturated
+    return _parts(groups)[2] * np.exp(_traits() @ taste)
 
 
 def _part(hydride, j):
@@ -279,7 +356,8 @@ class Molecule:
     origin belongs to both halves.
     """
 
-    def __init__(self, core: Hydride, inversion=False):
+    def __init__(self, core: Hydride, taste=None, inversion=False):
+        self.weights = (_parts(groups)[2] if taste is None else taste).cumsum().tolist()
         xyz, keep = core.xyz, np.arange(len(core.parent))
         if inversion:
             xyz = xyz - xyz[core.parent < 0].mean(axis=0)
@@ -311,9 +389,11 @@ class Molecule:
             draws = rng.random(3 + TORSIONS).tolist()
             if bare:  # a metal first, and a place is left for each of its other ligands
                 i, (parts, sizes, weights) = bare[int(draws[0] * len(bare))], _parts(ligands)
+                weights = weights.cumsum()
                 room -= len(bare) - 1
             else:
-                (parts, sizes, weights), cumulative = _parts(groups), []
+                parts, sizes, _ = _parts(groups)
+                weights, cumulative = self.weights, []
                 for k in sites:
                     cumulative.append(EAGER.get(self.elements[self.parent[k]], 1.0) + (cumulative[-1] if cumulative else 0))
                 if not sites:
@@ -373,18 +453,57 @@ def _room(new, old, new_is_h, old_is_h):
     return (squared / limit2).min(axis=(1, 2))
 
 
-def organic_core(rng, n_heavy, inversion=False) -> Hydride:
+def organic_core(rng, n_heavy, taste, inversion=False) -> Hydride:
     """A group of at most n_heavy atoms besides H to begin a molecule with; one with an inversion centre, if wanted."""
-    table = groups()
-    names = [name for name in (CENTRIC if inversion else table) if table[name][0].n_heavy <= (2 if inversion else 1) * n_heavy]
-    weights = np.cumsum([table[name][1] for name in names])
-    return table[names[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]][0]
+    rows = _by_size(groups)
+    fits = [row[1].n_heavy <= (2 if inversion else 1) * n_heavy and (row[0] in CENTRIC or not inversion) for row in rows]
+    weights = np.cumsum(taste * fits * [row[1].n_heavy for row in rows])  # most molecules are built about a ring
+    return rows[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))][1]
 
 
-def metal_core(rng, inversion=False):
-    """(hydride, whether it is kept centric): a metal with four or six free sites."""
+def metal_core(rng, n_heavy, inversion=False):
+    """A metal with free sites, chelate rings or cyclopentadienyl, of at most n_heavy atoms; and whether it is kept centric."""
     metals = list(METALS)
     weights = np.cumsum(list(METALS.values()))
     metal = metals[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
+    kind, half = rng.random(), 2 if inversion else 1
+    if kind < 0.35 and n_heavy * half >= 11:
+        ring = CHELATES[rng.integers(len(CHELATES))]
+        core = _chelate(metal, ring, rng.random() < 0.6, inversion or rng.random() < 0.6)
+        if core.n_heavy <= n_heavy * half:
+            return core, inversion
+    elif kind < 0.55 and metal in SANDWICHES and n_heavy >= 10 and not inversion:
+        return _sandwich(metal, rng.random() < 0.35), False
     geometry = FOURFOLD.get(metal, "octahedral" if rng.random() < 0.5 else "square" if metal in ("Cu", "Ni") else "tetrahedral")
     return _centre(metal, geometry, "H" * len(DIRECTIONS[geometry])), inversion and geometry != "tetrahedral"
+
+
+def _chelate(metal, ring, axial, planar) -> Hydride:
+    """A metal in two rings, in one plane (and then perhaps with two more sites) or across each other."""
+    one = _ring([metal, *ring])
+    n = len(ring) + 1
+    xyz = one.xyz - one.xyz[0]
+    middle = xyz[1:n].mean(axis=0)
+    angle = np.arctan2(middle[1], middle[0])
+    cos, sin = np.cos(angle), np.sin(angle)
+    xyz = xyz @ np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])  # the ring now lies along +x
+    other = -xyz if planar else np.column_stack([-xyz[:, 0], xyz[:, 2], xyz[:, 1]])
+    m = len(xyz) - 1
+    sites = np.array([[0, 0, 1.0], [0, 0, -1]]) if planar and axial else np.empty((0, 3))
+    parent = np.concatenate([one.parent, np.where(one.parent[1:] < 0, -1, one.parent[1:] + m), [0] * len(sites)])
+    return Hydride((*one.elements, *one.elements[1:], *"HH"[:len(sites)]), np.vstack([xyz, other[1:], sites]), parent,
+                   np.concatenate([one.radius, one.radius[1:], [0.3] * len(sites)]))
+
+
+def _sandwich(metal, two) -> Hydride:
+    """A metal below cyclopentadienyl, with a second one or with three free sites on its other side."""
+    ring = _ring(["CH"] * 5)
+    height = np.sqrt((_radius(metal, "") + 0.73) ** 2 - (ring.xyz[0] ** 2).sum())
+    up = ring.xyz + [0, 0, height]
+    angles = np.radians([0, 120, 240])
+    low = -up if two else np.column_stack([0.82 * np.cos(angles), 0.82 * np.sin(angles), np.full(3, -0.57)])
+    parent = np.concatenate([[-1], np.where(ring.parent < 0, -1, ring.parent + 1)])
+    low_parent = np.where(ring.parent < 0, -1, ring.parent + 1 + len(up)) if two else [0, 0, 0]
+    return Hydride((metal, *ring.elements, *(ring.elements if two else "HHH")), np.vstack([np.zeros(3), up, low]),
+                   np.concatenate([parent, low_parent]),
+                   np.concatenate([[_radius(metal, "")], ring.radius, ring.radius if two else [0.3] * 3]))

@@ -1,16 +1,19 @@
-"""Rigid molecules packed without clashes under the full symmetry of a space group, many crystals at once.
+"""Rigid molecules packed without clashes under the full symmetry of a space group.
 
 Molecules start at random places in a cell of the right volume and push each other apart until no two atoms are nearer
 than their contact distance; the cell changes its shape, not its volume, as it is pushed. Space groups are those whose
 rotations are diagonal on the axes (triclinic, monoclinic with unique axis b, orthorhombic): then a rotation acts on
-Cartesian coordinates as it does on fractional ones, as three signs.
+Cartesian coordinates as it does on fractional ones, as three signs. The loops over pairs of atoms are compiled by numba:
+as array operations over many crystals at once they took ten times as long, since each crystal has other neighbours.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import gemmi
+import numba
 import numpy as np
 
 from .crystals import all_operators
@@ -23,10 +26,10 @@ CLOSEST = 0.42       # Å below the sum of the radii: no two atoms of different 
 AIM = 0.22           # Å below it: from where they push
 BOND = 1.70          # Å, H of an N-H or O-H to an acceptor, the nearest
 BOND_HEAVY = 2.60    # Å, donor to acceptor, the nearest
-SKIN = 0.6           # Å, how much farther the list of pairs reaches
-LIST_STEPS = (0, 3, 7, 12, 18, 25, 33, 42, 52, 63, 75, 88)  # when the list is made anew; atoms move less and less
-N_STEPS = 60
-CHECK = LIST_STEPS[6:]
+SKIN = 0.9           # Å, how much farther the list of pairs reaches
+FARTHEST = 2 * 1.98 - AIM + SKIN  # Å, the longest distance of a listed pair
+LIST_STEPS = (0, 5, 12, 20, 30, 42, 55, 70, 90)  # when the list is made anew: atoms move less and less
+HOPELESS = 0.7, 30   # Å and step: a crystal with a worse clash then is given up
 
 
 @dataclass
@@ -37,209 +40,236 @@ class Contents:
     """
 
     spacegroup: gemmi.SpaceGroup
-    volume: float               # Å³, of the cell
-    elements: list              # of each molecule, a list of symbols
-    xyz: list                   # of each molecule, (n, 3) Å
-    parents: list               # of each molecule, (n,) the atom that an H sits on, -1 for other atoms
+    volume: float     # Å³, of the cell
+    elements: list    # of each molecule, a list of symbols
+    xyz: list         # of each molecule, (n, 3) Å
+    parents: list     # of each molecule, (n,) the atom that an H sits on, -1 for other atoms
     fixed: list
-    rng: np.random.Generator    # of this crystal alone: its packing depends on no other crystal
-    occ: np.ndarray             # of all atoms, crystallographic occupancy
+    occ: np.ndarray   # (n,) of all atoms, crystallographic occupancy
+
+    def __post_init__(self):
+        """The same as flat arrays, atom after atom: what the compiled part reads."""
+        self.body = np.vstack([_on_own_axes(xyz, place is not None) for xyz, place in zip(self.xyz, self.fixed)])
+        self.start = np.cumsum([0, *(len(elements) for elements in self.elements)])
+        self.radius = np.array([RADII.get(e, 1.9) for elements in self.elements for e in elements])
+        self.kind = np.array([_kind(elements, parents, i) for elements, parents in zip(self.elements, self.parents)
+                              for i in range(len(elements))])
+        self.rotation, self.translation = _signs(self.spacegroup.xhm())
+        # which off-diagonal strains (xy, xz, yz) leave the cell one of its system
+        system = self.spacegroup.crystal_system_str()
+        self.shear = np.array({"triclinic": (1, 1, 1), "monoclinic": (0, 1, 0)}.get(system, (0, 0, 0)), float)
 
 
-@dataclass
-class Packing:
-    """Where the molecules came to lie: cell, and fractional coordinates (n, 3) of each molecule's atoms."""
+def pack(contents: Contents, rng):
+    """One attempt from a random start.
 
-    cell: gemmi.UnitCell
-    fract: list
+    Returns
+    -------
+    cell : gemmi.UnitCell and fract (n, 3), of all atoms; or (None, None) if clashes remain
+    """
+    n = len(contents.fixed)
+    orth = _start_cell(rng, contents.shear)
+    turn = np.array([_random_rotation(rng) for _ in range(n)])
+    centre = rng.random((n, 3))
+    for m, place in enumerate(contents.fixed):
+        if place is not None:
+            centre[m] = place
+    fixed = np.array([place is not None for place in contents.fixed])
+    if not _relax(contents.body, contents.start, contents.radius, contents.kind, contents.rotation, contents.translation,
+                  contents.shear, contents.volume, fixed, orth, turn, centre):
+        return None, None
+    a, b, c = orth.T
+    cell = gemmi.UnitCell(*(np.linalg.norm(v) for v in (a, b, c)), *(_angle(*pair) for pair in ((b, c), (a, c), (a, b))))
+    mol = np.repeat(np.arange(n), np.diff(contents.start))
+    x = np.einsum("nij,nj->ni", turn[mol], contents.body)
+    return cell, x @ np.linalg.inv(orth).T + centre[mol]
 
 
-def pack(contents) -> list[Packing | None]:
-    """One attempt from a random start for each; None where clashes remain."""
-    state = _State(contents)
-    for step in range(N_STEPS):
+@numba.njit(cache=True)
+def _relax(body, start, radius, kind, rotation, translation, shear, volume, fixed, orth, turn, centre):
+    """Push molecules apart until no clash is left (True), in place in orth, turn and centre; False if some remain.
+
+    Each molecule moves and turns by the mean of what its contacts ask for, and the cell strains likewise.
+    """
+    n_mol = len(centre)
+    _set_volume(orth, volume)
+    low, high, reach = np.empty((n_mol, 3)), np.empty((n_mol, 3)), np.empty(n_mol)
+    for m in range(n_mol):
+        atoms = body[start[m]:start[m + 1]]
+        reach[m] = np.sqrt((atoms * atoms).sum(axis=1).max())
+        for k in range(3):
+            low[m, k], high[m, k] = atoms[:, k].min(), atoms[:, k].max()
+    X, x = np.empty((n_mol, 3)), np.empty((len(body), 3))
+    velocity, strain = np.zeros((n_mol, 6)), np.zeros((3, 3))
+    for step in range(LIST_STEPS[-1] + 1):
+        _place(body, start, orth, turn, centre, X, x)
         if step in LIST_STEPS:
-            state.list_pairs()
-            if step in CHECK and state.n_clashing == 0:
-                break
-        state.step(step)
-    else:
-        state.list_pairs()
-    return [None if state.clashing[b] else state.packing(b) for b in range(len(contents))]
+            pair, image_mol, image_op, image_shift, aim = _list_pairs(
+                body, start, radius, kind, rotation, translation, orth, turn, centre, X, x, low, high, reach)
+        worst = 0.0
+        total, weight = np.zeros((n_mol, 6)), np.zeros((n_mol, 2))
+        stress, stress_weight = np.zeros((3, 3)), 30.0
+        T = image_shift @ orth.T
+        v, apart = np.empty(3), np.empty(3)
+        for p in range(len(pair)):
+            i, j, k = pair[p]
+            a, c, op = image_mol[k, 0], image_mol[k, 1], image_op[k]
+            squared = 0.0
+            for q in range(3):
+                v[q] = X[a, q] + x[i, q] - rotation[op, q] * (X[c, q] + x[j, q]) - T[k, q]
+                squared += v[q] * v[q]
+            if squared >= aim[p] * aim[p]:
+                continue
+            distance = np.sqrt(squared)
+            worst = max(worst, aim[p] - distance)
+            lever = 0.0
+            for q in range(3):
+                v[q] *= (aim[p] - distance) / max(distance, 1e-6)
+                total[a, q] += v[q]
+                lever += x[i, q] ** 2
+                apart[q] = X[a, q] - rotation[op, q] * X[c, q] - T[k, q]
+                stress_weight += apart[q] ** 2
+            for q in range(3):
+                total[a, 3 + q] += x[i, (q + 1) % 3] * v[(q + 2) % 3] - x[i, (q + 2) % 3] * v[(q + 1) % 3]
+                for r in range(q, 3):
+                    stress[q, r] += v[q] * apart[r]
+            weight[a, 0] += 1
+            weight[a, 1] += lever
+        worst -= CLOSEST - AIM
+        if step in LIST_STEPS:  # the list is exact now
+            if worst <= 0:
+                return True
+            if step >= HOPELESS[1] and worst > HOPELESS[0]:
+                return False
+        trace = (stress[0, 0] + stress[1, 1] + stress[2, 2]) / 3
+        for q in range(3):
+            stress[q, q] -= trace
+        stress[0, 1] *= shear[0]
+        stress[0, 2] *= shear[1]
+        stress[1, 2] *= shear[2]
+        strain = np.minimum(np.maximum(0.6 * strain + 2.0 * stress / stress_weight, -0.03), 0.03)
+        for m in range(n_mol):
+            velocity[m, :3] = 0.6 * velocity[m, :3] + 1.5 * total[m, :3] / (weight[m, 0] + 2)
+            velocity[m, 3:] = 0.6 * velocity[m, 3:] + 2.0 * total[m, 3:] / (weight[m, 1] + 3)
+            for first, most in ((0, 0.6), (3, 0.25)):  # Å, radians
+                length = np.sqrt((velocity[m, first:first + 3] ** 2).sum())
+                if length > most:
+                    velocity[m, first:first + 3] *= most / length
+            if not fixed[m]:
+                centre[m] += np.linalg.solve(orth, velocity[m, :3])
+            turn[m] = _rotation(velocity[m, 3:]) @ turn[m]
+        orth += strain @ orth
+        _set_volume(orth, volume)
+    return False
 
 
-class _State:
-    """All crystals in flat arrays: atoms and molecules one after the other, each with the number of its crystal."""
+@numba.njit(cache=True)
+def _list_pairs(body, start, radius, kind, rotation, translation, orth, turn, centre, X, x, low, high, reach):
+    """Pairs (atom, atom, image) that may touch, an image being molecule c under an operator and a lattice translation.
 
-    def __init__(self, contents):
-        self.contents = contents
-        self.ops = [all_operators(content.spacegroup) for content in contents]
-        self.sign = [np.array([np.diag(rot) for rot in ops[0]], float) for ops in self.ops]
-        self.monoclinic = np.array([c.spacegroup.crystal_system_str() != "orthorhombic" for c in contents])
-        self.triclinic = np.array([c.spacegroup.crystal_system_str() == "triclinic" for c in contents])
-        self.volume = np.array([content.volume for content in contents])
-        cells = [_start_cell(content.rng, self.monoclinic[b], self.triclinic[b]) for b, content in enumerate(contents)]
-        self.orth = np.array(cells)                                              # (B, 3, 3), a along x, b in the xy plane
-        self._set_volume()
-        crystal_of_mol, mol_of_atom, xyz, turn, centre, fixed, radii, kind = [], [], [], [], [], [], [], []
-        for b, content in enumerate(contents):
-            for elements, coordinates, parents, place in zip(content.elements, content.xyz, content.parents, content.fixed):
-                mol_of_atom += [len(crystal_of_mol)] * len(elements)
-                crystal_of_mol.append(b)
-                xyz.append(coordinates - (coordinates.mean(axis=0) if place is None else 0))
-                turn.append(_random_rotation(content.rng))
-                random_place = content.rng.random(3)
-                centre.append(random_place if place is None else place)
-                fixed.append(place is not None)
-                radii += [RADII.get(e, 1.9) for e in elements]
-                kind += [_kind(elements, parents, i) for i in range(len(elements))]
-        self.crystal, self.mol = np.array(crystal_of_mol), np.array(mol_of_atom)
-        self.body, self.turn, self.centre = np.vstack(xyz), np.array(turn), np.array(centre)   # centre: fractional
-        self.fixed, self.radius, self.kind = np.array(fixed), np.array(radii), np.array(kind)
-        self.start = np.searchsorted(self.mol, np.arange(len(self.crystal) + 1))               # first atom of a molecule
-        self.mols = np.searchsorted(self.crystal, np.arange(len(contents) + 1))                # first molecule of a crystal
-        self.reach = np.sqrt(np.maximum.reduceat((self.body**2).sum(axis=1), self.start[:-1]))
-        self.velocity = np.zeros((len(self.crystal), 6))
-        self.strain = np.zeros((len(contents), 3, 3))
-        self.clashing = np.ones(len(contents), bool)
-
-    @property
-    def n_clashing(self):
-        return int(self.clashing.sum())
-
-    def _set_volume(self):
-        self.orth *= (self.volume / (self.orth[:, 0, 0] * self.orth[:, 1, 1] * self.orth[:, 2, 2]))[:, None, None] ** (1 / 3)
-
-    def _place(self):
-        """Cartesian centres (m, 3) and atoms relative to them (n, 3)."""
-        orth, turn = self.orth[self.crystal], self.turn[self.mol]
-        X = orth[:, :, 0] * self.centre[:, :1] + orth[:, :, 1] * self.centre[:, 1:2] + orth[:, :, 2] * self.centre[:, 2:]
-        x = turn[:, :, 0] * self.body[:, :1] + turn[:, :, 1] * self.body[:, 1:2] + turn[:, :, 2] * self.body[:, 2:]
-        return X, x
-
-    def list_pairs(self):
-        """Pairs of an atom and an image of an atom, of another molecule or image of the molecule, that may touch."""
-        X, x = self._place()
-        x = x + X[self.mol]
-        i_all, j_all, sign_all, limit_all, image_all = [], [], [], [], []
-        image_mol, image_sign, image_shift = [], [], []
-        n_images = 0
-        for b in range(len(self.contents)):
-            m0, m1 = self.mols[b], self.mols[b + 1]
-            orth, sign, tran = self.orth[b], self.sign[b], self.ops[b][1]
-            frac = np.linalg.inv(orth)
-            reach = self.reach[m0:m1]
-            far = 2 * reach.max() + 2 * 1.9 + SKIN
-            n = (far * np.sqrt((frac**2).sum(axis=1)) + 0.5).astype(int)
-            shifts = np.stack(np.meshgrid(*[np.arange(-k, k + 1) for k in n], indexing="ij"), axis=-1).reshape(-1, 3)
-            for a in range(m0, m1):
-                # images of each molecule c, brought next to a
-                moved = sign[None] * self.centre[m0:m1, None] + tran                         # (c, g, 3)
-                near = moved - self.centre[a]
+    Returns pair (p, 3), image_mol (k, 2) with the molecules a and c, image_op (k,), image_shift (k, 3) fractional, aim (p,) Å.
+    """
+    frac = np.linalg.inv(orth)
+    pair, aim, image_mol, image_op, image_shift = [(0, 0, 0)][:0], [0.0][:0], [(0, 0)][:0], [0][:0], [(0.0, 0.0, 0.0)][:0]
+    near, away, seen, n = np.empty(3), np.empty(3), np.empty(3), np.empty(3, np.int64)
+    for a in range(len(centre)):
+        toward = np.ascontiguousarray(turn[a].T)  # to the frame of a, where a lies in a narrow box
+        for c in range(len(centre)):
+            for k in range(3):  # 1 / a* is the distance of the lattice planes
+                n[k] = int((reach[a] + reach[c] + FARTHEST) * np.sqrt((frac[k] ** 2).sum()) + 0.5)
+            for op in range(len(rotation)):
+                base = rotation[op] * centre[c] + translation[op]
+                near = base - centre[a]
                 whole = np.round(near)
-                away = ((near - whole)[:, :, None] + shifts) @ orth.T                         # (c, g, s, 3)
-                squared = (away * away).sum(axis=-1)
-                limit = (reach[a - m0] + reach + 3.8 + SKIN) ** 2
-                c, g, s = np.nonzero(squared < limit[:, None, None])
-                own = (c == a - m0) & (squared[c, g, s] < 1e-4)     # itself, or its other half
-                c, g, s = c[~own], g[~own], s[~own]
-                if not len(c):
-                    continue
-                shift = tran[g] + shifts[s] - whole[c, g]                                     # added to R x
-                size = self.start[m0 + c + 1] - self.start[m0 + c]
-                k = np.repeat(np.arange(len(c)), size)                                        # the image of each atom
-                j = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size) + self.start[m0 + c][k]
-                cloud = sign[g][k] * x[j] + (shift @ orth.T)[k]
-                close = ((cloud - X[a]) ** 2).sum(axis=1) < (reach[a - m0] + 3.8 + SKIN) ** 2
-                cloud, j, k = cloud[close], j[close], k[close]
-                atoms = np.arange(self.start[a], self.start[a + 1])
-                here = x[atoms]
-                squared = (here * here).sum(axis=1)[:, None] + (cloud * cloud).sum(axis=1) - 2 * (here @ cloud.T)
-                limit = self.radius[atoms][:, None] + (self.radius[j] + (SKIN - AIM))
-                p, q = np.nonzero(squared < limit * limit)
-                i_all.append(atoms[p])
-                j_all.append(j[q])
-                sign_all.append(sign[g][k[q]])
-                image_all.append(k[q] + n_images)
-                image_mol.append(np.stack([np.full(len(c), a), m0 + c], axis=1))
-                image_sign.append(sign[g])
-                image_shift.append(shift)
-                n_images += len(c)
-        self.i, self.j, self.image = (np.concatenate(rows) for rows in (i_all, j_all, image_all))
-        self.pair_sign = np.concatenate(sign_all)
-        self.image_mol, self.image_sign, self.image_shift = (np.concatenate(rows) for rows in (image_mol, image_sign, image_shift))
-        aim = self.radius[self.i] + self.radius[self.j] - AIM
-        closest = aim - (CLOSEST - AIM)
-        kind_i, kind_j = self.kind[self.i], self.kind[self.j]
-        bond = (kind_i == 1) & (kind_j == 2) | (kind_i == 2) & (kind_j == 1) | (kind_i == 1) & (kind_j == 3) | (kind_i == 3) & (kind_j == 1)
-        polar = (kind_i >= 2) & (kind_j >= 2) & ((kind_i == 3) | (kind_j == 3))
-        for which, distance in ((bond, BOND), (polar, BOND_HEAVY)):
-            closest[which] = np.minimum(closest[which], distance)
-            aim[which] = closest[which] + CLOSEST - AIM
-        self.aim, self.closest = aim, closest
-        distance = self._vectors()[0]
-        self.clashing = np.bincount(self.crystal[self.mol[self.i]], distance < closest, len(self.contents)) > 0
+                for n0 in range(-n[0], n[0] + 1):
+                    for n1 in range(-n[1], n[1] + 1):
+                        for n2 in range(-n[2], n[2] + 1):
+                            u0, u1, u2 = near[0] - whole[0] + n0, near[1] - whole[1] + n1, near[2] - whole[2] + n2
+                            squared = 0.0
+                            for k in range(3):
+                                away[k] = orth[k, 0] * u0 + orth[k, 1] * u1 + orth[k, 2] * u2
+                                squared += away[k] ** 2
+                            if squared > (reach[a] + reach[c] + FARTHEST) ** 2 or (a == c and squared < 1e-4):
+                                continue  # too far, or itself, or its other half
+                            outside = False
+                            for k in range(3):
+                                seen[k] = toward[k, 0] * away[0] + toward[k, 1] * away[1] + toward[k, 2] * away[2]
+                                outside |= seen[k] > high[a, k] + reach[c] + FARTHEST or seen[k] < low[a, k] - reach[c] - FARTHEST
+                            if outside:
+                                continue
+                            image = len(image_op)
+                            used = False
+                            for j in range(start[c], start[c + 1]):
+                                outside = False
+                                for k in range(3):
+                                    seen[k] = 0.0
+                                    for q in range(3):
+                                        seen[k] += toward[k, q] * (away[q] + rotation[op, q] * x[j, q])
+                                    outside |= seen[k] > high[a, k] + FARTHEST or seen[k] < low[a, k] - FARTHEST
+                                if outside:
+                                    continue
+                                for i in range(start[a], start[a + 1]):
+                                    squared = (body[i, 0] - seen[0]) ** 2 + (body[i, 1] - seen[1]) ** 2 + (body[i, 2] - seen[2]) ** 2
+                                    if squared < (radius[i] + radius[j] + SKIN - AIM) ** 2:
+                                        pair.append((i, j, image))
+                                        aim.append(_aim(radius[i] + radius[j], kind[i], kind[j]))
+                                        used = True
+                            if used:
+                                image_mol.append((a, c))
+                                image_op.append(op)
+                                image_shift.append((translation[op, 0] + n0 - whole[0], translation[op, 1] + n1 - whole[1],
+                                                    translation[op, 2] + n2 - whole[2]))
+    return (np.array(pair).reshape(-1, 3), np.array(image_mol).reshape(-1, 2), np.array(image_op),
+            np.array(image_shift).reshape(-1, 3), np.array(aim))
 
-    def _vectors(self):
-        """Distances (P,) and vectors (P, 3) from the image atom of each pair to the atom, and what they were made of."""
-        X, x = self._place()
-        orth = self.orth[self.crystal[self.image_mol[:, 0]]]
-        shift = self.image_shift
-        T = orth[:, :, 0] * shift[:, :1] + orth[:, :, 1] * shift[:, 1:2] + orth[:, :, 2] * shift[:, 2:]
-        x_abs = x + X[self.mol]
-        v = x_abs[self.i] - self.pair_sign * x_abs[self.j] - T[self.image]
-        return np.sqrt((v * v).sum(axis=1)), v, X, x, T
 
-    def step(self, step):
-        """One push: every molecule moves and turns by the mean of what its contacts ask for, and so does the cell."""
-        distance, v, X, x, T = self._vectors()
-        near = distance < self.aim
-        i, image, v, distance = self.i[near], self.image[near], v[near], distance[near]
-        overlap = self.aim[near] - distance
-        force = v * (overlap / np.maximum(distance, 1e-6))[:, None]
-        mol, arm = self.mol[i], x[i]
-        n = len(self.crystal)
-        count = np.bincount(mol, minlength=n) + 2.0
-        torque = np.stack([arm[:, 1] * force[:, 2] - arm[:, 2] * force[:, 1], arm[:, 2] * force[:, 0] - arm[:, 0] * force[:, 2],
-                           arm[:, 0] * force[:, 1] - arm[:, 1] * force[:, 0]], axis=1)
-        total = np.stack([np.bincount(mol, part, n) for part in (*force.T, *torque.T)], axis=1).astype(float)
-        lever = np.bincount(mol, (arm * arm).sum(axis=1), n) + 3.0
-        total[:, :3] *= (1.5 / count)[:, None]
-        total[:, 3:] *= (2.0 / lever)[:, None]
-        self.velocity = 0.6 * self.velocity + total
-        move, turn = self.velocity[:, :3], self.velocity[:, 3:]
-        for part, most in ((move, 0.6), (turn, 0.25)):
-            part *= np.minimum(1, most / np.maximum(np.sqrt((part * part).sum(axis=1)), 1e-9))[:, None]
-        # the cell: strain from forces times the distances of centres
-        a, c = self.image_mol[image].T
-        apart = X[a] - self.image_sign[image] * X[c] - T[image]
-        crystal = self.crystal[a]
-        B = len(self.contents)
-        lever = np.bincount(crystal, (apart * apart).sum(axis=1), B) + 30.0
-        strain = np.zeros((B, 3, 3))
-        for p, q in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)):
-            strain[:, p, q] = np.bincount(crystal, force[:, p] * apart[:, q], B) / lever * 2.0
-        strain[:, [0, 1, 2], [0, 1, 2]] -= strain[:, [0, 1, 2], [0, 1, 2]].mean(axis=1)[:, None]
-        strain[:, 0, 2] *= self.monoclinic
-        strain[:, 0, 1] *= self.triclinic
-        strain[:, 1, 2] *= self.triclinic
-        self.strain = np.clip(0.6 * self.strain + strain, -0.03, 0.03)
-        orth = self.orth[self.crystal]
-        self.orth = self.orth + sum(self.strain[:, :, k, None] * self.orth[:, k, None, :] for k in range(3))
-        self._set_volume()
-        self.centre = self.centre + np.where(self.fixed[:, None], 0, _solve_upper(orth, move))
-        self.turn = _rotation(turn, self.turn)
+@numba.njit(cache=True)
+def _aim(radii, kind_i, kind_j):
+    """Å, the distance at which two atoms begin to push: a hydrogen bond lets its atoms come nearer."""
+    closest = radii - CLOSEST
+    if (kind_i == 1 and kind_j >= 2) or (kind_j == 1 and kind_i >= 2):
+        closest = min(closest, BOND)
+    elif kind_i >= 2 and kind_j >= 2 and (kind_i == 3 or kind_j == 3):
+        closest = min(closest, BOND_HEAVY)
+    return closest + CLOSEST - AIM
 
-    def packing(self, b) -> Packing:
-        """The cell and the fractional coordinates of crystal b."""
-        X, x = self._place()
-        a, bb, c = self.orth[b].T
-        cell = gemmi.UnitCell(*(np.linalg.norm(v) for v in (a, bb, c)), *(_angle(*pair) for pair in ((bb, c), (a, c), (a, bb))))
-        fract = []
-        for m in range(self.mols[b], self.mols[b + 1]):
-            atoms = slice(self.start[m], self.start[m + 1])
-            fract.append(_solve_upper(self.orth[b][None], x[atoms]) + self.centre[m])
-        return Packing(cell, fract)
+
+@numba.njit(cache=True)
+def _place(body, start, orth, turn, centre, X, x):
+    """Cartesian centres X (m, 3) and atoms relative to their centre x (n, 3), in place."""
+    for m in range(len(centre)):
+        for k in range(3):
+            X[m, k] = orth[k, 0] * centre[m, 0] + orth[k, 1] * centre[m, 1] + orth[k, 2] * centre[m, 2]
+            for i in range(start[m], start[m + 1]):
+                x[i, k] = turn[m, k, 0] * body[i, 0] + turn[m, k, 1] * body[i, 1] + turn[m, k, 2] * body[i, 2]
+
+
+@numba.njit(cache=True)
+def _set_volume(orth, volume):
+    orth *= (volume / (orth[0, 0] * orth[1, 1] * orth[2, 2])) ** (1 / 3)
+
+
+@numba.njit(cache=True)
+def _rotation(w):
+    """(3, 3) rotation by the small vector w (3,), by Cayley's formula: exactly a rotation."""
+    x, y, z = w / 2
+    s = 2 / (1 + x * x + y * y + z * z)
+    return np.array([[1 - s * (y * y + z * z), s * (x * y - z), s * (x * z + y)],
+                     [s * (x * y + z), 1 - s * (x * x + z * z), s * (y * z - x)],
+                     [s * (x * z - y), s * (y * z + x), 1 - s * (x * x + y * y)]])
+
+
+@lru_cache(maxsize=None)
+def _signs(symbol):
+    """Operators of a space group with diagonal rotations: their diagonals (g, 3) and translations (g, 3)."""
+    rot, tran = all_operators(gemmi.SpaceGroup(symbol))
+    return np.array([np.diag(r) for r in rot], float), np.ascontiguousarray(tran)
+
+
+def _on_own_axes(xyz, centric):
+    """Coordinates on the axes of inertia, so that a box along them is narrow; from the middle, or the inversion centre."""
+    xyz = xyz if centric else xyz - xyz.mean(axis=0)
+    return xyz @ np.linalg.svd(xyz, full_matrices=False)[2].T if len(xyz) > 2 else xyz
 
 
 def _kind(elements, parents, i):
@@ -251,13 +281,13 @@ def _kind(elements, parents, i):
     return 3 if any(p == i for p in parents) else 2
 
 
-def _start_cell(rng, monoclinic, triclinic):
+def _start_cell(rng, shear):
     """(3, 3) orthogonalisation matrix of a random cell, a along x and b in the xy plane; the volume is set later."""
-    edges = np.exp(rng.normal(0, 0.38, 3))
+    edges = np.exp(rng.normal(0, 0.58, 3))
     angles = np.full(3, 90.0)
-    if triclinic:
+    if shear.all():
         angles = np.clip(rng.normal(92, 10, 3), 65, 118)
-    elif monoclinic:
+    elif shear.any():
         angles[1] = np.clip(rng.normal(98, 9), 90, 125)
     return np.array(gemmi.UnitCell(*edges, *angles).orth.mat.tolist())
 
@@ -269,26 +299,6 @@ def _random_rotation(rng):
     return np.array([[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
                      [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
                      [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]])
-
-
-def _rotation(w, turn):
-    """turn (m, 3, 3) after a rotation by the small vectors w (m, 3), by Cayley's formula: exactly a rotation."""
-    x, y, z = (w / 2).T
-    s = 1 / (1 + x * x + y * y + z * z)
-    R = np.empty_like(turn)
-    R[:, 0, 0], R[:, 1, 1], R[:, 2, 2] = 1 - 2 * s * (y * y + z * z), 1 - 2 * s * (x * x + z * z), 1 - 2 * s * (x * x + y * y)
-    R[:, 0, 1], R[:, 1, 0] = 2 * s * (x * y - z), 2 * s * (x * y + z)
-    R[:, 0, 2], R[:, 2, 0] = 2 * s * (x * z + y), 2 * s * (x * z - y)
-    R[:, 1, 2], R[:, 2, 1] = 2 * s * (y * z - x), 2 * s * (y * z + x)
-    return sum(R[:, :, k, None] * turn[:, k, None, :] for k in range(3))
-
-
-def _solve_upper(orth, v):
-    """Fractional coordinates of Cartesian v (m, 3) for upper triangular orth (m, 3, 3)."""
-    z = v[:, 2] / orth[:, 2, 2]
-    y = (v[:, 1] - orth[:, 1, 2] * z) / orth[:, 1, 1]
-    x = (v[:, 0] - orth[:, 0, 1] * y - orth[:, 0, 2] * z) / orth[:, 0, 0]
-    return np.stack([x, y, z], axis=1)
 
 
 def _angle(u, v):

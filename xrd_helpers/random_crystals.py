@@ -15,7 +15,7 @@ import numpy as np
 
 from .config import UserError
 from .crystals import Crystal, all_operators
-from .molecules import METALS, Molecule, ions, metal_core, organic_core
+from .molecules import METALS, Molecule, draw_taste, ions, metal_core, organic_core
 from .packing import Contents, pack
 
 ELEMENTS = ("C", "N", "O", "Cl")
@@ -30,8 +30,8 @@ MOLECULE_SPACEGROUPS = {"P 1 21/c 1": 0.22, "P 1 21/n 1": 0.14, "P -1": 0.27, "C
 # Å³ an atom in organic crystals (Hofmann, Acta Cryst. B58 (2002) 489); 32 for a metal
 VOLUMES = {"H": 5.08, "C": 13.87, "N": 11.8, "O": 11.39, "F": 11.17, "B": 13.24, "Si": 37.3, "P": 29.5, "S": 25.2, "Cl": 25.8,
            "Br": 32.7, "I": 46.2}
-BLOCK = 64               # crystals packed at a time
-ROUNDS = 8               # attempts at packing before the molecules are drawn anew
+FREE_ATTEMPTS = 2        # at packing, before the cell is allowed to grow
+ATTEMPTS = 20            # at packing, before the molecules are drawn anew
 RECIPES = ("atoms", "molecules")
 
 
@@ -51,14 +51,10 @@ def random_crystals(n, seed, spacegroups=None, first=0, recipe="atoms") -> list[
     if recipe not in RECIPES:
         raise UserError(f"there is no recipe {recipe!r}: the recipes are {' and '.join(RECIPES)}")
     groups = [_group(symbol, recipe) for symbol in (spacegroups or (SPACEGROUPS if recipe == "atoms" else MOLECULE_SPACEGROUPS))]
-    if recipe == "atoms":
-        return [_atoms(np.random.default_rng([seed, number]), f"random_{seed}_{number}", groups)
-                for number in range(first, first + n)]
-    odds = np.full(len(groups), 1 / len(groups)) if spacegroups else np.array(list(MOLECULE_SPACEGROUPS.values()))
-    numbers, crystals = range(first, first + n), []
-    for start in range(0, n, BLOCK):
-        crystals += _molecules(seed, numbers[start:start + BLOCK], groups, np.cumsum(odds / odds.sum()))
-    return crystals
+    odds = [1.0] * len(groups) if spacegroups or recipe == "atoms" else list(MOLECULE_SPACEGROUPS.values())
+    make = _atoms if recipe == "atoms" else _molecules
+    return [make(np.random.default_rng([seed, number]), f"{recipe}_{seed}_{number}", groups, np.cumsum(odds))
+            for number in range(first, first + n)]
 
 
 def _group(symbol, recipe):
@@ -74,12 +70,17 @@ def _group(symbol, recipe):
     return group
 
 
+def _drawn(rng, items, cumulative):
+    """One of the items, by their cumulative weights."""
+    return items[int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))]
+
+
 # ---- recipe atoms ----
 
-def _atoms(rng, name, spacegroups):
+def _atoms(rng, name, groups, odds):
     """One crystal; begun anew in the rare case that its atoms find no room."""
     while True:
-        spacegroup = spacegroups[rng.integers(len(spacegroups))]
+        spacegroup = _drawn(rng, groups, odds)
         n_atoms = int(rng.integers(10, 30))
         cell = _random_cell(rng, n_atoms * rng.uniform(14, 22) * len(spacegroup.operations()), spacegroup)
         fract = _place_atoms(rng, n_atoms, cell, spacegroup)
@@ -135,33 +136,24 @@ def _place_atoms(rng, n_atoms, cell, spacegroup):
 
 # ---- recipe molecules ----
 
-def _molecules(seed, numbers, groups, odds):
-    """The crystals with these numbers; each is drawn from a stream of its own and packed until it is free of clashes."""
-    streams = [np.random.default_rng([seed, number, 1]) for number in numbers]
-    crystals = [None] * len(streams)
-    contents, rounds = [_contents(rng, groups, odds) for rng in streams], np.zeros(len(streams), int)
-    pending = list(range(len(streams)))
-    while pending:
-        packings = pack([contents[k] for k in pending])
-        for k, packing in zip(pending, packings):
-            if packing is not None:
-                crystals[k] = _crystal(contents[k], packing, f"molecules_{seed}_{numbers[k]}")
-                continue
-            rounds[k] += 1
-            if rounds[k] % ROUNDS == 0:
-                contents[k] = _contents(streams[k], groups, odds)
-            elif rounds[k] % ROUNDS > 1:
-                contents[k].volume *= 1.015  # a molecule that packs badly gets the room that it needs
-        pending = [k for k in pending if crystals[k] is None]
-    return crystals
+def _molecules(rng, name, groups, odds):
+    """One crystal: molecules are drawn, then packed from random starts until they lie free of clashes."""
+    while True:
+        contents = _contents(rng, groups, odds)
+        for attempt in range(ATTEMPTS):
+            cell, fract = pack(contents, rng)
+            if cell is not None:
+                return _crystal(rng, contents, cell, fract, name)
+            if attempt >= FREE_ATTEMPTS:
+                contents.volume *= 1.01  # a molecule that packs badly gets the room that it needs
 
 
 def _contents(rng, groups, odds) -> Contents:
     """Space group, molecules and volume of one crystal; shares and spreads are those of real crystals."""
-    group = groups[int(np.searchsorted(odds, rng.random() * odds[-1], side="right"))]
+    group = _drawn(rng, groups, odds)
     centrosymmetric = group.is_centrosymmetric()
     while True:
-        n_heavy = int(round(np.exp(rng.normal(np.log(18.5), 0.62))))
+        n_heavy = int(round(np.exp(rng.normal(np.log(20), 0.64))))
         if not 4 <= n_heavy <= 50:
             continue
         molecules, fixed = [], []
@@ -173,41 +165,47 @@ def _contents(rng, groups, odds) -> Contents:
             elif kind < 0.8:
                 beside = Molecule(list(ions().values())[rng.integers(len(ions()))])
             else:
-                beside = Molecule(organic_core(rng, n_heavy // 3))
+                taste = draw_taste(rng, n_heavy // 3)
+                beside = Molecule(organic_core(rng, n_heavy // 3, taste), taste)
                 if not beside.grow(rng, n_heavy // 3):
                     continue
             if beside is not None and beside.n_heavy > n_heavy - 4:
                 continue
         size = (n_heavy - (beside.n_heavy if beside else 0)) // copies
-        metal = rng.random() < 0.27 and size >= 5
+        metal = rng.random() < 0.25 and size >= 5
         at_centre = centrosymmetric and copies == 1 and rng.random() < (0.3 if metal else 0.06)
-        molecule = Molecule(*metal_core(rng, at_centre) if metal else (organic_core(rng, size, at_centre), at_centre))
+        taste = draw_taste(rng, size)
+        if metal:
+            core, at_centre = metal_core(rng, size, at_centre)
+        else:
+            core = organic_core(rng, size, taste, at_centre)
+        molecule = Molecule(core, taste, at_centre)
         if not molecule.grow(rng, size):
             continue
         molecules = [molecule] * copies + ([beside] if beside else [])
         centre = 0.5 * rng.integers(0, 2, 3) if molecule.inversion else None
         fixed = [centre] * copies + ([None] if beside else [])
         break
-    xyz = [m.xyz + rng.normal(0, 0.012, m.xyz.shape) * (np.abs(m.xyz).max(axis=1, keepdims=True) > 0) for m in molecules]
+    xyz = [m.xyz + rng.normal(0, 0.015, m.xyz.shape) * (np.abs(m.xyz).max(axis=1, keepdims=True) > 0) for m in molecules]
     volume = sum(VOLUMES.get(e, 32) * o for m in molecules for e, o in zip(m.elements, m.occupancies))
     volume *= np.clip(rng.normal(0.965, 0.042), 0.86, 1.08) * len(group.operations())
-    return Contents(group, volume, [m.elements for m in molecules], xyz, [m.parent for m in molecules], fixed, rng,
+    return Contents(group, volume, [m.elements for m in molecules], xyz, [m.parent for m in molecules], fixed,
                     np.concatenate([m.occupancies for m in molecules]))
 
 
-def _crystal(contents, packing, name) -> Crystal:
+def _crystal(rng, contents, cell, fract, name) -> Crystal:
     """The packed crystal in a conventional setting, with displacements."""
-    rng = contents.rng
-    u_mean = np.clip(rng.normal(0.0375, 0.0165), 0.010, 0.085)  # Å²
-    spread, u_iso = np.clip(0.2 * np.exp(rng.normal(0, 0.45)), 0.05, 0.5), []
+    # half of all crystals are measured near 100 K, half near room temperature
+    u_mean = np.clip(rng.normal(*((0.023, 0.006) if rng.random() < 0.45 else (0.048, 0.012))), 0.010, 0.085)  # Å²
+    n_heavy = sum(int((np.array(parents) < 0).sum()) for parents in contents.parents)
+    spread, u_iso = np.clip(0.2 * (n_heavy / 18) ** 0.35 * np.exp(rng.normal(0, 0.45)), 0.05, 0.7), []
     for elements, xyz, parents in zip(contents.elements, contents.xyz, contents.parents):
         u_iso.append(_displacements(rng, elements, xyz, np.array(parents), u_mean, spread))
-    cell, fract = packing.cell, np.vstack(packing.fract)
     group = contents.spacegroup
     if group.crystal_system_str() == "triclinic":
         reduced = gemmi.GruberVector(cell, group, track_change_of_basis=True)
         reduced.niggli_reduce()
-        op = reduced.change_of_basis
+        op = reduced.change_of_basis.inverse()
         cell, fract = reduced.get_cell(), np.array([op.apply_to_xyz(x) for x in fract.tolist()])
     elif cell.beta < 90:  # a and b reversed, which no group in use notices
         a, b, c, alpha, beta, gamma = cell.parameters
@@ -221,5 +219,6 @@ def _displacements(rng, elements, xyz, parents, u_mean, spread):
     heavy = parents < 0
     r2 = ((xyz - (0 if np.abs(xyz).max(axis=1).min() == 0 else xyz[heavy].mean(axis=0))) ** 2).sum(axis=1)
     z = (r2 - r2[heavy].mean()) / (r2[heavy].std() + 1e-9) if heavy.sum() > 1 else np.zeros(len(xyz))
-    u = u_mean * np.clip(1 + spread * z, 0.4, 3) * np.exp(rng.normal(0, 0.06, len(xyz)))
+    u = u_mean * np.clip(1 + spread * z, 0.3, 4) * np.exp(rng.normal(0, 0.06, len(xyz)))
+    u *= np.where([e in METALS for e in elements], 0.8, 1.0)
     return np.where(heavy, u, 1.2 * u[np.where(heavy, 0, parents)])

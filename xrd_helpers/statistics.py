@@ -1,0 +1,92 @@
+"""Statistics of a crystal that tell whether it looks like a real one: one row of numbers a crystal."""
+
+from __future__ import annotations
+
+import gemmi
+import numpy as np
+import pandas as pd
+from scipy.spatial import cKDTree
+
+from .crystals import Crystal, all_operators
+from .structure_factors import structure_factors
+
+N_SHELLS = 12  # of equal numbers of reflections, for the Wilson plot and the normalisation of E
+
+
+def crystal_statistics(crystals, d_min=0.8) -> pd.DataFrame:
+    """One row a crystal, each number a mean over the crystal; atoms are those other than H, distances in Å, U in Å²."""
+    return pd.DataFrame([_row(crystal, d_min) for crystal in crystals])
+
+
+def _row(crystal: Crystal, d_min):
+    n_ops = len(crystal.spacegroup.operations())
+    heavy, occ = crystal.heavy, crystal.occ
+    weight = occ * heavy / (occ * heavy).sum()
+    z = np.array([gemmi.Element(e).atomic_number for e in crystal.elements])
+    edges = np.sort([crystal.cell.a, crystal.cell.b, crystal.cell.c])
+    nearest, second, bonds, neighbours = neighbour_statistics(crystal)
+    u = crystal.u_iso[heavy]
+    e2, wilson_b, wilson_rms, n_reflections = _wilson(crystal, d_min)
+    monoclinic = crystal.spacegroup.crystal_system_str() == "monoclinic"
+    return {
+        "atoms": (occ * heavy).sum(), "volume per atom": crystal.cell.volume / n_ops / (occ * heavy).sum(),
+        "middle edge / shortest": edges[1] / edges[0], "longest edge / shortest": edges[2] / edges[0],
+        "beta": crystal.cell.beta if monoclinic else np.nan,
+        "nearest": nearest.mean(), "second nearest": second.mean(), "bonded neighbours": bonds.mean(),
+        "neighbours to 4 Å": neighbours.mean(), "U": np.median(u), "U spread": u.std() / u.mean() if u.mean() else 0.0,
+        "share C": weight[z == 6].sum(), "share N": weight[z == 7].sum(), "share O": weight[z == 8].sum(),
+        "share heavier than F": weight[z > 9].sum(), "H per atom": (occ * ~heavy).sum() / (occ * heavy).sum(),
+        "mean |E² - 1|": e2, "Wilson B": wilson_b, "Wilson rms": wilson_rms, "reflections": n_reflections,
+    }
+
+
+def neighbour_statistics(crystal: Crystal):
+    """Of each atom but H: distance to the nearest and the second nearest other atom but H, how many are bonded, how many
+    are within 4 Å; over all symmetry images."""
+    heavy = crystal.heavy
+    orth = np.array(crystal.cell.orth.mat.tolist())
+    fract = crystal.fract[heavy]
+    fract = fract - np.floor(fract)
+    radius = np.array([gemmi.Element(e).covalent_r for e, h in zip(crystal.elements, heavy) if h])
+    reach = 4.5  # Å
+    n = np.ceil(reach * np.sqrt((np.linalg.inv(orth) ** 2).sum(axis=1))).astype(int)
+    shifts = np.stack(np.meshgrid(*[np.arange(-k, k + 1) for k in n], indexing="ij"), axis=-1).reshape(-1, 3)
+    rot, tran = all_operators(crystal.spacegroup)
+    images = np.einsum("gij,nj->gni", rot, fract) + tran[:, None]
+    images = images - np.floor(images)
+    cloud = (images[:, :, None] + shifts).reshape(-1, 3) @ orth.T
+    number = np.repeat(np.tile(np.arange(len(fract)), len(rot)), len(shifts))
+    here = fract @ orth.T
+    keep = ((cloud > here.min(axis=0) - reach) & (cloud < here.max(axis=0) + reach)).all(axis=1)
+    cloud, number = cloud[keep], number[keep]
+    cloud, first = np.unique(np.round(cloud, 3), axis=0, return_index=True)  # an atom on a special position counts once
+    number = number[first]
+    pairs = cKDTree(here).sparse_distance_matrix(cKDTree(cloud), reach, output_type="coo_matrix")
+    i, j, d = pairs.row[pairs.data > 0.4], pairs.col[pairs.data > 0.4], pairs.data[pairs.data > 0.4]
+    order = np.lexsort((d, i))
+    i, j, d = i[order], j[order], d[order]
+    start = np.searchsorted(i, np.arange(len(here)))
+    d_padded = np.concatenate([d, [reach, reach]])
+    count = np.bincount(i, minlength=len(here))
+    nearest = np.where(count > 0, d_padded[start], reach)
+    second = np.where(count > 1, d_padded[start + 1], reach)
+    bonds = np.bincount(i, d < radius[i] + radius[number[j]] + 0.3, len(here))
+    return nearest, second, bonds, np.bincount(i, d < 4.0, len(here))
+
+
+def _wilson(crystal, d_min):
+    """Mean |E² - 1|, B (Å²) of the Wilson plot, rms distance from its line, number of unique reflections to d_min."""
+    hkl = gemmi.make_miller_array(crystal.cell, crystal.spacegroup, d_min)
+    group = crystal.spacegroup.operations()
+    intensity = np.abs(structure_factors(crystal, hkl)) ** 2 / group.epsilon_factor_array(hkl)
+    stol2 = crystal.cell.calculate_1_d2_array(hkl) / 4
+    shell = np.argsort(np.argsort(stol2)) * N_SHELLS // len(hkl)
+    count = np.bincount(shell, minlength=N_SHELLS)
+    mean = np.bincount(shell, intensity, N_SHELLS) / count
+    x = np.bincount(shell, stol2, N_SHELLS) / count
+    e2 = np.abs(intensity / mean[shell] - 1).mean()
+    expected = sum(o * np.array([gemmi.Element("H" if e == "D" else e).it92.calculate_sf(stol2=s) for s in x]) ** 2
+                   for e, o in zip(crystal.elements, crystal.occ)) * len(group)
+    y = np.log(mean / expected)
+    slope, offset = np.polyfit(x, y, 1)
+    return e2, -slope / 2, np.sqrt(((y - slope * x - offset) ** 2).mean()), len(hkl)
