@@ -235,9 +235,9 @@ def main():
     folder = run_folder("benchmarks")
     rows, points = compare(), curves()
     draw(points, folder / "structure_factors.png")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    write_json(folder / "structure_factors.json",
-               {"commit": commit.stdout.strip(), "machine": machine(), "versions": versions(), "table": rows, "curves": points})
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    write_json(folder / "structure_factors.json", {"commit": git.stdout.strip(), "machine": machine(), "versions": versions(),
+                                                   "table": rows, "curves": points})
     print(f"written: {folder / 'structure_factors.json'} and .png")
 
 

@@ -149,12 +149,12 @@ class CrystalBatch:
             rows = torch.tensor(rows, device=hkl.device)
             n_at_a_time = max(1, chunk // (2 * atoms.images[0, ..., 0].numel()))  # a cosine and a sine for each image
             step = max(1, n_at_a_time // (block.products[0].numel() if block else len(hkl)))
+            parts = [(part, _products(part)) for part in hkl.to(self.metric).split(n_at_a_time)]
             for some in (slice(first, first + step) for first in range(0, len(rows), step)):
                 if block:
                     sums = self._sum_block(atoms.part(some), kind, block, n_at_a_time)
                 else:
-                    parts = [self._sum_terms(atoms.part(some), kind, part) for part in hkl.split(n_at_a_time)]
-                    sums = torch.cat(parts, dim=-1)
+                    sums = torch.cat([self._sum_terms(atoms.part(some), kind, *part) for part in parts], dim=-1)
                 sf[rows[some]] = _complex(sums if allowed is None else sums * allowed)
         return sf
 
@@ -172,24 +172,23 @@ class CrystalBatch:
         weight = self.occ[at] * (len(kind.centring) * (2 if kind.centrosymmetric else 1))
         return _Atoms(self.metric[rows], images - images.round(), self.u_iso[at], u_star, weight, elements)
 
-    def _sum_terms(self, atoms, kind, hkl):
+    def _sum_terms(self, atoms, kind, hkl, products):
         """Sums for reflections hkl (n, 3), term by term -> (b, 1 or 2, 1 or 2, n), see ``_complex``."""
-        hkl = hkl.to(self.metric)
         phase = _phase(atoms.images @ hkl.T)                                           # (b, N, G, n)
-        stol2 = _stol2(atoms.metric, hkl)
+        stol2 = 0.25 * (atoms.metric.flatten(1) @ products)                            # (b, n)
         if kind.isotropic:
-            damping = atoms.damping(stol2)
+            damping = atoms.damping(stol2)                                             # (b, N, n)
         else:
-            damping = torch.exp(-2 * torch.pi**2 * (atoms.u_star.flatten(3) @ _products(hkl)))
+            damping = (-2 * torch.pi**2 * atoms.u_star.flatten(3) @ products).exp_()   # (b, N, G, n)
         waves = []
         for function in (torch.cos,) if kind.centrosymmetric else (torch.cos, torch.sin):
             wave = function(phase)
-            waves.append(wave.sum(2) * damping if kind.isotropic else (wave * damping).sum(2))
-        waves = torch.stack(waves, dim=2) * atoms.weight[..., None, None]              # (b, N, 1 or 2, n)
+            waves.append(wave.sum(2).mul_(damping) if kind.isotropic else wave.mul_(damping).sum(2))
         form_factor = (self._gaussians(stol2) * self.heights[..., None]).sum(2)        # (b, E, n)
-        sums = self._empty_sums(len(waves), *waves.shape[2:])
+        sums = self._empty_sums(len(phase), len(waves), len(hkl))
         for i, columns in atoms.elements:
-            self._scatter(sums, i, waves[:, columns].sum(1), form_factor[:, i])
+            scattered = [atoms.weight[:, None, columns] @ wave[:, columns] for wave in waves]
+            self._scatter(sums, i, torch.cat(scattered, dim=1), form_factor[:, i])
         return sums
 
     def _sum_block(self, atoms, kind, block, n_at_a_time):
