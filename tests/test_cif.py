@@ -137,6 +137,21 @@ def test_anisotropic_displacements_alone_give_their_equivalent(tmp_path):
     assert crystal.u_iso[1] == 0.05                             # the file's own value goes first
 
 
+@pytest.mark.parametrize("factor, kept", [(1, True), (1e4, False)])
+def test_tensors_on_another_scale_than_their_equivalents_are_not_believed(tmp_path, factor, kept):
+    """As in COD 2000642, whose tensors are 10⁴ times too large."""
+    u = [0.031, 0.052, 0.043, 0.013, -0.007, 0.011]
+    names = ("U_11", "U_22", "U_33", "U_12", "U_13", "U_23")
+    aniso = "\n".join(["loop_", "_atom_site_aniso_label", *(f"_atom_site_aniso_{name}" for name in names),
+                       *(label + " " + " ".join(f"{factor * x:.4f}" for x in u) for label in ("C1", "O1"))]) + "\n"
+    crystal = read(tmp_path, cell=TRICLINIC, symbol="P -1", extra=aniso)
+    np.testing.assert_allclose(crystal.u_iso, [0.04, 0.05])
+    if kept:
+        np.testing.assert_allclose(crystal.u_aniso, [u, u])
+    else:
+        assert crystal.u_aniso is None
+
+
 def test_occupancy_is_divided_by_the_operators_that_keep_the_site(tmp_path):
     """C 2/c: the inversion centre (0, 0, 0), the twofold axis (0, y, 1/4), and general positions."""
     sites = ["Fe Fe 0 0 0 0.02 1", "O1 O 0 0.3 0.25 0.03 0.8", "C1 C 0.11 0.22 0.33 0.04 0.6",

@@ -255,8 +255,8 @@ def names(seed, n):
 
 def test_a_second_process_is_kept_out(tmp_path, made_numbers):
     path = tmp_path / "c.parquet"
-    with module._locked(parts_folder(path)):
-        with pytest.raises(UserError, match="another run writes .*c.parquet.parts"):
+    with module.locked(parts_folder(path)):
+        with pytest.raises(UserError, match="another process writes .*c.parquet.parts"):
             generate(path, workers=0, **ORDER)
     assert not path.exists() and not made_numbers
 

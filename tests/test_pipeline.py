@@ -5,8 +5,8 @@ import re
 import pytest
 
 from notebook_makers import make_notebook
-from xrd_helpers import pipeline, summary
-from xrd_helpers.config import ConfigError, UserError
+from xrd_helpers import config, pipeline, summary
+from xrd_helpers.config import ConfigError, UserError, locked
 
 # The results of 01 hold every kind of value that the summary shows.
 FIRST = """from xrd_helpers.config import run_folder, write_result
@@ -143,10 +143,10 @@ def test_mistakes_in_the_profile_and_the_file(project, executed):
     assert not (project / "out").exists()
 
 
-@pytest.mark.skipif(pipeline.fcntl is None, reason="this system has no file locks")
+@pytest.mark.skipif(config.fcntl is None, reason="this system has no file locks")
 def test_two_runs_of_one_profile_exclude_each_other(project, executed):
     folder = project / "out" / "smoke"
-    with pipeline._locked(folder), pytest.raises(UserError, match="another run writes out/smoke now"):
+    with locked(folder), pytest.raises(UserError, match="another process writes out/smoke now"):
         run()
     assert (folder / ".lock").exists()  # left behind as by a run that was killed
     run(only=["01"])

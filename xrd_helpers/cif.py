@@ -242,23 +242,21 @@ def _displacements(block, sites, cell, path):
     # some files put B into the column of U, and say so in the one of the type
     gives_b = {row.str(0) for column in ("adp_type", "thermal_displace_type")
                for row in block.find("_atom_site_", ["label", column]) if row.str(1).lower() == "biso"}
-    u_iso = np.array([_u_equivalent(site, cell) / (8 * np.pi**2 if site.label in gives_b else 1) for site in sites])
+    # the equivalent is a third of the trace of the tensor in Cartesian axes (Fischer & Tillmanns, 1988)
+    axes = np.array(cell.orth.mat.tolist()) @ np.diag([cell.reciprocal().a, cell.reciprocal().b, cell.reciprocal().c])
+    equivalent = np.array([np.trace(axes @ np.array(site.aniso.as_mat33().tolist()) @ axes.T) / 3 for site in sites])
+    given = np.array([site.u_iso / (8 * np.pi**2 if site.label in gives_b else 1) for site in sites])
+    u_iso = np.where(given > 0, given, equivalent)
     stated = u_iso > 0
     if stated.any() and (median := np.median(u_iso[stated])) > MAX_U:
         raise CifError(f"{path}: half of its atoms have U above {median:.2f} Å², which no crystal has: the "
                        "file seems to give B = 8π²U in the place of U", "displacements")
-    u_aniso = np.array([site.aniso.elements_pdb() for site in sites])
-    return np.where(stated, u_iso, DEFAULT_U), u_aniso * stated[:, None], stated
-
-
-def _u_equivalent(site, cell):
-    """U_iso in Å², or a third of the trace of the anisotropic tensor in Cartesian axes (Fischer & Tillmanns, 1988)."""
-    if site.u_iso > 0 or not site.aniso.nonzero():
-        return site.u_iso
-    aniso = np.array(site.aniso.as_mat33().tolist())
-    star = np.diag([cell.reciprocal().a, cell.reciprocal().b, cell.reciprocal().c])
-    orth = np.array(cell.orth.mat.tolist())
-    return float(np.trace(orth @ star @ aniso @ star @ orth.T) / 3)
+    u_aniso = np.array([site.aniso.elements_pdb() for site in sites]) * stated[:, None]
+    both = (given > 0) & u_aniso.any(axis=1)
+    # COD 2000642 gives tensors 10⁴ times too large beside sensible equivalents, which are believed
+    if both.any() and not 1 / 3 < np.median(equivalent[both] / given[both]) < 3:
+        u_aniso[:] = 0
+    return np.where(stated, u_iso, DEFAULT_U), u_aniso, stated
 
 
 # --- Folders ---

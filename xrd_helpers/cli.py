@@ -119,7 +119,7 @@ def generate(
 
     if not scheduler and workers is None and config.CONFIG.exists():  # a package installed elsewhere has no config.yaml
         blocks = config.get_profile(config.load_config(), profile)
-        scheduler = blocks["01_generate_crystals"].get("scheduler", "")
+        scheduler = blocks["01_generate_crystals"]["scheduler"]
     try:
         made = generate(out, n, seed, recipe, spacegroup or None, scheduler, workers, overwrite)
     except KeyboardInterrupt:

@@ -10,6 +10,11 @@ import secrets
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows: no lock, two runs at once are the user's own care
+    fcntl = None
+
 import pydantic
 import yaml
 
@@ -47,6 +52,21 @@ def atomic_path(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder):
+    """Keep a second process from writing to the folder. The system drops the lock with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"another process writes {shown(folder)} now: wait for it or stop it") from error
+            except OSError:  # a file system without locks: better to run than to refuse
+                pass
+        yield
 
 
 def write_json(path, content):

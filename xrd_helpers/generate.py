@@ -18,9 +18,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import __version__
-from .config import UserError, atomic_path, shown
+from .config import UserError, atomic_path, locked, shown
 from .crystals import CrystalError
-from .pipeline import _locked
 from .random_crystals import random_crystals
 from .storage import ROWS, join_parts, parts_folder, read_crystals, read_metadata, to_bytes
 from .summary import git_state
@@ -74,7 +73,7 @@ def generate(path, n, seed, recipe="atoms", spacegroups=None, scheduler="", work
     if _is_complete(path, order, overwrite):
         shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed in its last moment
         return False
-    with _locked(folder):
+    with locked(folder):
         try:
             if _is_complete(path, order, overwrite):  # by a process that has just given the lock back
                 return False

@@ -17,23 +17,18 @@ from xrd_helpers import RUNS
 from xrd_helpers.config import (
     CONFIG,
     NOTEBOOKS,
-    UserError,
     atomic_path,
     find_notebook,
     get_profile,
     list_notebooks,
     load_config,
+    locked,
     read_cells,
     set_value,
     shown,
     write_json,
 )
 from xrd_helpers.summary import git_state, write_summary
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock, two runs at once are the user's own care
-    fcntl = None
 
 # What the kernels of the notebooks see beside the user's own environment.
 KERNEL_ENVIRONMENT = {
@@ -84,7 +79,7 @@ def run(profile, only=None, overrides=(), resume=False, runs=RUNS, config=CONFIG
     selected = sorted(set(selected))
 
     folder = Path(runs).absolute() / profile
-    with _locked(folder), _environment(XRD_RUNS=str(folder.parent), **KERNEL_ENVIRONMENT):
+    with locked(folder), _environment(XRD_RUNS=str(folder.parent), **KERNEL_ENVIRONMENT):
         state = _State(folder / "state.json", list(paths))
         failure = "It was interrupted."
         try:
@@ -200,21 +195,6 @@ class _State:
 
     def _write(self):
         write_json(self.path, {"finished": self.finished})
-
-
-@contextmanager
-def _locked(folder):
-    """Keep a second run of the same profile out. The system drops the lock with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another run writes {shown(folder)} now: wait for it or stop it") from error
-            except OSError:  # a file system without locks: better to run than to refuse
-                pass
-        yield
 
 
 @contextmanager

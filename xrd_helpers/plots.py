@@ -99,3 +99,24 @@ def plot_density(rho, cell, title="", atoms=None, found=None):
         axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     fig.suptitle(title)
     return fig
+
+
+def plot_distributions(tables):
+    """Histograms of every column of tables {name: DataFrame}, one panel a column; each table has the area one."""
+    columns = list(next(iter(tables.values())))
+    n = 5
+    fig, axes = plt.subplots(-(-len(columns) // n), n, figsize=(13, 2.0 * -(-len(columns) // n)), layout="constrained")
+    for ax, column in zip(axes.flat, columns):
+        values = {name: table[column].dropna() for name, table in tables.items()}
+        low, high = np.quantile(np.concatenate(list(values.values())), [0.005, 0.995])
+        bins = np.linspace(low, high if high > low else low + 1, 25)
+        for i, (name, value) in enumerate(values.items()):
+            style = {"histtype": "stepfilled", "color": "0.8"} if i == 0 else {"histtype": "step", "color": f"C{i}", "lw": 1.5}
+            ax.hist(np.clip(value, low, high), bins, density=True, label=name, **style)
+        ax.set(yticks=[])
+        ax.set_title(column, fontsize=9)
+        ax.tick_params(labelsize=8)
+    for ax in axes.flat[len(columns):]:
+        ax.axis("off")
+    axes.flat[0].legend(frameon=False, fontsize=8)
+    return fig

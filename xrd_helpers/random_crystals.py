@@ -57,6 +57,15 @@ def random_crystals(n, seed, spacegroups=None, first=0, recipe="atoms") -> list[
             for number in range(first, first + n)]
 
 
+def can_make(spacegroup: gemmi.SpaceGroup, recipe) -> bool:
+    """Whether the recipe makes crystals of this space group."""
+    try:
+        _group(spacegroup.xhm(), recipe)
+    except UserError:
+        return False
+    return True
+
+
 def _group(symbol, recipe):
     try:
         group = gemmi.SpaceGroup(symbol)
