@@ -21,6 +21,7 @@ lab: .venv/.installed
 
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/structure_factors.py
+	$(BIN)/python benchmarks/generation.py
 
 # runs/ stays: a full run takes hours.
 clean:

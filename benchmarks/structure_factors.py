@@ -10,9 +10,7 @@ Usage: python benchmarks/structure_factors.py, which writes RUNS/benchmarks/stru
 import contextlib
 import io
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -37,10 +35,10 @@ import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from xrd_helpers import ROOT  # noqa: E402
 from xrd_helpers.config import run_folder, write_json  # noqa: E402
 from xrd_helpers.crystals import Crystal  # noqa: E402
 from xrd_helpers.structure_factors import CrystalBatch  # noqa: E402
+from xrd_helpers.summary import git_state, machine  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -164,7 +162,7 @@ def compare():
     """The workload: a row for each package."""
     crystals = make_crystals(BATCH)
     hkl = gemmi.make_miller_array(crystals[0].cell, crystals[0].spacegroup, D_MIN)
-    print(f"{len(hkl)} reflections, {N_ATOMS} atoms, P 1 21/c 1, {VOLUME} Å³, one thread; {machine()}")
+    print(f"{len(hkl)} reflections, {N_ATOMS} atoms, P 1 21/c 1, {VOLUME} Å³, one thread; {machine()['processor']}")
     functions = {name: prepare(crystals[0], hkl) for name, prepare in PEERS.items()}
     with_building = f"{OURS}, from_crystals included"
     functions = {OURS: ours(crystals, hkl), with_building: lambda: ours(crystals, hkl)(), **functions}
@@ -215,24 +213,15 @@ def draw(points, path):
     figure.savefig(path, dpi=150)
 
 
-def machine():
-    """The processor, as Linux names it where it does."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions():
-    """Versions of what is compared, None where it is not installed."""
-    found = {}
-    for name in ("torch", "gemmi", "cctbx-base", "Dans-Diffraction"):
+def provenance():
+    """Commit, machine kind and the versions of what is compared, None for one that is not installed."""
+    versions = {}
+    for name in ("gemmi", "cctbx-base", "Dans-Diffraction"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return {"commit": git_state(), "machine": machine(), "versions": versions}
 
 
 def main():
@@ -240,9 +229,7 @@ def main():
     folder = run_folder("benchmarks")
     rows, points = compare(), curves()
     draw(points, folder / "structure_factors.png")
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    about = {"commit": git.stdout.strip(), "machine": machine(), "versions": versions()}
-    write_json(folder / "structure_factors.json", {**about, "table": rows, "curves": points})
+    write_json(folder / "structure_factors.json", {**provenance(), "table": rows, "curves": points})
     print(f"written: {folder / 'structure_factors.json'} and .png")
 
 

@@ -87,6 +87,10 @@ def check_fit(crystal: Crystal, box: Box, d_target: float) -> None:
             box.name == "monoclinic" and group.monoclinic_unique_axis() != "b"):
         raise CrystalError(f"{crystal.name}: space group {group.xhm()} is not of the {box.name} box"
                            + (" (unique axis b)" if box.name == "monoclinic" else ""))
+    # |h| <= a / d: most crystals need no list of their reflections
+    if all(int(edge / d_target) <= min(high, -low or high)
+           for edge, low, high in zip((crystal.cell.a, crystal.cell.b, crystal.cell.c), box.low, box.high)):
+        return
     hkl = gemmi.make_miller_array(crystal.cell, group, d_target)
     outside = hkl[box.index(hkl) < 0]
     if len(outside):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import gemmi
 import numpy as np
@@ -43,7 +43,7 @@ class Hydride:
     radius: np.ndarray    # (n,) Å
     donor: int = -1       # the H at which it joins, where only one will do
 
-    @property
+    @cached_property
     def n_heavy(self) -> int:
         """Number of atoms other than H."""
         return int((self.parent < 0).sum())

@@ -10,7 +10,10 @@ packed without clashes (see ``molecules`` and ``packing``).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import gemmi
+import numba
 import numpy as np
 
 from .config import UserError
@@ -21,8 +24,7 @@ from .packing import Contents, pack
 ELEMENTS = ("C", "N", "O", "Cl")
 SPACEGROUPS = ("P 1 21/c 1", "P 1 21 1", "C 1 2 1")
 MIN_DISTANCE = 1.3       # Å, between any two atoms of recipe ``atoms``
-N_CANDIDATES = 32        # places tried at a time
-MAX_ROUNDS = 50          # rounds of candidates before a crystal is begun anew
+PLACES = 12              # tried for each atom before a crystal is begun anew
 
 # recipe ``molecules``: groups and their shares, near those of the Cambridge Structural Database
 MOLECULE_SPACEGROUPS = {"P 1 21/c 1": 0.22, "P 1 21/n 1": 0.14, "P -1": 0.27, "C 1 2/c 1": 0.08, "P 21 21 21": 0.09, "P 1 21 1": 0.07,
@@ -91,13 +93,22 @@ def _atoms(rng, name, groups, odds):
     while True:
         spacegroup = _drawn(rng, groups, odds)
         n_atoms = int(rng.integers(10, 30))
-        cell = _random_cell(rng, n_atoms * rng.uniform(14, 22) * len(spacegroup.operations()), spacegroup)
-        fract = _place_atoms(rng, n_atoms, cell, spacegroup)
-        if fract is not None:
+        rot, tran = _operators(spacegroup.xhm())
+        cell = _random_cell(rng, n_atoms * rng.uniform(14, 22) * len(rot), spacegroup)
+        # one place in three or four is taken, so that these almost always suffice
+        fract = _place_atoms(rng.random((PLACES * n_atoms, 3)), n_atoms, rot, tran, np.array(cell.orth.mat.tolist()))
+        if len(fract) == n_atoms:
             u_mean = rng.uniform(0.015, 0.07)  # Å², of organic crystals between 100 K and room temperature
-            return Crystal(name=name, cell=cell, spacegroup=spacegroup, elements=tuple(rng.choice(ELEMENTS, n_atoms).tolist()),
-                           fract=fract, u_iso=u_mean * rng.uniform(0.75, 1.35, n_atoms), occ=np.ones(n_atoms),
-                           source="recipe atoms")
+            return Crystal(name=name, cell=cell, spacegroup=spacegroup, fract=fract,
+                           elements=tuple(ELEMENTS[number] for number in rng.integers(len(ELEMENTS), size=n_atoms).tolist()),
+                           u_iso=u_mean * rng.uniform(0.75, 1.35, n_atoms), occ=np.ones(n_atoms), source="recipe atoms")
+
+
+@lru_cache(maxsize=None)
+def _operators(symbol):
+    """rot (g, 3, 3) and tran (g, 3) of a space group, as floats."""
+    rot, tran = all_operators(gemmi.SpaceGroup(symbol))
+    return rot.astype(float), np.ascontiguousarray(tran)
 
 
 def _random_cell(rng, volume, spacegroup):
@@ -121,26 +132,36 @@ def _random_cell(rng, volume, spacegroup):
     return gemmi.UnitCell(*edges, *angles)
 
 
-def _place_atoms(rng, n_atoms, cell, spacegroup):
-    """(n_atoms, 3) fractional coordinates, no two atoms nearer than MIN_DISTANCE in the crystal; None if full."""
-    rot, tran = all_operators(spacegroup)
-    orth = np.array(cell.orth.mat.tolist())
-
-    def nearest(difference):
-        # the rounded difference is the shortest one as long as the cell is much wider than MIN_DISTANCE
-        return np.linalg.norm((difference - np.round(difference)) @ orth.T, axis=-1)
-
-    placed = np.empty((0, 3))
-    for _ in range(MAX_ROUNDS):
-        candidates = rng.random((N_CANDIDATES, 3))
-        images = np.einsum("gij,cj->cgi", rot, candidates) + tran                    # (c, g, 3)
-        free = (nearest(images[:, 1:] - candidates[:, None]) >= MIN_DISTANCE).all(axis=1)  # off special positions
-        for x, own, is_free in zip(candidates, images, free):
-            if is_free and (nearest(own[:, None] - placed) >= MIN_DISTANCE).all():
-                placed = np.vstack([placed, x])
-                if len(placed) == n_atoms:
-                    return placed
-    return None
+@numba.njit(cache=True)
+def _place_atoms(candidates, n_atoms, rot, tran, orth):
+    """The first n_atoms of the candidates (m, 3) that keep MIN_DISTANCE from their own images and from all images of those
+    before; fewer if there are not so many."""
+    placed, n = np.empty((n_atoms, 3)), 0
+    image, vector = np.empty(3), np.empty(3)
+    for x in candidates:
+        free = True
+        for g in range(len(rot)):
+            for k in range(3):
+                image[k] = rot[g, k, 0] * x[0] + rot[g, k, 1] * x[1] + rot[g, k, 2] * x[2] + tran[g, k]
+            for other in range(n + (g > 0)):  # the first operator is the identity
+                for k in range(3):
+                    # the rounded difference is the shortest one as long as the cell is much wider than MIN_DISTANCE
+                    vector[k] = image[k] - (placed[other, k] if other < n else x[k])
+                    vector[k] -= np.round(vector[k])
+                squared = 0.0
+                for k in range(3):
+                    squared += (orth[k, 0] * vector[0] + orth[k, 1] * vector[1] + orth[k, 2] * vector[2]) ** 2
+                if squared < MIN_DISTANCE**2:
+                    free = False
+                    break
+            if not free:
+                break
+        if free:
+            placed[n] = x
+            n += 1
+            if n == n_atoms:
+                break
+    return placed[:n]
 
 
 # ---- recipe molecules ----
