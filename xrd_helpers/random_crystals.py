@@ -218,15 +218,15 @@ def _contents(rng, groups, odds) -> Contents:
         break
     xyz = [m.xyz + rng.normal(0, 0.015, m.xyz.shape) * (np.abs(m.xyz).max(axis=1, keepdims=True) > 0) for m in molecules]
     volume = sum(VOLUMES.get(e, 32) * o for m in molecules for e, o in zip(m.elements, m.occupancies))
-    volume *= np.clip(rng.normal(0.965, 0.042), 0.86, 1.08) * len(group.operations())
+    volume *= np.clip(rng.normal(0.955, 0.048), 0.84, 1.08) * len(group.operations())
     return Contents(group, volume, [m.elements for m in molecules], xyz, [m.parent for m in molecules], fixed,
                     np.concatenate([m.occupancies for m in molecules]))
 
 
 def _crystal(rng, contents, cell, fract, name) -> Crystal:
     """The packed crystal in a conventional setting, with displacements."""
-    # half of all crystals are measured near 100 K, half near room temperature
-    u_mean = np.clip(rng.normal(*((0.023, 0.006) if rng.random() < 0.45 else (0.048, 0.012))), 0.010, 0.085)  # Å²
+    # some crystals are measured near 100 K, more near room temperature
+    u_mean = np.clip(rng.normal(*((0.024, 0.006) if rng.random() < 0.4 else (0.047, 0.012))), 0.010, 0.085)  # Å²
     n_heavy = sum(int((np.array(parents) < 0).sum()) for parents in contents.parents)
     spread, u_iso = np.clip(0.2 * (n_heavy / 18) ** 0.35 * np.exp(rng.normal(0, 0.45)), 0.05, 0.7), []
     for elements, xyz, parents in zip(contents.elements, contents.xyz, contents.parents):
