@@ -31,10 +31,14 @@ def cartesian(crystal, fract):
 
 
 class Surroundings:
-    """The atoms of the asymmetric unit and every image within 15 Å of the box about them, with molecules by their bonds."""
+    """The atoms of the asymmetric unit and every image near the box about them, with molecules by their bonds.
 
-    def __init__(self, crystal, margin=15.0):
+    Near is 8 Å, or as far as the inverse of the longest molecule reaches if one sits on a centre.
+    """
+
+    def __init__(self, crystal, centric=False):
         here = cartesian(crystal, crystal.fract)
+        margin = 4 + np.ptp(here, axis=0).max() if centric else 8.0
         low, high = here.min(axis=0) - margin, here.max(axis=0) + margin
         corners = np.array(np.meshgrid(*zip(low, high))).reshape(3, -1).T
         corners = np.array([crystal.cell.fractionalize(gemmi.Position(*x)).tolist() for x in corners])
@@ -116,7 +120,7 @@ def packed():
 
 @pytest.fixture(scope="module")
 def surroundings(packed):
-    return {group: [Surroundings(row[0]) for row in rows] for group, rows in packed.items()}
+    return {group: [Surroundings(row[0], any(place is not None for place in row[1].fixed)) for row in rows] for group, rows in packed.items()}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -161,7 +165,7 @@ def test_cell_is_that_of_its_group_with_the_volume_asked_for(packed, group):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_molecules_are_rigid(packed, group):
-    """Distances within each molecule are those that it had before it was packed, and so is its hand, or all are inverted."""
+    """Distances within each molecule are those that it had before it was packed."""
     for crystal, contents, _ in packed[group]:
         x = cartesian(crystal, crystal.fract)
         assert crystal.elements == tuple(e for elements in contents.elements for e in elements)
@@ -174,18 +178,17 @@ def test_molecules_are_rigid(packed, group):
 
 
 def test_molecules_keep_their_bonds_in_reduced_and_reversed_cells():
-    """Bond lengths of the recipe's output alone: C-H, and C-C of six-rings, in 20 triclinic and 20 monoclinic crystals."""
-    lengths = {"C-H": [], "C-C": []}
+    """C-H of the recipe's output alone, in 20 triclinic and 20 monoclinic crystals: 0.95 to 0.97 Å and the noise on both."""
+    lengths = []
     for group in ("P -1", "P 1", "P 1 21/c 1", "C 1 c 1"):
         for crystal in random_crystals(10, 3, (group,), recipe="molecules"):
             d = np.linalg.norm((x := cartesian(crystal, crystal.fract))[:, None] - x, axis=2) + 9 * np.eye(len(x))
             elements = np.array(crystal.elements)
             for i in np.flatnonzero(elements == "H"):
                 if elements[d[i].argmin()] == "C":
-                    lengths["C-H"].append(d[i].min())
-    lengths = np.array(lengths["C-H"])
+                    lengths.append(d[i].min())
     assert len(lengths) > 300
-    assert np.mean(lengths) == pytest.approx(0.96, abs=0.01) and np.std(lengths) < 0.04 and 0.8 < lengths.min() < lengths.max() < 1.12
+    assert np.mean(lengths) == pytest.approx(0.96, abs=0.01) and np.std(lengths) < 0.04 and 0.8 < min(lengths) < max(lengths) < 1.12
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -215,7 +218,7 @@ def test_molecules_on_inversion_centres_sit_on_one(group):
                 assert (crystal.occ[start:end] == 1).all()
                 continue
             found += 1
-            around = Surroundings(crystal)
+            around = Surroundings(crystal, centric=True)
             members = around.molecule == around.molecule[start]
             middle = cell.fractionalize(gemmi.Position(*around.xyz[members].mean(axis=0)))
             assert cell.is_special_position(middle, 1e-6) == 1
@@ -224,8 +227,6 @@ def test_molecules_on_inversion_centres_sit_on_one(group):
             assert any(np.abs(x - np.round(x)).max() < 1e-6 for x in moved)
             x = around.xyz[members] - around.xyz[members].mean(axis=0)
             assert np.linalg.norm(x[:, None] + x, axis=2).min(axis=1).max() < 1e-6
-            on_centre = np.linalg.norm(around.xyz[start:end] - cell.orthogonalize(middle).tolist(), axis=1) < 1e-6
-            np.testing.assert_array_equal(crystal.occ[start:end], np.where(on_centre, 0.5, 1))
     assert found >= 2
 
 
@@ -261,7 +262,7 @@ def test_benzene_packs_at_the_density_of_benzene(group, z, fixed):
         raise AssertionError("no packing in 40 attempts")
     crystal = as_crystal(contents, cell, fract)
     assert cell.volume == pytest.approx(123.0 * z, rel=1e-9) and cell.is_compatible_with_spacegroup(crystal.spacegroup)
-    around = Surroundings(crystal)
+    around = Surroundings(crystal, fixed is not None)
     _, _, d, limit = around.contacts()
     assert (d >= limit - 1e-6).all() and (d < 3.2).any()
     members = around.molecule == around.molecule[0]

@@ -1,4 +1,4 @@
-"""The command line: `xrd run`. Each command imports what it needs, so that `xrd --help` answers at once."""
+"""The command line, `xrd`. Each command imports what it needs, so that `xrd --help` answers at once."""
 
 import os
 import sys
