@@ -128,7 +128,7 @@ def test_contacts_between_molecules_keep_the_limits(packed, surroundings, group)
     for (crystal, _, _), around in zip(packed[group], surroundings[group]):
         i, j, d, limit = around.contacts()
         wrong = d < limit - 1e-6
-        assert not wrong.any(), [(crystal.name, *around.elements[[a, b]], x) for a, b, x in zip(i[wrong], j[wrong], d[wrong])]
+        assert not wrong.any(), (crystal.name, around.elements[i[wrong]], around.elements[j[wrong]], d[wrong])
         assert (d < limit + CLOSEST + 0.3).sum() >= 6, "molecules of a crystal touch"
 
 

@@ -17,8 +17,8 @@ COLUMNS = ["atoms", "volume per atom", "middle edge / shortest", "longest edge /
 
 def made(group, cell, elements, fract, u=0.03, occ=1.0):
     n = len(elements)
-    return Crystal("made", cell, gemmi.SpaceGroup(group), tuple(elements), np.array(fract, float), np.full(n, u) if np.isscalar(u) else np.array(u),
-                   np.full(n, occ) if np.isscalar(occ) else np.array(occ))
+    return Crystal("made", cell, gemmi.SpaceGroup(group), tuple(elements), np.array(fract, float), np.broadcast_to(u, n).astype(float),
+                   np.broadcast_to(occ, n).astype(float))
 
 
 def brute_force(crystal, reach=4.5):
@@ -41,8 +41,8 @@ def brute_force(crystal, reach=4.5):
 
 def test_a_row_has_the_numbers_worked_out_by_hand():
     """Edges 12, 6 and 9 Å, V = 12 · 6 · 9 · sin 110°, four positions a cell, half of the O missing."""
-    crystal = made("P 1 21/c 1", MONOCLINIC, ("C", "N", "O", "Cl", "H"), [[0.1, 0.1, 0.1], [0.2, 0.15, 0.3], [0.4, 0.3, 0.2], [0.7, 0.4, 0.4], [0.1, 0.1, 0.2]],
-                   u=[0.02, 0.04, 0.06, 0.08, 0.5], occ=[1, 1, 0.5, 1, 1])
+    fract = [[0.1, 0.1, 0.1], [0.2, 0.15, 0.3], [0.4, 0.3, 0.2], [0.7, 0.4, 0.4], [0.1, 0.1, 0.2]]
+    crystal = made("P 1 21/c 1", MONOCLINIC, ("C", "N", "O", "Cl", "H"), fract, u=[0.02, 0.04, 0.06, 0.08, 0.5], occ=[1, 1, 0.5, 1, 1])
     table = crystal_statistics([crystal])
     assert list(table.columns) == COLUMNS and len(table) == 1
     row = table.iloc[0]
