@@ -179,7 +179,8 @@ def test_an_unknown_recipe_is_an_error_that_names_those_there_are():
         random_crystals(1, 0, recipe="proteins")
 
 
-@pytest.mark.parametrize("name, words", [("F m -3 m", "not cubic F m -3 m"), ("P 41", "not tetragonal P 41"), ("P 6/m", "not hexagonal P 6/m"), ("P 1 1 21/b", "unique axis b, not P 1 1 21/b"),
+@pytest.mark.parametrize("name, words", [("F m -3 m", "not cubic F m -3 m"), ("P 41", "not tetragonal P 41"),
+                                         ("P 6/m", "not hexagonal P 6/m"), ("P 1 1 21/b", "unique axis b, not P 1 1 21/b"),
                                          ("P 21/b 1 1", "unique axis b, not P 21/b 1 1"),
                                          ("R -3 :R", "not trigonal R -3:R")])
 def test_a_group_that_recipe_molecules_cannot_do_is_an_error_that_names_it(name, words):
