@@ -2,23 +2,32 @@
 
 import copy
 import math
+import re
+import subprocess
+import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import gemmi
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as nnf
 
 from xrd_helpers import gridding, training
-from xrd_helpers.gridding import AmplitudeBoxes, Box, select_fitting
+from xrd_helpers.config import UserError
+from xrd_helpers.gridding import AmplitudeBoxes, Box, check_fit, select_fitting
 from xrd_helpers.models import MODELS, FFTUNet, UNet, XRDTransformer
 from xrd_helpers.random_crystals import random_crystals
-from xrd_helpers.training import extension_loss, fit, learning_rate, pick_precision
+from xrd_helpers.storage import write_crystals
+from xrd_helpers.training import Generated, Measurement, Stored, extension_loss, fit, learning_rate, pick_precision
 
 TINY = Box("tiny", (-6, 0, 0), (6, 8, 10), "P 1 2/m 1")  # an eighth of the published box, for crystals to 1.8 Å
 LIMITS = dict(box=TINY, d_input=3.0, d_target=1.8)
-SETTINGS = dict(**LIMITS, batch_size=2, device="cpu", precision="32-true")
+SETTINGS = dict(**LIMITS, batch_size=2, ema=0.0, device="cpu", precision="32-true")
 SMALL = {"unet": UNet.Config((8, 16), 16), "fft_unet": FFTUNet.Config((8, 12), 12),
          "xrd_transformer": XRDTransformer.Config(shape=TINY.shape, dim=64, depth=1, mlp_ratio=2, dropout=0.0)}
 
@@ -204,19 +213,19 @@ def test_the_epochs_end_a_training_that_has_time_left(crystals, monkeypatch):
 
 
 def test_too_few_crystals_say_what_to_do(crystals):
-    with pytest.raises(ValueError, match="^1 crystals .* fewer than one batch of 2: generate more crystals, or lower batch_size$"):
+    with pytest.raises(UserError, match="^1 crystals .* fewer than one batch of 2: generate more crystals, or lower batch_size$"):
         fit(thin(), crystals[:1], None, **SETTINGS)
 
 
 def test_a_diverging_training_stops_and_says_so(crystals):
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf), .* at step \d+: lower lr \(now 1e\+30\)"):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf), .* at step \d+: lower lr \(now 1e\+30\)"):
         fit(thin(), crystals[:2], None, epochs=20, lr=1e30, **SETTINGS)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(crystals, monkeypatch):
     monkeypatch.setattr(training, "extension_loss", lambda F_out, boxes: (F_out - F_out).abs().sqrt().mean())  # 0, slope nan
     model = thin()
-    with pytest.raises(ValueError, match="the loss is 0.0, its gradient nan, at step 1: lower lr"):
+    with pytest.raises(UserError, match="the loss is 0.0, its gradient nan, at step 1: lower lr"):
         fit(model, crystals[:2], None, **SETTINGS)
     assert weights(model).isfinite().all()
 
@@ -256,3 +265,351 @@ def test_a_step_in_half_precision_is_near_the_step_in_full(name, crystals):
         losses.append(fit(model, crystals[:2], crystals[2:3], epochs=3, **{**SETTINGS, "precision": precision})["loss"])
         assert {p.dtype for p in model.parameters()} == {torch.float32}
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+
+
+# --- budgets and limits ---
+
+
+@pytest.mark.parametrize("budget, n_steps", [
+    (dict(steps=5), 5), (dict(n_crystals=7), 3), (dict(steps=5, n_crystals=4), 2), (dict(epochs=2, steps=50), 6),
+    (dict(), 3), (dict(steps=4, minutes=60), 4), (dict(epochs=1, n_crystals=50), 3)])
+def test_the_first_limit_that_is_reached_ends_the_training(budget, n_steps, crystals):
+    assert len(fit(thin(), crystals[:7], None, **budget, **SETTINGS)) == n_steps
+
+
+def test_without_validations_nothing_is_validated(crystals):
+    history = fit(thin(), crystals[:4], crystals[4:6], n_validations=0, **SETTINGS)
+    assert len(history) == 2 and history["r_ext"].isna().all()
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(d_input=1.8), "d_target is 1.8 Å and d_input 1.8 Å"), (dict(d_input=1.2), "d_target is 1.8 Å and d_input 1.2 Å"),
+    (dict(d_target=0.0), "d_target is 0 Å and d_input 3 Å"),
+    (dict(measurement=Measurement(d_min=(1.8, 3))), "between 1.8 and 3 Å"),
+    (dict(measurement=Measurement(d_min=(3, 2.5))), "between 3 and 2.5 Å"),
+    (dict(measurement=Measurement(missing=1.0)), "not 1 and 0"), (dict(measurement=Measurement(noise=-1.0)), "not 0 and -1"),
+    (dict(steps=-1), "must not be below 0"), (dict(n_crystals=1), "n_crystals 1 is less than one batch of 2")])
+def test_what_cannot_be_trained_is_one_sentence(change, message, crystals):
+    with pytest.raises(UserError, match=message):
+        fit(thin(), crystals[:4], None, **(SETTINGS | change))
+
+
+# --- running mean of weights ---
+
+
+def test_the_mean_of_weights_is_that_of_the_steps(crystals, monkeypatch):
+    model, steps, step = thin(), [], training._step
+    before = weights(model).double()
+
+    def record(fabric, trained, *arguments):
+        loss = step(fabric, trained, *arguments)
+        steps.append(weights(model).double())
+        return loss
+
+    monkeypatch.setattr(training, "_step", record)
+    history = fit(model, crystals[:4], crystals[4:5], steps=12, lr=3e-2, **SETTINGS | dict(ema=0.4))
+    mean = before
+    for n, current in enumerate(steps, 1):  # forgets its start at first: 1/10, 2/11, ... up to 0.4
+        decay = min(0.4, n / (n + 9))
+        mean = decay * mean + (1 - decay) * current
+    assert len(steps) == 12 and (mean - steps[-1]).abs().max() > 1e-3
+    np.testing.assert_allclose(weights(model).double(), mean, atol=1e-6)
+    boxes = AmplitudeBoxes.from_crystals(crystals[4:5], **LIMITS)
+    with torch.no_grad():
+        F_out = model(boxes.F_in, boxes.measured, boxes.target, boxes.absent)
+    where = boxes.extension
+    r = (F_out - boxes.F)[where].abs().sum() / boxes.F[where].sum()
+    assert history["r_ext"].iloc[-1] == pytest.approx(float(r), rel=1e-4), "the mean is what is validated"
+
+
+# --- where the crystals are from ---
+
+
+def small_file(path, crystals, rows=3):
+    """Each crystal twice: as it is and, under another name, with a cell that no box holds."""
+    both = [c for crystal in crystals for c in (crystal, replace(crystal, name="large", cell=gemmi.UnitCell(90, 90, 90, 90, 95, 90)))]
+    write_crystals(path, both, rows=rows)
+    return [c.name for c in crystals]
+
+
+def test_crystals_of_a_file_come_once_an_epoch_mixed_over_its_row_groups(crystals, tmp_path):
+    crystals = crystals[:10]
+    names = small_file(tmp_path / "c.parquet", crystals)
+    source = Stored(tmp_path / "c.parquet", TINY, 1.8)
+    assert len(source) == len(crystals) and len(source.groups) > 4
+    source.MIXED = 2
+    n_steps = len(crystals) // 2
+    epochs = [[c.name for step in range(first, first + n_steps) for c in source.batch(5, step, 2, slice(None))]
+              for first in (0, n_steps)]
+    assert all(sorted(epoch) == sorted(names) for epoch in epochs) and epochs[0] != epochs[1] != names
+    assert len(source._cache) <= 3
+    again = Stored(tmp_path / "c.parquet", TINY, 1.8)
+    again.MIXED = 2
+    late = again.batch(5, n_steps + 1, 2, slice(None))
+    assert [c.name for c in late] == epochs[1][2:4], "a resumed training takes what the first would have taken"
+    assert [c.name for c in again.batch(5, n_steps + 1, 2, slice(1, 2))] == epochs[1][3:4]
+    original = {c.name: c for c in crystals}
+    for crystal in late:
+        np.testing.assert_allclose(crystal.fract, original[crystal.name].fract, atol=1e-6)
+    assert {c.name for step in range(4) for c in Stored(tmp_path / "c.parquet", TINY, 1.8, start=6).batch(0, step, 1, slice(None))
+            } <= set(names[3:])
+
+
+def test_generated_crystals_depend_on_seed_and_number_only():
+    settings = dict(recipe="atoms", box=TINY, d_target=1.8)
+    with Generated(workers=1, ahead=3, **settings) as source, Generated(workers=0, **settings) as alone:
+        steps = [source.batch(3, step, 4, slice(None)) for step in range(5)]
+        assert len(source._waiting) == 2, "the queue is bounded"
+        names = [[c.name for c in batch] for batch in steps]
+        assert names[3] == [c.name for c in alone.batch(3, 3, 4, slice(None))], "in this process, and from the middle"
+        assert names[2] == [c.name for part in (slice(0, 2), slice(2, 4)) for c in alone.batch(3, 2, 4, part)]
+        np.testing.assert_array_equal(steps[4][1].fract, alone.batch(3, 4, 4, slice(1, 2))[0].fract)
+        other = alone.batch(4, 0, 4, slice(None))
+    flat = [c for batch in steps for c in batch]
+    assert len(flat) == 20 == len({c.name for c in flat}) and not np.allclose(other[0].cell.parameters, flat[0].cell.parameters)
+    assert all(int(c.name.split("_")[-1]) >= 10**9 for c in flat), "none of a set for tests"
+    assert {c.spacegroup.number for c in flat} == {14, 4, 5}  # P 21/c, P 21 and C 2, some with a and c swapped
+    for crystal in flat:
+        check_fit(crystal, TINY, 1.8)
+
+
+def test_generated_molecules_are_of_groups_of_the_box_in_the_shares_of_the_recipe():
+    source = Generated("molecules", gridding.BOXES["monoclinic"], workers=0)
+    assert set(source.shares) == {"P 1 21/c 1", "P 1 21/n 1", "C 1 2/c 1", "P 1 21 1", "C 1 2 1", "C 1 c 1", "P 1 c 1"}
+    assert source.shares["P 1 21/c 1"] == 0.22
+    assert set(Generated("molecules", gridding.BOXES["triclinic"], workers=0).shares) == {"P -1", "P 1"}
+    assert set(Generated("molecules", spacegroups=["P 1 21 1", "P -1"], workers=0).shares) == {"P 1 21 1"}
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(recipe="salts"), "no recipe 'salts'"), (dict(spacegroups=["P -1"]), "no space group of P -1 belongs to the monoclinic box"),
+    (dict(spacegroups=["P 1 1 2"]), "unique axis b")])
+def test_what_cannot_be_generated_is_one_sentence(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Generated(workers=0, **arguments)
+
+
+def test_a_training_on_generated_crystals_needs_an_end():
+    source = Generated("atoms", TINY, 1.8, workers=0)
+    with pytest.raises(UserError, match="needs an end: give minutes, steps or n_crystals"):
+        fit(thin(), source, None, **SETTINGS)
+    assert len(fit(thin(), source, None, n_crystals=4, **SETTINGS)) == 2
+
+
+# --- what the network sees ---
+
+
+@pytest.fixture(scope="module")
+def many():
+    gridding.BOXES["tiny"] = TINY
+    made = select_fitting(random_crystals(400, seed=1), TINY, 1.8)[0]
+    return AmplitudeBoxes.from_crystals(made, **LIMITS)
+
+
+def test_ideal_data_are_left_as_they_are(many):
+    assert not Measurement() and Measurement(noise=0.1) and Measurement(missing=0.1) and Measurement(d_min=(2.5, 3))
+    seen, truth = Measurement(missing=1e-9).apply(many, 0, range(len(many)))
+    for name in ("F", "measured", "scale"):
+        assert torch.equal(getattr(seen, name), getattr(many, name)) and torch.equal(getattr(truth, name), getattr(many, name))
+
+
+def test_resolution_is_drawn_per_crystal(many):
+    seen, truth = Measurement(d_min=(2.2, 3.4)).apply(many, 0, range(len(many)))
+    measured = seen.measured.flatten(1)
+    limit = torch.where(measured, many.d.flatten(1), 99.0).amin(dim=1)
+    beyond = torch.where(measured | ~many.target.flatten(1), 0.0, many.d.flatten(1)).amax(dim=1)
+    assert (beyond < limit).all(), "one sphere of each crystal"
+    # uniform: deciles of the limits, which lie up to a reflection's distance above what was drawn
+    np.testing.assert_allclose(np.quantile(limit, [0.1, 0.5, 0.9]), [2.32, 2.8, 3.28], atol=0.09)
+    assert torch.equal(truth.measured, seen.measured) and (truth.extension == (many.target & ~seen.measured & ~many.absent
+                                                                               & ~many.redundant)).all()
+
+
+def test_up_to_the_stated_share_of_the_measured_is_missing(many):
+    seen, truth = Measurement(missing=0.15).apply(many, 0, range(len(many)))
+    assert not (seen.measured & ~many.measured).any() and not torch.equal(seen.measured, many.measured)
+    share = 1 - seen.measured.sum(dim=(1, 2, 3)) / many.measured.sum(dim=(1, 2, 3))
+    assert share.mean() == pytest.approx(0.075, abs=0.01) and share.max() < 0.3
+    assert np.corrcoef(share, np.random.default_rng(0).random(len(many)))[0, 1] < 0.2
+    # truth in electrons is what it was; scaled to the largest one that is left
+    np.testing.assert_allclose(truth.F * truth.scale.view(-1, 1, 1, 1), many.F * many.scale.view(-1, 1, 1, 1), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose((seen.F * seen.measured).amax(dim=(1, 2, 3)), 1, rtol=1e-6)
+    assert torch.equal(seen.F, truth.F)
+
+
+def test_noise_has_the_stated_sigma(many):
+    noise = 0.3
+    seen, truth = Measurement(noise=noise).apply(many, 0, range(len(many)))
+    where = (many.measured & ~many.absent & ~many.redundant).numpy()
+    squares = {}
+    for i in range(len(many)):
+        I = (truth.F[i].numpy().astype(float) * float(truth.scale[i])) ** 2
+        I_seen = (seen.F[i].numpy().astype(float) * float(seen.scale[i])) ** 2
+        counted = (many.measured[i] & ~many.absent[i]).numpy()
+        mean = I[counted].mean()
+        strong = where[i] & (I > 1.5 * mean)  # no negative intensity there
+        squares.setdefault("strong", []).extend(((I_seen - I)[strong] ** 2 - (0.02 * I[strong]) ** 2) / mean**2)
+        zero = where[i] & (I_seen == 0)
+        squares.setdefault("cut", []).extend(zero[where[i] & (I < 0.02 * mean)])
+    # k uniform from 0 to 0.3: the mean of its square is a third of 0.09
+    assert np.mean(squares["strong"]) == pytest.approx(noise**2 / 3, rel=0.15)
+    assert 0.35 < np.mean(squares["cut"]) < 0.5, "of intensities near zero nearly a half is measured negative"
+    strongest = truth.F.flatten(1).argmax(dim=1)
+    ratio = (seen.F.flatten(1) / truth.F.flatten(1))[torch.arange(len(many)), strongest]
+    assert torch.equal(seen.F[many.absent], truth.F[many.absent]) and 0.002 < float((ratio - 1).std()) < 0.06
+
+
+def test_equivalent_voxels_are_disturbed_alike_and_by_number_not_by_place(many):
+    measurement = Measurement(d_min=(2.4, 3.0), missing=0.5, noise=0.2)
+    seen, truth = measurement.apply(many, 3, range(len(many)))
+    layer = TINY.hkl[:, 2] == 0
+    for h in range(1, 7):
+        plus, minus = ((TINY.hkl[:, 0] == s * h) & layer for s in (1, -1))  # (h k 0) and (-h k 0), 2/m
+        assert torch.equal(seen.measured.flatten(1)[:, plus], seen.measured.flatten(1)[:, minus])
+        for F in (seen.F, truth.F):
+            np.testing.assert_allclose(F.flatten(1)[:, plus], F.flatten(1)[:, minus], atol=1e-4)
+    alone, _ = measurement.apply(many[5:7], 3, [5, 6])
+    assert torch.equal(alone.F, seen.F[5:7]) and torch.equal(alone.measured, seen.measured[5:7])
+    other, _ = measurement.apply(many[5:7], 4, [5, 6])
+    assert not torch.equal(other.measured, alone.measured)
+
+
+def test_the_network_sees_the_disturbed_and_is_compared_with_the_true(crystals, monkeypatch):
+    shown, compared = [], []
+    model = thin()
+    model.register_forward_pre_hook(lambda module, inputs: shown.append([x.clone() for x in inputs]))
+    monkeypatch.setattr(training, "extension_loss", lambda F_out, boxes: compared.append(boxes) or extension_loss(F_out, boxes))
+    fit(model, crystals[:2], None, measurement=Measurement(missing=0.9, noise=0.5), seed=4, **SETTINGS)
+    ideal = AmplitudeBoxes.from_crystals([crystals[i] for i in np.random.default_rng([4, 0]).permutation(2)], **LIMITS)
+    (F_in, measured, target, absent), (boxes,) = shown[0], compared
+    assert torch.equal(target, ideal.target) and torch.equal(absent, ideal.absent) and torch.equal(measured, boxes.measured)
+    assert 0 < measured.sum() < 0.95 * ideal.measured.sum() and (F_in[~measured] == 0).all()
+    true = boxes.F * boxes.scale.view(-1, 1, 1, 1)
+    np.testing.assert_allclose(true, ideal.F * ideal.scale.view(-1, 1, 1, 1), rtol=1e-5, atol=1e-4)
+    assert (F_in - boxes.F)[measured].abs().max() > 0.01
+
+
+# --- killed and resumed ---
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(step):
+    def watch(history):
+        if len(history) == step:
+            raise Killed
+    return watch
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_resumed_training_is_the_uninterrupted_one(ema, crystals, tmp_path):
+    """Dropout, hidden reflections and the order of the crystals included: equal to the last bit."""
+    config = XRDTransformer.Config(shape=TINY.shape, dim=8, depth=1, n_heads=2, dropout=0.3)
+    settings = SETTINGS | dict(steps=12, lr=1e-2, ema=ema, n_validations=12, measurement=Measurement((2.4, 3), 0.2, 0.1))
+    model = new_model("xrd_transformer", config)
+    whole = fit(model, crystals[:5], crystals[5:6], **settings)
+    path, log = tmp_path / "x.checkpoint", tmp_path / "x.csv"
+    settings |= dict(checkpoint=path, checkpoint_minutes=0.0, log=log)
+    for step, start in (4, 0), (9, 77):  # with a checkpoint, where the weights start does not matter
+        with pytest.raises(Killed):
+            fit(new_model("xrd_transformer", config, seed=start), crystals[:5], crystals[5:6], watch=killed_after(step), **settings)
+        log.write_text(log.read_text() + "99,198,1.0,0.5,,\n")  # a line that came after the last checkpoint
+    (tmp_path / ".x.0123abcd.checkpoint").write_text("half a checkpoint")
+    resumed = new_model("xrd_transformer", config, seed=99)
+    history = fit(resumed, crystals[:5], crystals[5:6], **settings)
+    columns = ["step", "crystals", "loss", "r_ext", "cc_ext"]
+    assert history[columns].equals(whole[columns]) and torch.equal(weights(resumed), weights(model))
+    assert (history["seconds"].diff().dropna() > 0).all()
+    logged = pd.read_csv(log)
+    assert list(logged.columns) == list(history.columns)
+    np.testing.assert_array_equal(logged, history)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.checkpoint", "x.csv"]
+    finished = new_model("xrd_transformer", config)
+    assert fit(finished, crystals[:5], crystals[5:6], **settings).equals(history), "there is nothing left to do"
+    assert torch.equal(weights(finished), weights(model))
+
+
+def test_a_convolutional_network_resumes_to_the_last_bit_too(crystals, tmp_path):
+    settings = SETTINGS | dict(steps=6, n_validations=6)
+    model, resumed = thin(), thin(seed=5)
+    fit(model, crystals[:4], crystals[4:5], **settings)
+    settings |= dict(checkpoint=tmp_path / "c", checkpoint_minutes=0.0)
+    with pytest.raises(Killed):
+        fit(thin(), crystals[:4], crystals[4:5], watch=killed_after(3), **settings)
+    fit(resumed, crystals[:4], crystals[4:5], **settings)
+    assert torch.equal(weights(resumed), weights(model))
+
+
+def test_minutes_count_over_all_runs(crystals, tmp_path, monkeypatch):
+    ticks = iter(range(0, 10_000, 6))
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    settings = SETTINGS | dict(minutes=1, epochs=10**6, checkpoint=tmp_path / "c", checkpoint_minutes=0.2)
+    with pytest.raises(Killed):
+        fit(thin(), crystals[:4], crystals[4:5], n_validations=10, watch=killed_after(5), **settings)
+    history = fit(thin(), crystals[:4], crystals[4:5], **settings)
+    assert list(history["seconds"]) == [6, 12, 18, 24, 30, 36, 42, 48, 54, 60], "checkpoints at 12 and 24, then 30 again"
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(lr=2e-3), "training with lr 0.001, not 0.002"), (dict(steps=3), "training with steps 2, not 3"),
+    (dict(crystals=slice(2, 6)), "training with crystals 4 crystals .*, not 4 crystals"),
+    (dict(measurement=Measurement(missing=0.1)), "training with measurement .*missing=0.0.*, not .*missing=0.1")])
+def test_a_checkpoint_of_another_training_says_what_differs(change, message, crystals, tmp_path):
+    path = tmp_path / "c.checkpoint"
+    fit(thin(), crystals[:4], None, **SETTINGS, steps=2, lr=1e-3, checkpoint=path)
+    other = crystals[change.pop("crystals", slice(4))]
+    with pytest.raises(UserError, match=f"c.checkpoint is of a {message}.*delete it to begin anew"):
+        fit(thin(), other, None, **(SETTINGS | dict(steps=2, lr=1e-3) | change), checkpoint=path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 pickled", None])
+def test_a_damaged_checkpoint_is_named(content, crystals, tmp_path):
+    path = tmp_path / "c.checkpoint"
+    fit(thin(), crystals[:4], None, **SETTINGS, steps=1, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(UserError, match="c.checkpoint is damaged or no checkpoint .* delete it to begin anew"):
+        fit(thin(), crystals[:4], None, **SETTINGS, steps=1, checkpoint=path)
+
+
+# --- several processes ---
+
+TWO = """
+import sys
+import torch
+sys.path.insert(0, {tests!r})
+from test_training import LIMITS, TINY, Measurement, fit, gridding, random_crystals, select_fitting, thin
+gridding.BOXES["tiny"] = TINY
+crystals = select_fitting(random_crystals(12, seed=0), TINY, 1.8)[0]
+fit(thin(), crystals[:7], crystals[7:8], steps=6, lr=1e-2, batch_size=1, devices=2, device="cpu", precision="32-true",
+    measurement=Measurement(missing=0.2), seed=3, log={log!r}, **LIMITS)
+"""
+
+
+def test_two_processes_have_the_loss_of_one_with_twice_the_batch(crystals, tmp_path):
+    log = tmp_path / "two.csv"
+    (tmp_path / "two.py").write_text(TWO.format(tests=str(Path(__file__).parent), log=str(log)))
+    subprocess.run([sys.executable, str(tmp_path / "two.py")], check=True, timeout=120, capture_output=True)
+    one = fit(thin(), crystals[:7], crystals[7:8], steps=6, lr=1e-2, seed=3, measurement=Measurement(missing=0.2),
+              **SETTINGS | dict(ema=0.999))
+    two = pd.read_csv(log)
+    assert list(two["crystals"]) == list(one["crystals"]) == [2, 4, 6, 8, 10, 12]
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-5)
+    np.testing.assert_allclose(two["r_ext"], one["r_ext"], rtol=1e-4)
+    assert one["loss"].std() / one["loss"].mean() > 1e-3
+
+
+# --- the progress bar ---
+
+
+def test_the_bar_shows_loss_score_speed_and_time_left(crystals, monkeypatch, capsys):
+    ticks = iter(range(0, 10_000, 2))
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    seen, show = [], training._progress_bar.show
+    monkeypatch.setattr(training._progress_bar, "show", lambda bar, *arguments: show(bar, *arguments) or seen.append(bar.bar.postfix))
+    fit(thin(), crystals[:4], crystals[4:5], steps=31, n_validations=1, **SETTINGS)
+    # a step of two crystals every two seconds; 20 of 31 steps left
+    assert re.fullmatch(r"loss \d\.\d\de-\d\d, r_ext \d\.\d{3}, 1 crystals/s, 00:40 left", seen[10])
+    assert len(seen) == 31 and seen[-1].endswith("00:00 left")
