@@ -196,7 +196,114 @@ def test_generate_takes_the_scheduler_of_the_profile_unless_told_otherwise(xrd, 
     assert capsys.readouterr().err == "Stopped. The same command goes on from there.\n"
 
 
-@pytest.mark.parametrize("command", ["read-cifs", "fetch-cod", "generate"])
+# --- train ---
+
+
+def test_train_writes_weights_that_load_and_its_second_call_touches_nothing(xrd, capsys, tmp_path):
+    from xrd_helpers.inference import load_model
+    from xrd_helpers.random_crystals import random_crystals
+    from xrd_helpers.storage import write_crystals
+
+    file, out = tmp_path / "c.parquet", tmp_path / "w.safetensors"
+    write_crystals(file, random_crystals(16, 0))
+    arguments = ["train", "--model", "xrd_transformer", "--crystals", str(file), "--n-validation", "2", "--steps", "2",
+                 "--batch-size", "1", "--device", "cpu", "--missing", "0.1", "--d-min", "1.4", "1.6", "--out", str(out)]
+    assert xrd(*arguments) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: 1.9 MB, 2 crystals in 0.")
+    model, made = load_model(out)
+    assert type(model).__name__ == "XRDTransformer"
+    assert made["recipe"] == "atoms" and made["n_validation"] == 2 and made["missing"] == 0.1 and made["d_min"] == [1.4, 1.6]
+    assert 0 < made["r_ext"] and 0 < made["shell_mean_r_ext"] < 1
+    assert len((tmp_path / "w.csv").read_text().splitlines()) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.parquet", "w.csv", "w.safetensors"]
+    before = out.stat().st_mtime_ns
+    assert xrd(*arguments) == 2
+    assert "is there already: choose another name, or add --overwrite" in capsys.readouterr().err
+    assert out.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([], "a training needs an end: give --minutes, --steps or --n-crystals"),
+    (["--steps", "1", "--model", "vnet"], "there is no model 'vnet': the models are unet, fft_unet, xrd_transformer"),
+    (["--steps", "1", "--recipe", "salts"], "there is no recipe 'salts': the recipes are atoms and molecules"),
+    (["--steps", "1", "--box", "cubic"], "there is no box 'cubic': the boxes are monoclinic, orthorhombic, triclinic"),
+    (["--steps", "1", "--device", "tpu"], "--device 'tpu' is none of auto, cpu and cuda"),
+    (["--steps", "1", "--crystals", "none.parquet"], "none.parquet does not exist: run notebook 01_generate_crystals first"),
+    (["--steps", "1", "--out", "w.pt"], "weights are written as safetensors: name the file w.safetensors, not w.pt"),
+    (["--steps", "1", "--d-target", "1.5"], "d_target must be above 0 and below d_input, else nothing is left to predict: "
+                                            "d_target is 1.5 Å and d_input 1.5 Å"),
+    (["--steps", "1", "--missing", "1"], "missing must be a share from 0 to below 1 and noise not below 0, not 1 and 0"),
+])
+def test_a_mistake_in_train_is_one_sentence(xrd, capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert xrd("train", "--model", "unet", "--out", "w.safetensors", "--n-validation", "1", *arguments) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].startswith(f"xrd: {message}") and not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_train_says_how_to_go_on(xrd, capsys, monkeypatch):
+    from xrd_helpers import training
+
+    monkeypatch.setattr(training, "train", raising(KeyboardInterrupt()))
+    assert xrd("train", "--model", "unet", "--steps", "1", "--out", "w.safetensors") == 130
+    assert capsys.readouterr().err == "Stopped. The same command goes on from the last checkpoint.\n"
+
+
+# --- evaluate ---
+
+
+@pytest.fixture(scope="module")
+def small_unet(tmp_path_factory):
+    """A file of weights of an untrained UNet of four channels, that says how it scored."""
+    from xrd_helpers.inference import save_model
+    from xrd_helpers.models import UNet
+
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_model(path, "unet", UNet(UNet.Config((3, 4), 5)), box="monoclinic", d_input=1.5, d_target=0.8, r_ext=0.6, cc_ext=0.45,
+               shell_mean_r_ext=0.55, shell_mean_cc_ext=0.5, recipe="atoms")
+    return path
+
+
+def test_evaluate_writes_a_row_a_crystal_and_method(xrd, capsys, tmp_path, small_unet):
+    import pandas as pd
+
+    (tmp_path / "cifs").mkdir()
+    (tmp_path / "cifs" / "a.cif").write_text(MADE_CIF)
+    (tmp_path / "cifs" / "b.cif").write_text(MADE_CIF.replace("O1 0.41", "S1 0.45"))
+    (tmp_path / "cifs" / "big.cif").write_text(MADE_CIF.replace("length_b 6.3", "length_b 26.3"))
+    out = tmp_path / "table.csv"
+    arguments = ["evaluate", str(tmp_path / "cifs"), "--out", str(out), "--workers", "0", "--curve", "20"]
+    assert xrd(*arguments, "--model", str(small_unet)) == 0
+    printed = capsys.readouterr().out
+    table = pd.read_csv(out)
+    assert list(table["name"]) == ["a"] * 4 + ["b"] * 4
+    assert list(table["method"][:4]) == ["small", "shell mean", "shell permuted", "zero fill"]
+    assert list(table["light"]) == [True] * 4 + [False] * 4
+    assert "left out: too big for the box" in printed and "all: 2 crystals" in printed
+    assert "light (C, H, N, O, F, B only): 1 crystals" in printed and "Wilcoxon" in printed
+
+
+def test_evaluate_refuses_in_a_sentence(xrd, capsys, tmp_path, small_unet):
+    (tmp_path / "big.cif").write_text(MADE_CIF.replace("length_b 6.3", "length_b 26.3"))
+    out = tmp_path / "table.csv"
+    arguments = ["evaluate", str(tmp_path), "--out", str(out), "--workers", "0"]
+
+    def message(*more):
+        assert xrd(*arguments, *more) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert message("--model", "unett").startswith("xrd: there are no weights ")
+    assert message("--model", str(small_unet)) == "xrd: none of the 1 files gave a crystal that fits the monoclinic box to 0.8 Å"
+    assert message("--model", str(small_unet), "--box", "triclinic").endswith(
+        "small.safetensors was trained for the monoclinic box, not the triclinic one")
+    assert message("--box", "cubic").startswith("xrd: --box 'cubic' is no box")
+    assert message("--d-target", "1.6") == "xrd: --d-target must lie between 0 and --d-input, 1.5 Å, and is 1.6"
+    (tmp_path / "big.cif").unlink()
+    assert message("--model", str(small_unet)).endswith("holds no .cif file")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["read-cifs", "fetch-cod", "generate", "train"])
 def test_help_shows_an_example(xrd, capsys, command):
     assert xrd(command, "--help") == 0
     assert f"Example: xrd {command} " in capsys.readouterr().out

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch.nn import functional as nnf
 
-from xrd_helpers import gridding, training
+from xrd_helpers import ROOT, gridding, training
 from xrd_helpers.config import UserError
 from xrd_helpers.gridding import AmplitudeBoxes, Box, check_fit, select_fitting
+from xrd_helpers.inference import load_model, predict, save_model
 from xrd_helpers.models import MODELS, FFTUNet, UNet, XRDTransformer
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.storage import write_crystals
@@ -613,3 +614,77 @@ def test_the_bar_shows_loss_score_speed_and_time_left(crystals, monkeypatch, cap
     # a step of two crystals every two seconds; 20 of 31 steps left
     assert re.fullmatch(r"loss \d\.\d\de-\d\d, r_ext \d\.\d{3}, 1 crystals/s, 00:40 left", seen[10])
     assert len(seen) == 31 and seen[-1].endswith("00:00 left")
+
+
+# --- from crystals to a file of weights ---
+
+
+@pytest.fixture
+def small_models(monkeypatch):
+    """The models of the package, small enough for a test; the names stay."""
+    class Thin(UNet):
+        @dataclass
+        class Config(UNet.Config):
+            widths: tuple[int, ...] = (2, 3)
+            bottleneck: int = 4
+    monkeypatch.setitem(MODELS, "unet", Thin)
+
+
+def test_a_killed_training_goes_on_with_the_same_call_and_leaves_weights_and_log(crystals, tmp_path, small_models):
+    write_crystals(tmp_path / "c.parquet", crystals)
+    out = tmp_path / "w.safetensors"
+    call = dict(name="unet", crystals=tmp_path / "c.parquet", box="tiny", d_input=3.0, d_target=1.8, n_validation=2, steps=6,
+                n_validations=6, batch_size=2, checkpoint_minutes=0, device="cpu", precision="32-true")
+    whole = training.train(out=tmp_path / "whole.safetensors", **call)
+    with pytest.raises(Killed):
+        training.train(out=out, watch=killed_after(4), **call)
+    assert (tmp_path / "w.checkpoint").exists() and not out.exists()
+    made = training.train(out=out, **call)
+    assert {k: v for k, v in made.items() if k != "minutes"} == {k: v for k, v in whole.items() if k != "minutes"}
+    assert out.read_bytes()[-500:] == (tmp_path / "whole.safetensors").read_bytes()[-500:]
+    assert made["crystals_seen"] == 12 and made["recipe"] == "atoms" and made["n_validation"] == 2 and made["box"] == "tiny"
+    losses = [pd.read_csv(path)["loss"] for path in (tmp_path / "w.csv", tmp_path / "whole.csv")]
+    assert len(losses[0]) == 6 and losses[0].equals(losses[1])
+    assert not (tmp_path / "w.checkpoint").exists()
+    with pytest.raises(UserError, match="w.safetensors is there already"):
+        training.train(out=out, **call)
+    assert training.train(out=out, overwrite=True, **call | dict(steps=1))["crystals_seen"] == 2
+    # the scores that are stated are those of the file
+    model, stated = load_model(out)
+    boxes = AmplitudeBoxes.from_crystals(crystals[:2], **LIMITS)
+    F_pred = predict(model, boxes)
+    r = [np.abs(F_pred - boxes.F.numpy())[i][boxes.extension[i].numpy()].sum() / boxes.F[i][boxes.extension[i]].sum() for i in (0, 1)]
+    assert stated["r_ext"] == pytest.approx(float(np.mean(r)), abs=2e-3)
+
+
+def test_validation_crystals_are_apart_and_the_same_for_every_seed(crystals, tmp_path):
+    write_crystals(tmp_path / "c.parquet", [replace(crystals[0], cell=gemmi.UnitCell(90, 90, 90, 90, 95, 90)), *crystals])
+    source, validation, sample = training._sets(tmp_path / "c.parquet", "", TINY, 1.8, 3, 0)
+    assert [c.name for c in validation] == [c.name for c in crystals[:3]] and len(source) == len(crystals) - 3
+    assert {c.name for step in range(len(source)) for c in source.batch(0, step, 1, slice(None))} == {c.name for c in crystals[3:]}
+    sets = [training._sets("", "atoms", TINY, 1.8, 3, 0) for _ in range(2)]
+    assert [c.name for c in sets[0][1]] == [c.name for c in sets[1][1]] and len(sets[0][2]) == 100
+    kept = {c.name for c in sets[0][1] + sets[0][2]}
+    assert kept.isdisjoint(c.name for step in range(20) for c in sets[0][0].batch(0, step, 4, slice(None)))
+    with pytest.raises(UserError, match=f"{len(crystals)} fit the tiny box, not more than the {len(crystals)} for validation"):
+        training._sets(tmp_path / "c.parquet", "", TINY, 1.8, len(crystals), 0)
+
+
+def test_the_readme_of_the_weights_is_what_the_files_say(tmp_path):
+    save_model(tmp_path / "b.safetensors", "xrd_transformer", MODELS["xrd_transformer"](),
+               crystals_seen=12345, minutes=1.5, recipe="atoms", r_ext=0.25, shell_mean_r_ext=0.75, machine="a kind")
+    training.write_weights_readme(tmp_path)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    row = dict(zip(table[0], table[2]))
+    assert row["file"] == "`b.safetensors`" and row["model"] == "XRD_Transformer" and row["parameters"] == "994,989"
+    assert row["crystals seen"] == "12,345" and row["`r_ext`"] == "0.25" and row["shell mean `r_ext`"] == "0.75"
+    assert row["machine"] == "a kind" and row["`cc_ext`"] == "" and row["size"] == "2 MB"
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(UserError, match="there are no weights in"):
+        training.weights_readme(tmp_path)
+
+
+def test_the_shipped_weights_have_their_readme_and_are_small():
+    assert (ROOT / "weights" / "README.md").read_text() == training.weights_readme(ROOT / "weights")
+    assert all(path.stat().st_size < 25e6 for path in (ROOT / "weights").glob("*.safetensors"))

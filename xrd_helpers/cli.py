@@ -128,6 +128,60 @@ def generate(
     print(f"{out}: {n} crystals, {os.path.getsize(out) / 1e6:.1f} MB" + ("" if made else ", complete before"))
 
 
+@app.command(epilog="Example: xrd train --model fft_unet --minutes 120 --out weights/mine.safetensors")
+def train(
+    model: Annotated[str, typer.Option(help="Name of the model, as in unet, fft_unet or xrd_transformer.")],
+    out: Annotated[str, typer.Option(help="File for the weights (.safetensors); the log is put beside it, as CSV.")],
+    minutes: Annotated[float, typer.Option(min=0, help="End after so many minutes; 0 is no limit.")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="End after so many steps; 0 is no limit.")] = 0,
+    n_crystals: Annotated[int, typer.Option(min=0, help="End after so many crystals; 0 is no limit.")] = 0,
+    crystals: Annotated[str, typer.Option(help="File of crystals, as xrd generate writes it. Default: made while training.")] = "",
+    recipe: Annotated[str, typer.Option(help="Without a file, what crystals are made of: atoms or molecules.")] = "molecules",
+    n_validation: Annotated[int, typer.Option(min=0, help="Crystals that are kept aside, to see how it goes.")] = 32,
+    n_validations: Annotated[int, typer.Option(min=0, help="How often these are looked at.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Crystals a step, of each device.")] = 4,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-3,
+    ema: Annotated[float, typer.Option(min=0, max=0.99999, help="Decay of the running mean of weights; 0 for none.")] = 0.999,
+    box: Annotated[str, typer.Option(help="Amplitude box: monoclinic, orthorhombic or triclinic.")] = "monoclinic",
+    d_input: Annotated[float, typer.Option(help="Resolution of the measured amplitudes, in Å.")] = 1.5,
+    d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
+    d_min: Annotated[
+        tuple[float, float], typer.Option(help="Draw the resolution of each training crystal between two, as in 1.3 1.7.")
+    ] = (0, 0),
+    missing: Annotated[float, typer.Option(help="Hide up to this share of the measured reflections, as in 0.15.")] = 0,
+    noise: Annotated[float, typer.Option(help="Errors of intensities, up to this share of their mean, beside 2 % of each.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the start of the weights, and of all that is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Devices of each node; on a CPU, processes.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes, as started by torchrun or SLURM.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that make crystals; 0 for none beside this one.")] = 1,
+    checkpoint_minutes: Annotated[float, typer.Option(min=0, help="Minutes that a killed run loses at most.")] = 5,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of weights.")] = False,
+):
+    """Train a model that extends amplitudes. The same command goes on where it was killed."""
+    from xrd_helpers import training
+
+    if not (minutes or steps or n_crystals):
+        raise UserError("a training needs an end: give --minutes, --steps or --n-crystals")
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device!r} is none of auto, cpu and cuda")
+    measurement = training.Measurement(tuple(d_min) if any(d_min) else None, missing, noise)
+    try:
+        made = training.train(
+            model, out, crystals=crystals, recipe=recipe, box=box, d_input=d_input, d_target=d_target,
+            n_validation=n_validation, workers=workers, seed=seed, overwrite=overwrite, measurement=measurement,
+            minutes=minutes, steps=steps, n_crystals=n_crystals, n_validations=n_validations, batch_size=batch_size, lr=lr,
+            ema=ema, device=device, devices=devices, nodes=nodes, checkpoint_minutes=checkpoint_minutes)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if training.is_first_process():
+        names = [name for name in ("r_ext", "cc_ext", "shell_mean_r_ext", "shell_mean_cc_ext") if name in made]
+        scores = ", ".join(f"{name} {made[name]:.3f}" for name in names)
+        print(f"{out}: {os.path.getsize(out) / 2**20:.1f} MB, {made['crystals_seen']} crystals in {made['minutes']} min"
+              + (f", {scores}" if scores else ""))
+
+
 @app.command("fetch-cod", epilog="Example: xrd fetch-cod --spacegroup 'P 1 21/c 1' --max 2000 --out cod")
 def fetch_cod(
     spacegroup: Annotated[str, typer.Option(help="Hermann-Mauguin symbol; the setting counts: P 1 21/n 1 is another.")],

@@ -20,7 +20,7 @@ from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 
 from .config import UserError, atomic_path, shown
 from .gridding import BOXES, AmplitudeBoxes, select_fitting
-from .inference import WeightsError, load_model, predict, save_model
+from .inference import load_model, predict, save_model
 from .metrics import ShellMean, score
 from .models import MODELS, TITLES
 from .random_crystals import MOLECULE_SPACEGROUPS, RECIPES, SPACEGROUPS, random_crystals
@@ -193,7 +193,8 @@ class Generated:
                     self._waiting[coming] = self._pool.submit(_make, self._order(seed), self._numbers(coming, size, part))
             return self._waiting.pop(step).result()
         except BrokenProcessPool:
-            raise UserError("a process that makes crystals was killed, perhaps for want of memory") from None
+            raise UserError("a process that makes crystals ended: memory is short, or the program is a script without "
+                            "`if __name__ == '__main__':`") from None
 
     def close(self):
         if self._pool:
@@ -537,7 +538,7 @@ def _save_checkpoint(path, order, model, averaged, optimizer, history) -> None:
 def _resume(path, order, model, averaged, optimizer) -> list[dict]:
     """The history of a checkpoint, whose state is taken over; [] if there is no file."""
     path = Path(path)
-    if rank_zero_only.rank in (0, None):
+    if is_first_process():
         for left in path.parent.glob(f".{path.stem}.{'[0-9a-f]' * 8}{path.suffix}"):  # of a run killed while it wrote
             left.unlink(missing_ok=True)
     if not path.exists():
@@ -567,3 +568,139 @@ def _resume(path, order, model, averaged, optimizer) -> list[dict]:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return [{name: int(x) if name in ("step", "crystals") else x for name, x in zip(COLUMNS, row) if not math.isnan(x)}
             for row in tensors["history"].tolist()]
+
+
+# --- one model, from crystals to a file of weights: what `xrd train` runs ---
+
+
+def describe(history, validation, model, training=(), *, box=BOXES["monoclinic"], d_input=1.5, d_target=0.8, **made) -> dict:
+    """What a file of weights says about its making, in JSON's types: `made`, what was seen, scores beside the shell mean.
+
+    ``training`` are crystals for the mean amplitude per resolution, of which the first 200 do.
+    """
+    settings, computer = dict(box=box, d_input=d_input, d_target=d_target), machine()
+    seen = dict(crystals_seen=int(history["crystals"].iloc[-1]), minutes=round(float(history["seconds"].iloc[-1]) / 60, 1))
+    scores = {}
+    if validation:
+        known = AmplitudeBoxes.from_crystals(validation, **settings)
+        rows = {"": predict(model, known)}
+        if training:
+            rows["shell_mean_"] = ShellMean.fit(AmplitudeBoxes.from_crystals(training[:200], **settings)).predict(known)
+        for prefix, F_pred in rows.items():
+            means = score(F_pred, known)[["r_ext", "cc_ext", "cc_e"]].mean()
+            scores |= {f"{prefix}{name}": round(float(value), 4) for name, value in means.items()}
+    recipe = ", ".join(sorted({c.source.removeprefix("recipe ") for c in training if c.source.startswith("recipe ")}))
+    return made | dict(recipe=recipe) | seen | settings | dict(box=box.name) | scores | dict(
+        n_validation=len(validation), commit=git_state(),
+        machine=f"{computer['processor']}, {computer['cores']} cores, GPU {computer['gpu']}")
+
+
+def train(name, out, *, crystals="", recipe="molecules", box="monoclinic", d_input=1.5, d_target=0.8, n_validation=32,
+          workers=1, seed=0, overwrite=False, **options) -> dict:
+    """Train one of ``models.MODELS`` and write its weights to `out`, with a CSV log beside it; returns what describes them.
+
+    Parameters
+    ----------
+    crystals : a file of crystals, of which the first ``n_validation`` that fit the box are for validation; else ``recipe``
+        says what is generated while the network trains, by ``workers`` processes.
+    options : as for ``fit``; a killed training goes on from ``<out>.checkpoint`` with the same call.
+    """
+    out = Path(out)
+    checkpoint, log = out.with_suffix(".checkpoint"), out.with_suffix(".csv")
+    if name not in MODELS:
+        raise UserError(f"there is no model {name!r}: the models are {', '.join(MODELS)}")
+    if box not in BOXES:
+        raise UserError(f"there is no box {box!r}: the boxes are {', '.join(BOXES)}")
+    if out.suffix != ".safetensors":
+        raise UserError(f"weights are written as safetensors: name the file {out.with_suffix('.safetensors').name}, not {out.name}")
+    if out.exists() and not checkpoint.exists() and not overwrite:
+        raise UserError(f"{shown(out)} is there already: choose another name, or add --overwrite")
+    settings = dict(box=BOXES[box], d_input=d_input, d_target=d_target)
+    torch.manual_seed(seed)
+    model_class = MODELS[name]
+    # only the transformer has the shape of the box in its weights
+    shape = dict(shape=BOXES[box].shape) if "shape" in {field.name for field in fields(model_class.Config)} else {}
+    model = model_class(model_class.Config(**shape))
+    source, validation, sample = _sets(crystals, recipe, BOXES[box], d_target, n_validation, workers)
+    try:
+        history = fit(model, source, validation, **settings, seed=seed, checkpoint=checkpoint, log=log, **options)
+    finally:
+        getattr(source, "close", lambda: None)()
+    imperfect = {key: value for key, value in vars(options.get("measurement", Measurement())).items() if value}
+    made = describe(history, validation, model, sample, **settings, seed=seed, **imperfect,
+                    **{key: options[key] for key in ("batch_size", "lr", "ema") if key in options})
+    if is_first_process():
+        save_model(out, name, model, **made)
+        checkpoint.unlink(missing_ok=True)
+    return made
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes files; the only one, unless several devices train."""
+    return getattr(rank_zero_only, "rank", None) in (0, None)
+
+
+def _sets(path, recipe, box, d_target, n_validation, workers):
+    """(source to train on, crystals to validate with, up to 200 others for the shell mean)."""
+    if not path:
+        with Generated(recipe, box, d_target, workers=0) as apart:  # a stretch of the stream that no training gets to
+            some = _make(apart._order(0), range(9 * 10**8, 9 * 10**8 + n_validation + 100))
+        return Generated(recipe, box, d_target, workers=workers), some[:n_validation], some[n_validation:]
+    some, rows = [], []
+    for row, crystal in enumerate(iter_crystals(path)):
+        fitting, _ = select_fitting([crystal], box, d_target)
+        some, rows = some + fitting, rows + [row] * len(fitting)
+        if len(some) == n_validation + 200:
+            break
+    if len(some) <= n_validation:
+        raise UserError(f"of the crystals in {shown(path)} {len(some)} fit the {box.name} box, not more than the "
+                        f"{n_validation} for validation")
+    return Stored(path, box, d_target, start=rows[n_validation]), some[:n_validation], some[n_validation:]
+
+
+# --- weights/README.md ---
+
+README_COLUMNS = {"model": "model", "crystals_seen": "crystals seen", "minutes": "minutes", "recipe": "crystals of",
+                  "r_ext": "`r_ext`", "cc_ext": "`cc_ext`", "cc_e": "`cc_e`", "shell_mean_r_ext": "shell mean `r_ext`",
+                  "shell_mean_cc_ext": "shell mean `cc_ext`", "machine": "machine"}
+
+
+def weights_readme(folder) -> str:
+    """The text of weights/README.md: a table of the files of weights in a folder, from what they say of themselves."""
+    paths = sorted(Path(folder).glob("*.safetensors"))
+    if not paths:
+        raise UserError(f"there are no weights in {shown(folder)}")
+    head = ["file", "parameters", *README_COLUMNS.values(), "size"]
+    rows = []
+    for path in paths:
+        model, made = load_model(path)
+        name = next(key for key, model_class in MODELS.items() if type(model) is model_class)
+        made = {"model": TITLES.get(name, name)} | made
+        cells = [f"{x:,}" if isinstance(x, int) else str(x) for x in (made.get(key, "") for key in README_COLUMNS)]
+        n_parameters = sum(p.numel() for p in model.parameters())
+        rows.append([f"`{path.name}`", f"{n_parameters:,}", *cells, f"{path.stat().st_size / 2**20:.0f} MB"])
+    table = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+    return f"""# Weights
+
+Written by `python -c "from xrd_helpers.training import write_weights_readme; write_weights_readme('weights')"` from what
+the files say of themselves; change nothing here by hand.
+
+{table}
+
+The scores are means over the crystals that were kept aside for validation; those on real crystals stand in the project's
+README. *shell mean* is the row that knows nothing about a crystal but its fall-off, on the same crystals: a model whose
+`r_ext` is above it, or whose `cc_ext` is below, has learnt nothing that is of use yet.
+
+Each file is safetensors in half precision. Its metadata hold the model's name and choices, and how it was made and scored:
+seed, crystals seen, minutes, learning rate, commit and kind of machine. Nothing in it is unpickled:
+
+```python
+from xrd_helpers.inference import load_model
+model, made = load_model("weights/unet.safetensors")
+```
+"""
+
+
+def write_weights_readme(folder) -> None:
+    with atomic_path(Path(folder) / "README.md") as temporary:
+        temporary.write_text(weights_readme(folder), encoding="utf-8")
