@@ -303,7 +303,7 @@ def test_evaluate_refuses_in_a_sentence(xrd, capsys, tmp_path, small_unet):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("command", ["read-cifs", "fetch-cod", "generate", "train"])
+@pytest.mark.parametrize("command", ["evaluate", "read-cifs", "fetch-cod", "generate", "train"])
 def test_help_shows_an_example(xrd, capsys, command):
     assert xrd(command, "--help") == 0
     assert f"Example: xrd {command} " in capsys.readouterr().out

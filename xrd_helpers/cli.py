@@ -182,6 +182,61 @@ def train(
               + (f", {scores}" if scores else ""))
 
 
+@app.command(epilog="Example: xrd evaluate my_cifs --model all --solve 20 --out table.csv")
+def evaluate(
+    folders: Annotated[list[str], typer.Argument(help="Folders with CIF files, in them or in folders below.")],
+    out: Annotated[str, typer.Option(help="The table, as CSV: a row a crystal and method.")],
+    model: Annotated[
+        list[str], typer.Option(help="Name of a file in weights, as unet; a path to one; or all. May be given again.")
+    ] = ["all"],
+    solve: Annotated[int, typer.Option(min=0, help="Phase that many of the crystals from every method's amplitudes.")] = 0,
+    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping for each.")] = 8,
+    box: Annotated[str, typer.Option(help="Box of the models: monoclinic, orthorhombic or triclinic.")] = "monoclinic",
+    d_input: Annotated[float, typer.Option(help="Resolution of the measured amplitudes, in Å.")] = 1.5,
+    d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
+    curve: Annotated[int, typer.Option(min=20, help="Random crystals that the shell mean is taken from.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the choice of crystals to phase, of the starts and of the shuffling.")] = 0,
+    keep_disordered: Annotated[bool, typer.Option("--keep-disordered", help="Keep disordered crystals too.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0 reads in this one.")] = os.cpu_count() or 1,
+):
+    """Score models on the crystals of CIF files, beside what can be said without having looked at them."""
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from xrd_helpers import cif
+    from xrd_helpers import evaluation as ev
+    from xrd_helpers.config import atomic_path
+    from xrd_helpers.gridding import BOXES
+    from xrd_helpers.inference import find_weights, load_for_box, predict
+
+    if box not in BOXES:
+        raise UserError(f"--box {box!r} is no box: choose {', '.join(BOXES)}")
+    if not 0 < d_target < d_input:
+        raise UserError(f"--d-target must lie between 0 and --d-input, {d_input:g} Å, and is {d_target:g}")
+    models = {title: load_for_box(path, box) for title, path in find_weights(model).items()}
+    paths = cif.find_cifs(folders)
+    try:
+        entries = list(tqdm(cif.read_cifs(paths, keep_disordered, workers), total=len(paths), unit=" files"))
+        place = {str(path): i for i, path in enumerate(paths)}
+        entries = cif.set_aside_duplicates(sorted(entries, key=lambda entry: place[entry.path]))
+        entries = cif.set_aside_unfit(entries, BOXES[box], d_target)
+        crystals = [entry.crystal for entry in entries if entry.crystal]
+        print("\n".join(f"{label:<48}{number:>8}" for label, number in cif.summarise(entries)))
+        if not crystals:
+            raise UserError(f"none of the {len(paths)} files gave a crystal that fits the {box} box to {d_target:g} Å")
+        methods = {title: partial(predict, network) for title, (network, _) in models.items()}
+        methods |= ev.know_nothing(ev.shell_mean(curve, box=box, d_input=d_input, d_target=d_target), seed)
+        result = ev.evaluate(crystals, methods, box, d_input, d_target, solve, trials, seed, progress=True)
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    with atomic_path(out) as temporary:
+        result.table.to_csv(temporary, index=False)
+    print(ev.report(result))
+    print(f"wrote {out}")
+
+
 @app.command("fetch-cod", epilog="Example: xrd fetch-cod --spacegroup 'P 1 21/c 1' --max 2000 --out cod")
 def fetch_cod(
     spacegroup: Annotated[str, typer.Option(help="Hermann-Mauguin symbol; the setting counts: P 1 21/n 1 is another.")],

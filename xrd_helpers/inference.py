@@ -15,9 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .config import UserError, atomic_path
+from . import locate
+from .config import UserError, atomic_path, shown
 from .gridding import AmplitudeBoxes
-from .models import MODELS
+from .models import MODELS, TITLES
+
+WEIGHTS = locate("weights")
 
 
 class WeightsError(UserError):
@@ -68,6 +71,57 @@ def load_model(path):
     except Exception as error:  # a constructor raises anything on choices of a wrong kind
         raise WeightsError(f"{path} does not fit the model {name}: {str(error).splitlines()[0]}") from None
     return model.to(memory_format=torch.channels_last_3d).eval(), made
+
+
+def find_weights(names, folder=WEIGHTS) -> dict[str, Path]:
+    """Files of weights by the names that tables show: ``all`` is every file of the folder, a name one of them.
+
+    Parameters
+    ----------
+    names : list of str: ``all``, names such as unet (the file unet.safetensors of the folder), or paths of files
+
+    Returns
+    -------
+    {title: path}, the title as in the literature where the file is named after a model, else the file's name
+
+    Raises
+    ------
+    WeightsError
+        If there is no such file, or two files would have one title.
+    """
+    folder, paths = Path(folder), []
+    for name in names:
+        if name == "all":
+            paths += sorted(folder.glob("*.safetensors"))
+            if not paths:
+                raise WeightsError(f"{shown(folder)} holds no file of weights (*.safetensors)")
+            continue
+        path = Path(name) if Path(name).suffix == ".safetensors" else folder / f"{name}.safetensors"
+        if not path.is_file():
+            present = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
+            raise WeightsError(f"there are no weights {shown(path)}: name one of {shown(folder)} ({present}) or a file "
+                               "that ends in .safetensors")
+        paths.append(path)
+    found = {}
+    for path in dict.fromkeys(paths):
+        title = TITLES.get(path.stem, path.stem)
+        if title in found:
+            raise WeightsError(f"{shown(found[title])} and {shown(path)} would both be called {title}: rename one")
+        found[title] = path
+    return found
+
+
+def best_weights(folder=WEIGHTS) -> Path:
+    """The file of weights with the highest stored ``cc_ext`` of its validation; one that states none comes last."""
+    return max(find_weights(["all"], folder).values(), key=lambda path: load_model(path)[1].get("cc_ext") or -1)
+
+
+def load_for_box(path, box="monoclinic"):
+    """``load_model`` of a model of a box, on the GPU where there is one; WeightsError if it was trained for another box."""
+    model, made = load_model(path)
+    if (trained := made.get("box", box)) != box:
+        raise WeightsError(f"{shown(path)} was trained for the {trained} box, not the {box} one")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), made
 
 
 def predict(model, boxes: AmplitudeBoxes, batch_size=8) -> np.ndarray:

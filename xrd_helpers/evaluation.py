@@ -1,0 +1,240 @@
+"""The table of scores: every method on a set of crystals, beside what knows nothing about them, and tests of the difference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import gemmi
+import numpy as np
+import pandas as pd
+from scipy.stats import wilcoxon
+from tqdm.auto import tqdm
+
+from .config import UserError
+from .crystals import Crystal
+from .gridding import BOXES, AmplitudeBoxes, select_fitting, to_box_setting
+from .metrics import SCORES, ShellMean, correlation, r_factor, score, shell_permuted, zero_fill
+from .phasing import charge_flipping
+from .phasing.origin import solved
+from .random_crystals import MOLECULE_SPACEGROUPS, random_crystals
+from .reflections import Reflections
+
+KNOW_NOTHING = ("shell mean", "shell permuted", "zero fill")
+TRUE, NOTHING = "true amplitudes", "nothing added"  # phased beside the methods: what is the most, and the least
+CURVE_SEED = 20_000_000  # no crystals to train or validate on are drawn with it
+N_SHELLS = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate`` returns.
+
+    table : a row a crystal and method, with name, spacegroup (of the file), atoms (non-H, in the asymmetric unit), light
+        (bool), method, the SCORES, and solved, claimed (True, False, or None where it was not phased)
+    resolution : a row a method and shell of resolution, with d (Å, its middle), r_ext, cc_ext, means over the crystals
+    """
+
+    table: pd.DataFrame
+    resolution: pd.DataFrame
+
+
+@lru_cache(maxsize=8)
+def shell_mean(n=200, seed=CURVE_SEED, box="monoclinic", d_input=1.5, d_target=0.8) -> ShellMean:
+    """The fall-off of n random crystals of recipe ``molecules`` that fit the box: what anybody knows beforehand."""
+    laue = gemmi.SpaceGroup(BOXES[box].spacegroup).laue_str()
+    groups = [symbol for symbol in MOLECULE_SPACEGROUPS if gemmi.SpaceGroup(symbol).laue_str() == laue]
+    fitting, first = [], 0
+    while len(fitting) < n:
+        drawn = random_crystals(n, seed, groups, first=first, recipe="molecules")
+        fitting += select_fitting(drawn, BOXES[box], d_target)[0]
+        first += n
+        if first >= 50 * n:
+            raise UserError(f"too few random crystals fit the {box} box to {d_target} Å to take a mean from")
+    return ShellMean.fit(AmplitudeBoxes.from_crystals(fitting[:n], BOXES[box], d_input, d_target))
+
+
+def know_nothing(mean: ShellMean, seed=0):
+    """The rows of every table that know nothing about the crystal: {name: function of AmplitudeBoxes}."""
+    return dict(zip(KNOW_NOTHING, (mean.predict, partial(shell_permuted, seed=seed), zero_fill)))
+
+
+def evaluate(crystals, methods, box="monoclinic", d_input=1.5, d_target=0.8, n_solve=0, trials=8, seed=0, batch_size=32,
+             progress=False) -> Evaluation:
+    """Score methods on crystals that fit the box, some of them to be phased, `batch_size` in memory at a time.
+
+    Parameters
+    ----------
+    crystals : list of Crystal, in any setting; see ``select_fitting`` for those that fit
+    methods : {name: function}, each from AmplitudeBoxes to (B, *box.shape) scaled amplitudes
+    n_solve : int
+        That many of the crystals, drawn with `seed`, are phased by charge flipping with `trials` starts, from every
+        method's amplitudes, from the true ones, and from the measured ones alone. The latter stand for ``zero fill``
+        as well: who adds nothing leaves the reflections out.
+
+    Raises
+    ------
+    UserError
+        If there are no crystals.
+    """
+    if not crystals:
+        raise UserError("there is no crystal to evaluate")
+    to_solve = set(np.random.default_rng(seed).permutation(len(crystals))[:n_solve].tolist())
+    edges = np.linspace(d_input**-3, d_target**-3, N_SHELLS + 1)  # of equal volume, as many reflections in each
+    rows, by_shell = [], []
+    bar = tqdm(total=len(crystals), unit=" crystals", disable=not progress)
+    for first in range(0, len(crystals), batch_size):
+        part = crystals[first:first + batch_size]
+        set_up = [to_box_setting(crystal) for crystal in part]
+        boxes = AmplitudeBoxes.from_crystals(set_up, BOXES[box], d_input, d_target)
+        predictions = {name: np.asarray(method(boxes), float) for name, method in methods.items()}
+        scores = {name: score(F_pred, boxes) for name, F_pred in predictions.items()}
+        for i, crystal in enumerate(part):
+            about = {"name": crystal.name, "spacegroup": crystal.spacegroup.xhm(), "atoms": int(crystal.heavy.sum()),
+                     "light": crystal.light}
+            phased = {}
+            if first + i in to_solve:
+                phased = _phase_all(set_up[i], boxes, i, predictions, d_input, trials, seed)
+            by_shell += [_by_shell(name, F_pred[i], boxes, i, edges) for name, F_pred in predictions.items()]
+            for name in [*methods, *(phased and (TRUE, NOTHING))]:
+                scored = scores[name].iloc[i].to_dict() if name in scores else dict.fromkeys(SCORES, np.nan)
+                found = phased.get(NOTHING if name == "zero fill" else name, {"solved": None, "claimed": None})
+                rows.append({**about, "method": name, **scored, **found})
+            bar.update()
+    bar.close()
+    shells = pd.concat(by_shell).groupby(["method", "shell"], sort=False, as_index=False).mean()
+    middle = ((edges[1:] + edges[:-1]) / 2) ** (-1 / 3)
+    shells.insert(1, "d", middle[shells.pop("shell")])
+    return Evaluation(pd.DataFrame(rows), shells)
+
+
+def _by_shell(name, F_pred, boxes, i, edges):
+    """r_ext and cc_ext of one crystal in shells of d^-3: a DataFrame; a shell of few reflections is left out."""
+    extension = boxes.extension[i].numpy()
+    true, pred = boxes.F[i].double().numpy()[extension], F_pred[extension]
+    shell = (np.digitize(boxes.d[i].double().numpy()[extension] ** -3, edges) - 1).clip(0, len(edges) - 2)
+    inside = [shell == number for number in range(len(edges) - 1)]
+    return pd.DataFrame([{"method": name, "shell": number, "r_ext": r_factor(pred[rows], true[rows]),
+                          "cc_ext": correlation(pred[rows], true[rows])}
+                         for number, rows in enumerate(inside) if rows.sum() > 10 and true[rows].any()])
+
+
+def _phase_all(crystal, boxes, i, predictions, d_input, trials, seed):
+    """{method: {solved, claimed}} of one crystal."""
+    amplitudes = {TRUE: boxes.F[i], NOTHING: boxes.F_in[i],
+                  **{name: F_pred[i] for name, F_pred in predictions.items() if name != "zero fill"}}
+    found = {}
+    for name, F in amplitudes.items():
+        hkl, F = boxes.reflections(i, F)
+        if name == NOTHING:
+            inside = crystal.cell.calculate_d_array(hkl) >= d_input
+            hkl, F = hkl[inside], F[inside]
+        solution = phase(crystal, hkl, F, trials, seed)
+        found[name] = {"solved": solved(solution, crystal), "claimed": bool(solution and solution.accepted)}
+    return found
+
+
+def phase(crystal: Crystal, hkl, F, trials=8, seed=0):
+    """Charge flipping from amplitudes F (n,) at hkl (n, 3), in the cell, the space group and with the elements of a crystal.
+
+    Returns
+    -------
+    Solution, or None where no start gave any atoms or phasing could not start
+    """
+    elements = [element for element, heavy in zip(crystal.elements, crystal.heavy) if heavy]
+    # the uncertainty of good data: 4 % of a strong intensity, and a floor under the weak ones
+    reflections = Reflections(hkl, F, 0.02 * F + 0.01 * F.mean(), crystal.cell, crystal.spacegroup)
+    try:
+        return charge_flipping.solve(reflections, elements, trials=trials, seed=seed)
+    except charge_flipping.PhasingError:  # one crystal without an answer does not end the others
+        return None
+
+
+# --- the table's means ---
+
+
+def classes(table):
+    """{name: rows (bool)} of the crystals all, light (C, H, N, O, F, B only) and heavier; a class without crystals is left out."""
+    light = table["light"].to_numpy(bool)
+    every = {"all": np.ones(len(light), bool), "light": light, "heavier": ~light}
+    return {name: rows for name, rows in every.items() if rows.any()}
+
+
+def summarise(table) -> pd.DataFrame:
+    """Mean scores: a row a class of crystals (``classes``) and method.
+
+    Beside the SCORES: ``crystals``; ``solve_rate`` and ``wrong_claims`` over the ``phased`` ones, where there are any.
+    A wrong claim is a structure that the engine itself accepts and that is not the true one.
+    """
+    return pd.concat([_means(table[rows], ["method"]).assign(**{"class": name}).set_index("class").reset_index()
+                      for name, rows in classes(table).items()], ignore_index=True)
+
+
+def by_spacegroup(table) -> pd.DataFrame:
+    """Mean scores, a row a space group (settings together, those of most crystals first) and method."""
+    short = [gemmi.get_spacegroup_reference_setting(gemmi.SpaceGroup(symbol).number).short_name()
+             for symbol in table["spacegroup"]]
+    means = _means(table.assign(spacegroup=short), ["spacegroup", "method"])
+    return means.sort_values("crystals", ascending=False, kind="stable", ignore_index=True)
+
+
+def _means(table, keys):
+    phased = table["solved"].notna()
+    table = table.assign(phased=phased, solve_rate=table["solved"].where(phased).astype(float),
+                         wrong_claims=(table["claimed"].eq(True) & ~table["solved"].eq(True)).astype(int))
+    columns = {"crystals": ("name", "size"), **{name: (name, "mean") for name in SCORES}}
+    if phased.any():
+        columns |= {"phased": ("phased", "sum"), "solve_rate": ("solve_rate", "mean"), "wrong_claims": ("wrong_claims", "sum")}
+    return table.groupby(keys, sort=False, as_index=False).agg(**columns)
+
+
+def compare(table, baseline="shell mean") -> pd.DataFrame:
+    """Wilcoxon's signed-rank test of every model against the baseline, paired by crystal (Biometrics 1 (1945) 80).
+
+    A row a class of crystals, model and score (r_ext, cc_ext): ``better``, the share of the crystals on which the model
+    is better; ``median``, of model minus baseline; ``p``, two-sided: how often chance alone would give such ranks. p is
+    nan with fewer than six crystals, where no result could be significant.
+    """
+    rows, methods = [], [m for m in table["method"].unique() if m not in (*KNOW_NOTHING, TRUE, NOTHING, baseline)]
+    for group, members in classes(table).items() if baseline in set(table["method"]) else ():
+        part = table[members]
+        crystal = part.groupby("method").cumcount()  # two files may have one name
+        for name in ("r_ext", "cc_ext"):
+            wide = part.assign(crystal=crystal).pivot(index="crystal", columns="method", values=name)
+            for method in methods:
+                difference = (wide[method] - wide[baseline]).to_numpy()
+                enough = np.count_nonzero(difference) >= 6
+                rows.append({"class": group, "method": method, "score": name, "crystals": len(difference),
+                             "better": float(np.mean(difference < 0 if name == "r_ext" else difference > 0)),
+                             "median": float(np.median(difference)),
+                             "p": float(wilcoxon(difference).pvalue) if enough else np.nan})
+    return pd.DataFrame(rows)
+
+
+def report(result: Evaluation) -> str:
+    """The tables of an evaluation as text: classes of crystals, space groups, resolution, and the paired tests."""
+    table, lines = result.table, []
+    means = summarise(table)
+    for group, part in means.groupby("class", sort=False):
+        what = {"light": " (C, H, N, O, F, B only)", "heavier": " (with any other element)"}.get(group, "")
+        part = part.assign(mse_box=1e3 * part["mse_box"]).rename(columns={"mse_box": "mse_box·10³"})
+        lines += ["", f"{group}{what}: {part['crystals'].iloc[0]} crystals", _text(part.drop(columns=["class", "crystals"]))]
+    groups = by_spacegroup(table)
+    groups = groups[~groups["method"].isin((TRUE, NOTHING))]
+    for name in ("r_ext", "cc_ext"):
+        wide = groups.pivot_table(index=["spacegroup", "crystals"], columns="method", values=name, sort=False)
+        lines += ["", f"{name} by space group", _text(wide.reset_index())]
+        wide = result.resolution.pivot(index="d", columns="method", values=name).sort_index(ascending=False)
+        lines += ["", f"{name} by resolution (d / Å)", _text(wide[groups["method"].unique()].reset_index())]
+    tests = compare(table)
+    if len(tests):
+        lines += ["", "models against the shell mean: Wilcoxon signed-rank test, paired by crystal, two-sided p",
+                  _text(tests.assign(p=[f"{p:.1e}" for p in tests["p"]]))]
+    if table["solved"].notna().any():
+        lines += ["", "solved: 80 % of the non-H atoms within 0.5 Å after the best allowed origin and hand. zero fill is phased "
+                  "as 'nothing added'."]
+    return "\n".join(lines + ["", "r_ext and cc_ext count predicted reflections only; phasing starts to work at cc_ext 0.65."])
+
+
+def _text(table):
+    return table.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="-")
