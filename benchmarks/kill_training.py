@@ -1,0 +1,106 @@
+"""A training that is killed with `kill -9` at random moments goes on from its checkpoint to the same loss curve.
+
+One training runs undisturbed, its twin is killed again and again until it has survived N_KILLS, a third of the kills
+aimed at a moment when a checkpoint is being written. Both train the same small network with dropout on crystals of
+which a part is hidden at random, for as many steps; then their losses, scores and weights are compared number by number.
+
+Usage: python benchmarks/kill_training.py, which takes about two minutes and writes RUNS/benchmarks/kill_training.json
+"""
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TQDM_DISABLE"] = "1"
+
+import numpy as np  # noqa: E402  the thread count must be set before torch is imported
+import pandas as pd  # noqa: E402
+import torch  # noqa: E402
+from structure_factors import provenance  # noqa: E402  the script beside this one
+
+from xrd_helpers import gridding  # noqa: E402
+from xrd_helpers.config import run_folder, write_json  # noqa: E402
+from xrd_helpers.models import XRDTransformer  # noqa: E402
+from xrd_helpers.random_crystals import random_crystals  # noqa: E402
+from xrd_helpers.training import Measurement, fit  # noqa: E402
+
+N_KILLS, STEPS, SEED = 20, 1200, 0
+BOX = gridding.BOXES["tiny"] = gridding.Box("tiny", (-6, 0, 0), (6, 8, 10), "P 1 2/m 1")  # crystals to 1.8 Å
+COLUMNS = ["step", "crystals", "loss", "r_ext", "cc_ext"]  # all of the history but the time
+
+
+def train(folder):
+    """One whole training, or the rest of it; the history and the weights are left in the folder."""
+    torch.set_num_threads(1)
+    crystals, _ = gridding.select_fitting(random_crystals(60, SEED), BOX, 1.8)
+    torch.manual_seed(SEED)
+    model = XRDTransformer(XRDTransformer.Config(shape=BOX.shape, dim=64, depth=2, n_heads=2, dropout=0.2))
+    history = fit(model, crystals[4:], crystals[:4], box=BOX, d_input=3.0, d_target=1.8, steps=STEPS, batch_size=2, lr=1e-3,
+                  n_validations=40, seed=SEED, device="cpu", precision="32-true", measurement=Measurement((2.4, 3.0), 0.15, 0.05),
+                  checkpoint=folder / "a.checkpoint", checkpoint_minutes=0.2 / 60, log=folder / "a.csv")
+    history.to_csv(folder / "history.csv", index=False)
+    np.save(folder / "weights.npy", torch.cat([p.detach().flatten() for p in model.parameters()]).numpy())
+    (folder / "finished").touch()
+
+
+def start(folder):
+    # fork: the child has everything imported and begins at once; this process computes nothing that has threads
+    process = multiprocessing.get_context("fork").Process(target=train, args=(folder,))
+    process.start()
+    return process
+
+
+def half_written(folder):
+    return list(folder.glob(".a.*.checkpoint"))
+
+
+def main():
+    rng = np.random.default_rng(SEED)
+    with tempfile.TemporaryDirectory() as temporary:
+        whole, killed = Path(temporary, "whole"), Path(temporary, "killed")
+        whole.mkdir(), killed.mkdir()
+        began = time.perf_counter()
+        process = start(whole)
+        process.join()
+        assert process.exitcode == 0
+        seconds = time.perf_counter() - began
+        print(f"undisturbed: {STEPS} steps in {seconds:.1f} s")
+
+        kills, writing, starts = 0, 0, 0
+        while not (killed / "finished").exists():
+            process, starts = start(killed), starts + 1
+            if kills < N_KILLS:
+                deadline = time.perf_counter() + rng.uniform(0.2, 2.5 * seconds / N_KILLS)
+                aimed = rng.random() < 1 / 3
+                while process.is_alive() and (time.perf_counter() < deadline or aimed and not half_written(killed)):
+                    time.sleep(0.0002)
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGKILL)
+                    process.join()
+                    kills, writing = kills + 1, writing + bool(half_written(killed))
+            process.join()
+            if process.exitcode not in (0, -signal.SIGKILL):
+                raise SystemExit(f"after {kills} kills the training could not go on")
+        a, b = (pd.read_csv(folder / "history.csv") for folder in (whole, killed))
+        log = pd.read_csv(killed / "a.csv")
+        weights = [np.load(folder / "weights.npy") for folder in (whole, killed)]
+        largest = {name: float(np.nanmax(np.abs(a[name] - b[name]))) for name in COLUMNS}
+        largest["log"] = float(np.nanmax(np.abs(log["loss"] - a["loss"])))
+        largest["weights"] = float(np.abs(weights[0] - weights[1]).max())
+        left = [path.name for path in half_written(killed)]
+    print(f"{kills} times killed, {writing} of these while a checkpoint was written, {starts} starts, {len(b)} steps")
+    print("largest difference: " + ", ".join(f"{name} {value:.3g}" for name, value in largest.items()))
+    write_json(run_folder("benchmarks") / "kill_training.json",
+               dict(kills=kills, while_writing=writing, starts=starts, steps=len(b), largest_difference=largest) | provenance())
+    if kills < N_KILLS:
+        raise SystemExit(f"the training was over after {kills} kills: raise STEPS")
+    if len(b) != STEPS or len(log) != STEPS or any(largest.values()) or left:
+        raise SystemExit("the resumed training differs from the undisturbed one")
+
+
+if __name__ == "__main__":
+    main()
