@@ -1,7 +1,8 @@
-"""Reflections: a merged table of amplitudes, its expansion to P1, and the SHELX files that hold it."""
+"""Reflections: files of measured ones, the merged table of amplitudes, its expansion to P1, and files for SHELX."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,20 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
+from .cif import _spacegroup as spacegroup_of_cif
 from .config import UserError, atomic_path
 from .crystals import rotations_and_translations
 
 SHELX_LATT = {"P": 1, "I": 2, "R": 3, "F": 4, "A": 5, "B": 6, "C": 7}
 SHELX_LARGEST = 9999.0  # the largest intensity that fits F8.2 with room for the sign
+SHELX_MOST = 99999.99   # the largest number that fits F8.2
+# columns of reflection CIFs: value, its uncertainty, and whether the value is F² (2) or F (1)
+CIF_COLUMNS = {"_refln_": (("F_squared_meas", "F_squared_sigma", 2), ("F_squared_meas", "F_squared_meas_su", 2),
+                           ("intensity_meas", "intensity_sigma", 2), ("intensity_meas", "intensity_meas_su", 2),
+                           ("F_meas", "F_sigma", 1), ("F_meas", "F_meas_su", 1), ("F_meas", "F_meas_sigma", 1)),
+               "_refln.": (("intensity_meas", "intensity_sigma", 2), ("F_meas_au", "F_meas_sigma_au", 1)),
+               "_diffrn_refln_": (("intensity_net", "intensity_sigma", 2), ("intensity_net", "intensity_u", 2),
+                                  ("intensity_net", "intensity_net_su", 2))}
 
 
 class ReflectionError(UserError):
@@ -171,6 +181,10 @@ def read_shelx_records(path):
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError as error:
         raise ReflectionError(f"{path} cannot be read: {error.strerror}") from None
+    return _parse_shelx_records(lines, path)
+
+
+def _parse_shelx_records(lines, path):
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -194,10 +208,12 @@ def read_shelx_hkl(path, cell, spacegroup, hklf=4) -> Reflections:
     if hklf not in (3, 4):
         raise ReflectionError(f"HKLF {hklf} is not supported: write {path} as HKLF 4 (F squared) or 3 (F)")
     hkl, value, sigma = read_shelx_records(path)
-    if hklf == 3:
-        # sigma(F²) = 2 F sigma(F), and sigma(F)² where F is zero and the linear term vanishes
-        value, sigma = value * np.abs(value), np.maximum(2 * np.abs(value) * sigma, sigma**2)
-    return merge(hkl, value, sigma, cell, spacegroup)
+    return merge(hkl, *(_squared(value, sigma) if hklf == 3 else (value, sigma)), cell, spacegroup)
+
+
+def _squared(F, sigma):
+    """F² and its uncertainty: 2 F sigma(F), and sigma(F)² where F is zero and the linear term vanishes."""
+    return F * np.abs(F), np.maximum(2 * np.abs(F) * sigma, sigma**2)
 
 
 def write_shelx(path_stem, reflections, elements, title=None, wavelength=0.71073):
@@ -213,15 +229,31 @@ def write_shelx(path_stem, reflections, elements, title=None, wavelength=0.71073
     title : str, by default the name of the file
     wavelength : float, Å, Mo Kα by default
     """
+    intensity, sigma = reflections.F**2, 2 * reflections.F * reflections.sigF + reflections.sigF**2  # undoes `merge`
+    if not intensity.max() > 0:
+        raise ReflectionError("all amplitudes are zero: there is nothing to write")
+    scale = SHELX_LARGEST / intensity.max()
+    # an uncertainty of zero would be a weight of infinity: 2 % of the intensity where none was given
+    sigma = np.where(reflections.sigF > 0, sigma, 0.02 * intensity) * scale
+    write_shelx_files(path_stem, reflections.hkl, intensity * scale, sigma, 1, reflections.cell, reflections.spacegroup,
+                      elements, title, wavelength)
+
+
+def write_shelx_files(path_stem, hkl, intensity, sigma, batch, cell, spacegroup, elements, title=None, wavelength=0.71073):
+    """Write ``.ins`` and ``.hkl`` (HKLF 4) from intensities as they are: merged or not, negative ones too.
+
+    hkl (n, 3); intensity and sigma (n,) within F8.2, -9999.99 to 99999.99; batch, a number or (n,) of them. See
+    ``write_shelx`` for the others.
+    """
     path_stem = Path(path_stem)
     counts = Counter("H" if symbol == "D" else symbol for symbol in elements)
     if not counts:
         raise ReflectionError("SHELX needs the elements of the crystal, and none was given")
     # carbon and hydrogen first, then by the alphabet, as formulas are written (Hill, 1900)
     symbols = sorted(counts, key=lambda symbol: (symbol != "C", symbol != "H", symbol))
-    latt, symm = shelx_symmetry(reflections.spacegroup)
-    n_ops = len(reflections.spacegroup.operations())
-    cell = reflections.cell.parameters
+    latt, symm = shelx_symmetry(spacegroup)
+    n_ops = len(spacegroup.operations())
+    cell = cell.parameters
     esds = [0.001] * 3 + [0.0 if angle in (90.0, 120.0) else 0.01 for angle in cell[3:]]
     lines = [f"TITL {title or path_stem.name}"[:80],
              f"CELL {wavelength:.5f} " + " ".join(f"{x:.4f}" for x in cell[:3]) + " "
@@ -229,15 +261,8 @@ def write_shelx(path_stem, reflections, elements, title=None, wavelength=0.71073
              f"ZERR {n_ops} " + " ".join(f"{x:.3f}" for x in esds),
              f"LATT {latt}", *(f"SYMM {op}" for op in symm),
              "SFAC " + " ".join(symbols), "UNIT " + " ".join(str(counts[s] * n_ops) for s in symbols), "HKLF 4", "END"]
-    intensity, sigma = reflections.F**2, 2 * reflections.F * reflections.sigF
-    if not intensity.max() > 0:
-        raise ReflectionError("all amplitudes are zero: there is nothing to write")
-    scale = SHELX_LARGEST / intensity.max()
-    intensity = intensity * scale
-    # an uncertainty of zero would be a weight of infinity: 2 % of the intensity where none was given
-    sigma = np.where(reflections.sigF > 0, sigma * scale, 0.02 * intensity).clip(0.01, SHELX_LARGEST)
-    records = ["%4d%4d%4d%8.2f%8.2f%4d\n" % (*hkl, I, s, 1)
-               for hkl, I, s in zip(reflections.hkl.tolist(), intensity, sigma)]
+    rows = zip(np.asarray(hkl).tolist(), intensity, np.clip(sigma, 0.01, SHELX_MOST), np.broadcast_to(batch, len(hkl)))
+    records = ["%4d%4d%4d%8.2f%8.2f%4d\n" % (*h, I, s, b) for h, I, s, b in rows]
     records.append("%4d%4d%4d%8.2f%8.2f%4d\n" % (0, 0, 0, 0, 0, 0))
     for suffix, text in ((".ins", "\n".join(lines) + "\n"), (".hkl", "".join(records))):
         with atomic_path(path_stem.with_name(path_stem.name + suffix)) as temporary:
@@ -293,3 +318,255 @@ def _fortran_f8_2(field):
     if not np.isfinite(value):
         raise ValueError(field)
     return value if "." in field or "e" in field.lower() else value / 100
+
+
+# --- files of measured reflections ---
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measured intensities as a file holds them, not merged, with what it and the file beside it say of the crystal.
+
+    hkl : (n, 3) int; intensity, sigma : (n,) on the file's scale
+    elements : symbols of the asymmetric unit, empty where no file states them
+    wavelength : Å, 0 where no file states it
+    files : paths of what was read
+    kind : where in the file the reflections stood, in words
+    """
+
+    hkl: np.ndarray
+    intensity: np.ndarray
+    sigma: np.ndarray
+    cell: gemmi.UnitCell
+    spacegroup: gemmi.SpaceGroup
+    elements: tuple[str, ...]
+    wavelength: float
+    files: tuple[Path, ...]
+    kind: str
+
+    def merge(self) -> Reflections:
+        """``merge`` of them."""
+        return merge(self.hkl, self.intensity, self.sigma, self.cell, self.spacegroup)
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a file says of the crystal; None or empty where it says nothing. hklf: 3 or 4, how its .hkl is to be read."""
+
+    cell: gemmi.UnitCell | None = None
+    spacegroup: gemmi.SpaceGroup | None = None
+    elements: tuple[str, ...] = ()
+    wavelength: float = 0.0
+    hklf: int = 4
+
+
+def read_measured(path, about=None) -> Measured:
+    """Read measured reflections of any of these kinds, told by what the file holds rather than by its name.
+
+    - SHELX ``.hkl``; F² or F as the HKLF line of the .ins or .res says (F² where there is none). The ``.ins`` or ``.res``
+      may be named instead.
+    - CIF and ``.fcf`` with a list of F², intensities or F with their uncertainties (``_refln_``, ``_diffrn_refln_``), or
+      a CIF with the text of a SHELX file in it (``_shelx_hkl_file``). Reflections flagged as unreliable (x) are left out.
+    - MTZ: the first intensities with their uncertainties, else the first amplitudes.
+
+    Parameters
+    ----------
+    path : str or Path
+    about : str or Path, optional
+        The ``.ins``, ``.res`` or ``.cif`` with cell, symmetry and elements, for a file that does not hold them; by
+        default the one of the same name beside it.
+
+    Raises
+    ------
+    ReflectionError
+        In a sentence that names the file, for whatever is the matter with it.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".ins", ".res"):
+        about, path = about or path, path.with_suffix(".hkl")
+    try:
+        start = path.open("rb").read(4)
+        text = "" if start == b"MTZ " else path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ReflectionError(f"{path} cannot be read: {error.strerror}") from None
+    if start == b"MTZ ":
+        rows, own, kind = _read_mtz(path)
+    elif path.suffix.lower() in (".cif", ".fcf") or re.search(r"^\s*data_", text, re.MULTILINE | re.IGNORECASE):
+        rows, own, kind = _read_reflection_cif(path)
+    else:
+        rows, own, kind = None, _About(), "SHELX"
+    files = [path]
+    lacking = own.cell is None or own.spacegroup is None
+    if about is None and (lacking or not own.elements):
+        beside = [path.with_suffix(suffix) for suffix in (".ins", ".res", ".cif")]
+        about = next((p for p in beside if p.is_file() and p != path), None)
+    if lacking and about is None:
+        raise ReflectionError(f"{path} holds no cell or no symmetry: put the .ins or .cif of that name beside it, or name one")
+    if about is not None:
+        other = _read_about(Path(about))
+        files.append(Path(about))
+        if lacking and (other.cell is None or other.spacegroup is None):
+            raise ReflectionError(f"{about} states no cell or no symmetry, and {path} does not either")
+        own = _About(*(getattr(own, name) or getattr(other, name) for name in ("cell", "spacegroup", "elements", "wavelength")),
+                     hklf=other.hklf)
+    if rows is None:
+        hkl, value, sigma = read_shelx_records(path)
+        rows = (hkl, *(_squared(value, sigma) if own.hklf == 3 else (value, sigma)))
+        kind = f"SHELX, HKLF {own.hklf}"
+    hkl, intensity, sigma = rows
+    known = np.isfinite(intensity) & np.isfinite(sigma) & (hkl != 0).any(axis=1)
+    if not known.any():
+        raise ReflectionError(f"{path} holds no reflection with a value and its uncertainty")
+    return Measured(hkl[known], intensity[known], sigma[known], own.cell, own.spacegroup, own.elements, own.wavelength,
+                    tuple(files), kind)
+
+
+def _read_about(path):
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ReflectionError(f"{path} cannot be read: {error.strerror}") from None
+    if path.suffix.lower() in (".ins", ".res"):
+        return _parse_ins(text, path)
+    # a file of several structures: the first with a cell
+    return next((about for block in _cif_blocks(path) if (about := _about_block(block, path)).cell), _About())
+
+
+def _parse_ins(text, path):
+    """Cell, symmetry and elements out of the text of a .ins or .res file."""
+    found = {}
+    for line in re.sub(r"=[^\n]*\n", " ", text).splitlines():  # an equals sign goes on on the next line
+        word, _, rest = line.partition(" ")
+        found.setdefault(word.upper(), []).append(rest.split("!")[0])
+        if word.upper() in ("HKLF", "END"):
+            break
+    try:
+        cell = [float(x) for x in found["CELL"][0].split()[:7]]
+        latt = int(found.get("LATT", ["1"])[0].split()[0])
+        centring = {number: letter for letter, number in SHELX_LATT.items()}[abs(latt)]
+        ops = [gemmi.Op("x,y,z")] + [gemmi.Op(re.sub(r"\s", "", op).lower()) for op in found.get("SYMM", [])]
+        ops += [gemmi.Op("-x,-y,-z").combine(op).wrap() for op in ops] if latt > 0 else []
+        ops = [op.translated(list(c)).wrap() for op in ops for c in gemmi.symops_from_hall(f"{centring} 1").cen_ops]
+        spacegroup = gemmi.find_spacegroup_by_ops(gemmi.GroupOps([gemmi.Op(t) for t in dict.fromkeys(o.triplet() for o in ops)]))
+        hklf = found.get("HKLF", ["4"])[0].split() or ["4"]
+        hklf, matrix = int(hklf[0]), [float(x) for x in hklf[2:11]]
+    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+        raise ReflectionError(f"{path} has no CELL, LATT and SYMM that can be read: {' '.join(str(error).split())}") from None
+    if spacegroup is None:
+        raise ReflectionError(f"{path}: LATT {latt} and its SYMM lines form no space group in a setting of the tables")
+    if hklf not in (3, 4) or matrix not in ([], [1, 0, 0, 0, 1, 0, 0, 0, 1]):
+        raise ReflectionError(f"{path}: HKLF {hklf}{' with a matrix' if matrix else ''} is not supported: write the "
+                              "reflections as HKLF 4 (F squared) or 3 (F) on the axes of CELL")
+    symbols = [word for line in found.get("SFAC", []) for word in _elements_of_sfac(line)]
+    units = [float(x) for x in " ".join(found.get("UNIT", [])).split()]
+    return _About(gemmi.UnitCell(*cell[1:]), spacegroup, _asymmetric_unit(zip(symbols, units), spacegroup), cell[0], hklf)
+
+
+def _elements_of_sfac(line):
+    """The symbols of an SFAC line: several, or one that scattering factors follow."""
+    words = [word.lstrip("$").capitalize() for word in line.split()]
+    return [word for word in words if gemmi.Element(word).atomic_number]
+
+
+def _asymmetric_unit(contents, spacegroup):
+    """Symbols, each as often as in the asymmetric unit, from pairs (symbol, atoms in the cell); at least once."""
+    n_ops = len(spacegroup.operations())
+    return tuple(symbol for symbol, number in contents for _ in range(max(1, round(number / n_ops))))
+
+
+def _cif_blocks(path):
+    try:
+        return gemmi.cif.read(str(path))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ReflectionError(f"{path} is not a CIF file that can be read: {str(error).splitlines()[0]}") from None
+
+
+def _about_block(block, path):
+    """What a CIF block says of the crystal; cell and space group only where it states both."""
+    def number(tag):
+        value = gemmi.cif.as_number(block.find_value(tag) or "?")
+        return value if np.isfinite(value) else 0.0
+
+    wavelength = number("_diffrn_radiation_wavelength")
+    if not block.find_value("_cell_length_a"):
+        return _About(wavelength=wavelength)
+    try:
+        small = gemmi.make_small_structure_from_block(block)
+    except RuntimeError as error:  # a cell angle of zero
+        raise ReflectionError(f"{path} has no usable unit cell: {error}") from None
+    stated = small.symops or small.spacegroup_hall or small.spacegroup_hm or small.spacegroup_number
+    if not stated or not small.cell.is_crystal() or not small.cell.volume >= 1:
+        return _About(wavelength=wavelength)
+    spacegroup = spacegroup_of_cif(small, path)[0]
+    formula = gemmi.cif.as_string(block.find_value("_chemical_formula_sum") or "?")
+    units = number("_cell_formula_units_Z") or len(spacegroup.operations())
+    contents = [(symbol, float(n or 1) * units) for symbol, n in re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", formula)
+                if gemmi.Element(symbol).atomic_number]
+    return _About(small.cell, spacegroup, _asymmetric_unit(contents, spacegroup), wavelength)
+
+
+def _read_reflection_cif(path):
+    """((hkl, intensity, sigma), _About, kind) of the first block with reflections."""
+    blocks = _cif_blocks(path)
+    for block in blocks:
+        rows, kind = _listed(block)
+        if rows is None:
+            rows, kind = _embedded(block, path)
+        if rows is None:
+            continue
+        about = _about_block(block, path)
+        if about.cell is None:  # a list of its own, after the block of the structure
+            about = next((a for other in blocks if (a := _about_block(other, path)).cell), about)
+        return rows, about, kind
+    raise ReflectionError(f"{path} holds no measured reflections: no list of F², intensities or F with their uncertainties, "
+                          "and no SHELX file as text")
+
+
+def _listed(block):
+    for prefix, names in CIF_COLUMNS.items():
+        for value, sigma, power in names:
+            table = block.find(prefix, ["index_h", "index_k", "index_l", value, sigma, "?observed_status"])
+            if len(table):
+                good = [row for row in table if not row.has(5) or row.str(5) != "x"]
+                numbers = np.array([[gemmi.cif.as_number(row[i]) for i in range(5)] for row in good]).reshape(-1, 5)
+                numbers = numbers[np.isfinite(numbers).all(axis=1)]
+                values = numbers[:, 3], numbers[:, 4]
+                return (numbers[:, :3].astype(np.int64), *(_squared(*values) if power == 1 else values)), prefix + value
+    return None, ""
+
+
+def _embedded(block, path):
+    text = next((gemmi.cif.as_string(value) for tag in ("_shelx_hkl_file", "_iucr_refine_reflections_details")
+                 if (value := block.find_value(tag)) and len(value) > 40), None)
+    if text is None:
+        return None, ""
+    hklf = 4
+    if res := block.find_value("_shelx_res_file") or block.find_value("_iucr_refine_instructions_details"):
+        found = re.search(r"^HKLF +(\d)", gemmi.cif.as_string(res), re.MULTILINE | re.IGNORECASE)
+        hklf = int(found[1]) if found else 4
+        if hklf not in (3, 4):
+            raise ReflectionError(f"{path} holds reflections of HKLF {hklf}, which is not supported: 4 (F squared) or 3 (F) is")
+    hkl, value, sigma = _parse_shelx_records(text.strip("\r\n").splitlines(), f"{path}, the SHELX reflections in it")
+    return (hkl, *(_squared(value, sigma) if hklf == 3 else (value, sigma))), f"SHELX, HKLF {hklf}, in the CIF"
+
+
+def _read_mtz(path):
+    try:
+        mtz = gemmi.read_mtz_file(str(path))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ReflectionError(f"{path} is not an MTZ file that can be read: {str(error).splitlines()[0]}") from None
+    for types, power in (("JQ", 2), ("KM", 2), ("FQ", 1), ("GL", 1)):
+        pairs = [(a, b) for a, b in zip(mtz.columns, mtz.columns[1:]) if a.type + b.type == types]
+        if pairs:
+            break
+    else:
+        raise ReflectionError(f"{path} holds neither intensities nor amplitudes with their uncertainties beside them")
+    hkl, parts = mtz.make_miller_array().astype(np.int64), []
+    # (+) and (-) stand in columns of their own; of others the first pair counts
+    for sign, (value, sigma) in zip((1, -1), pairs[:2 if types in ("KM", "GL") else 1]):
+        value, sigma = value.array.astype(float), sigma.array.astype(float)
+        known = np.isfinite(value) & np.isfinite(sigma) & ((sign > 0) | (sigma > 0))
+        parts.append((sign * hkl[known], *(x[known] for x in (_squared(value, sigma) if power == 1 else (value, sigma)))))
+    rows = tuple(np.concatenate(part) for part in zip(*parts))
+    wavelength = next((x.wavelength for x in mtz.datasets if x.wavelength > 0), 0.0)
+    return rows, _About(mtz.cell if mtz.cell.is_crystal() else None, mtz.spacegroup, (), wavelength), f"MTZ, {pairs[0][0].label}"
