@@ -237,6 +237,62 @@ def evaluate(
     print(f"wrote {out}")
 
 
+@app.command(epilog="Example: xrd extend job.hkl --model fft_unet --d-target 0.8")
+def extend(
+    file: Annotated[str, typer.Argument(help="Measured reflections: .hkl or .ins of SHELX, .cif, .fcf or .mtz.")],
+    model: Annotated[
+        str, typer.Option(help="File in weights, as unet; a path to one; or shell_mean. Default: the best by its validation.")
+    ] = "",
+    about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",
+    out: Annotated[str, typer.Option(help="Path of what is written, without suffix. Default: FILE with _extended.")] = "",
+    d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
+    elements: Annotated[str, typer.Option(help="As in 'C H N O', where no file states them.")] = "",
+    csv: Annotated[bool, typer.Option("--csv", help="Write a merged table with d, F and sigma, too.")] = False,
+    mtz: Annotated[bool, typer.Option("--mtz", help="Write a merged MTZ file, too.")] = False,
+):
+    """Predict the reflections that were not measured. Measured ones stay as they are; predicted ones are batch 2."""
+    from functools import partial
+    from pathlib import Path
+
+    import gemmi
+
+    from xrd_helpers import inference
+    from xrd_helpers.reflections import read_measured
+
+    measured = read_measured(file, about or None)
+    symbols = elements.replace(",", " ").split()
+    if wrong := [symbol for symbol in symbols if not gemmi.Element(symbol).atomic_number]:
+        raise UserError(f"--elements: {wrong[0]!r} is no element")
+    if model == "shell_mean":
+        from xrd_helpers import evaluation
+
+        title, made = "shell mean", {"d_input": 1.5, "d_target": 0.8, "r_ext": inference.UNKNOWN_R}
+        method = evaluation.shell_mean().predict
+        words = "shell mean: the fall-off with resolution of random crystals, which knows nothing of this one."
+    else:
+        path = inference.find_weights([model]) if model else {"": inference.best_weights()}
+        (title, path), = inference.find_weights([str(p) for p in path.values()]).items()
+        network, made = inference.load_model(path)
+        method, words = partial(inference.predict, network), inference.verdict(title, made)
+        if not model:
+            print(f"model: {title}, the best of {path.parent.name} by cc_ext of its validation")
+    if not made.get("d_target", 0.8) <= d_target < made.get("d_input", 1.5):
+        raise UserError(f"--d-target {d_target:g} is not between the {made.get('d_target', 0.8):g} and "
+                        f"{made.get('d_input', 1.5):g} Å that {title} was trained for")
+    # a model that was trained on data of one resolution is shown no more than that
+    d_shown = min(made["d_min"]) if made.get("d_min") else made.get("d_input", 1.5)
+    result = inference.extend(measured, method, made.get("r_ext") or inference.UNKNOWN_R, made.get("box", "monoclinic"),
+                              d_target, d_shown)
+    stem = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_extended")
+    if not (symbols or measured.elements):
+        symbols = ["C", "H", "N", "O"]
+        print("no file states the elements: C, H, N and O were taken; correct SFAC, or give --elements")
+    paths = inference.write_extended(stem, result, symbols, csv, mtz)
+    print(inference.describe(result, d_target, d_shown))
+    print(words)
+    print("wrote " + ", ".join(map(str, paths)))
+
+
 @app.command("fetch-cod", epilog="Example: xrd fetch-cod --spacegroup 'P 1 21/c 1' --max 2000 --out cod")
 def fetch_cod(
     spacegroup: Annotated[str, typer.Option(help="Hermann-Mauguin symbol; the setting counts: P 1 21/n 1 is another.")],
