@@ -259,8 +259,8 @@ def small_unet(tmp_path_factory):
     from xrd_helpers.models import UNet
 
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_model(path, "unet", UNet(UNet.Config((3, 4), 5)), box="monoclinic", d_input=1.5, d_target=0.8, r_ext=0.6, cc_ext=0.45,
-               shell_mean_r_ext=0.55, shell_mean_cc_ext=0.5, recipe="atoms")
+    save_model(path, "unet", UNet(UNet.Config((3, 4), 5)), box="monoclinic", d_input=1.5, d_target=0.8, r_ext=0.6,
+               cc_ext=0.45, shell_mean_r_ext=0.55, shell_mean_cc_ext=0.5, recipe="atoms")
     return path
 
 
@@ -293,7 +293,8 @@ def test_evaluate_refuses_in_a_sentence(xrd, capsys, tmp_path, small_unet):
         return capsys.readouterr().err.splitlines()[-1]
 
     assert message("--model", "unett").startswith("xrd: there are no weights ")
-    assert message("--model", str(small_unet)) == "xrd: none of the 1 files gave a crystal that fits the monoclinic box to 0.8 Å"
+    assert message("--model", str(small_unet)) == (
+        "xrd: none of the 1 files gave a crystal that fits the monoclinic box to 0.8 Å")
     assert message("--model", str(small_unet), "--box", "triclinic").endswith(
         "small.safetensors was trained for the monoclinic box, not the triclinic one")
     assert message("--box", "cubic").startswith("xrd: --box 'cubic' is no box")
@@ -303,7 +304,64 @@ def test_evaluate_refuses_in_a_sentence(xrd, capsys, tmp_path, small_unet):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "read-cifs", "fetch-cod", "generate", "train"])
+# --- extend ---
+
+EXTEND_INS = """TITL a
+CELL 0.71073 9.4 6.1 7.3 90 99 90
+LATT 1
+SYMM -X+1/2, Y+1/2, -Z
+SFAC C O
+UNIT 16 4
+HKLF 4
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    """job.hkl and job.ins: 200 reflections in P2₁/a, a setting that the box holds with a and c exchanged only."""
+    rows = [(h, k, l) for h in range(-6, 7) for k in range(5) for l in range(1, 5)]
+    text = "".join("%4d%4d%4d%8.2f%8.2f   1\n" % (*row, 100 + 7 * i, 1.5) for i, row in enumerate(rows))
+    (tmp_path / "job.hkl").write_text(text)
+    (tmp_path / "job.ins").write_text(EXTEND_INS)
+    return tmp_path / "job.hkl"
+
+
+def test_extend_writes_beside_the_file_and_says_what_the_model_is_worth(xrd, capsys, job, small_unet):
+    before = job.read_text()
+    assert xrd("extend", str(job), "--model", str(small_unet), "--csv", "--mtz") == 0
+    printed = capsys.readouterr().out
+    assert sorted(p.name for p in job.parent.iterdir()) == [
+        "job.hkl", "job.ins", "job_extended.csv", "job_extended.hkl", "job_extended.ins", "job_extended.mtz"]
+    lines = (job.parent / "job_extended.hkl").read_text().splitlines()
+    assert [line[:28] for line in lines[:260]] == [line[:28] for line in before.splitlines()], "measured ones are untouched"
+    assert {line[28:] for line in lines[260:-1]} == {"   2"} and len(lines) > 700
+    assert job.read_text() == before and (job.parent / "job.ins").read_text() == EXTEND_INS
+    assert "260 measurements of" in printed and "P 1 21/a 1" in printed and "reflections predicted to 0.8 Å" in printed
+    assert "r_ext 0.600, cc_ext 0.450" in printed and "nothing beyond the fall-off" in printed
+    assert "SYMM 0.5-X, 0.5+Y, -Z" in (job.parent / "job_extended.ins").read_text()
+
+
+def test_extend_refuses_in_a_sentence(xrd, capsys, job, small_unet):
+    def message(*arguments):
+        assert xrd("extend", *map(str, arguments)) == 2
+        return capsys.readouterr().err
+
+    model = ["--model", small_unet]
+    assert message(job, "--model", "unett").startswith("xrd: there are no weights ")
+    assert "job.hkl is a file that was read, and is not overwritten" in message(job, *model, "--out", job.with_suffix(""))
+    assert "is not between the 0.8 and 1.5 Å that small was trained for" in message(job, *model, "--d-target", "0.7")
+    assert message(job, *model, "--elements", "C Qq") == "xrd: --elements: 'Qq' is no element\n"
+    (job.parent / "job.ins").write_text(EXTEND_INS.replace("6.1", "16.1"))
+    assert "the box holds 0..17: b is too long" in message(job, *model)
+    (job.parent / "job.ins").unlink()
+    assert "job.hkl holds no cell or no symmetry" in message(job, *model)
+    job.write_text("no reflections here\n")
+    (job.parent / "job.ins").write_text(EXTEND_INS)
+    assert "job.hkl, line 1" in message(job, *model)
+    assert sorted(p.name for p in job.parent.iterdir()) == ["job.hkl", "job.ins"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "extend", "read-cifs", "fetch-cod", "generate", "train"])
 def test_help_shows_an_example(xrd, capsys, command):
     assert xrd(command, "--help") == 0
     assert f"Example: xrd {command} " in capsys.readouterr().out

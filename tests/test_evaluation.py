@@ -119,8 +119,8 @@ def test_solve_rate_and_wrong_claims_are_of_the_phased_crystals():
 def test_the_true_amplitudes_of_a_crystal_solve_it(crystals):
     # five atoms, two of them heavy, far apart: any engine finds these from amplitudes to 1 Å, on axes exchanged as well
     atoms = [[0.1, 0.1, 0.1], [0.35, 0.4, 0.2], [0.7, 0.2, 0.4], [0.2, 0.6, 0.6], [0.55, 0.62, 0.1]]
-    easy = Crystal("easy", gemmi.UnitCell(8.4, 9.1, 7.3, 90, 101, 90), gemmi.SpaceGroup("P 1 21/a 1"), ("S", "Cl", "O", "C", "C"),
-                   np.array(atoms), np.full(5, 0.02), np.ones(5))
+    easy = Crystal("easy", gemmi.UnitCell(8.4, 9.1, 7.3, 90, 101, 90), gemmi.SpaceGroup("P 1 21/a 1"),
+                   ("S", "Cl", "O", "C", "C"), np.array(atoms), np.full(5, 0.02), np.ones(5))
     methods = {"zero fill": zero_fill, "all right": METHODS["all right"]}
     result = ev.evaluate([easy, crystals[0]], methods, **D, n_solve=2, trials=4)
     found = result.table[result.table["name"] == "easy"].set_index("method")

@@ -1,19 +1,25 @@
 """Files of weights: what is written is what is read, nothing is unpickled, and what cannot be read is said in a sentence."""
 
 import json
+import os
 import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 
+import gemmi
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+from xrd_helpers import ROOT, inference
 from xrd_helpers.config import UserError
-from xrd_helpers.gridding import AmplitudeBoxes, Box
+from xrd_helpers.crystals import Crystal
+from xrd_helpers.gridding import BOXES, AmplitudeBoxes, Box, to_box_setting
 from xrd_helpers.inference import WeightsError, load_model, predict, save_model
 from xrd_helpers.models import MODELS, FFTUNet, UNet, XRDTransformer
+from xrd_helpers.reflections import Measured, read_measured
 
 SHAPE = (9, 6, 8)
 SMALL = {"unet": UNet.Config((3, 4), 5), "fft_unet": FFTUNet.Config((3, 4), 5),
@@ -268,3 +274,220 @@ def test_predictions_are_the_models_and_know_what_was_measured(name):
     assert np.array_equal(F_pred[known], boxes.F.numpy()[known].astype(float))
     hidden = AmplitudeBoxes(**{**vars(boxes), "F": boxes.F * boxes.measured + 0.5 * ~boxes.measured})
     np.testing.assert_array_equal(predict(model, hidden), F_pred)  # what is to be predicted is not looked at
+
+
+# ---- which weights ----
+
+def test_weights_by_name(tmp_path):
+    for name, made in {"unet": dict(cc_ext=0.4), "fft_unet": dict(cc_ext=0.6), "mine": {}}.items():
+        save_model(tmp_path / f"{name}.safetensors", "unet", small("unet"), **made)
+    assert inference.find_weights(["all"], tmp_path) == {
+        title: tmp_path / f"{name}.safetensors" for title, name in
+        [("FFT_UNet", "fft_unet"), ("UNet", "unet"), ("mine", "mine")]}
+    assert list(inference.find_weights(["mine", str(tmp_path / "unet.safetensors")], tmp_path)) == ["mine", "UNet"]
+    assert inference.best_weights(tmp_path).stem == "fft_unet"
+    with pytest.raises(WeightsError, match=r"no weights .*unit.safetensors: name one of .*\(fft_unet, mine, unet\)"):
+        inference.find_weights(["unit"], tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match="holds no file of weights"):
+        inference.find_weights(["all"], tmp_path / "empty")
+    save_model(tmp_path / "empty" / "unet.safetensors", "unet", small("unet"))
+    with pytest.raises(WeightsError, match="would both be called UNet"):
+        inference.find_weights(["unet", str(tmp_path / "empty" / "unet.safetensors")], tmp_path)
+
+
+def test_weights_of_another_box(tmp_path):
+    save_model(tmp_path / "a.safetensors", "unet", small("unet"), box="triclinic")
+    assert inference.load_for_box(tmp_path / "a.safetensors", "triclinic")[1]["box"] == "triclinic"
+    with pytest.raises(WeightsError, match="was trained for the triclinic box, not the monoclinic one"):
+        inference.load_for_box(tmp_path / "a.safetensors")
+
+
+def test_the_verdict_says_when_a_model_knows_nothing():
+    scores = dict(r_ext=0.6, cc_ext=0.5, shell_mean_r_ext=0.55, shell_mean_cc_ext=0.51, recipe="atoms")
+    bad = inference.verdict("UNet", scores)
+    assert "r_ext 0.600, cc_ext 0.500" in bad and "nothing beyond the fall-off" in bad and "do not expect" in bad
+    good = inference.verdict("UNet", scores | dict(cc_ext=0.7))
+    assert "nothing beyond" not in good and "do not expect" not in good and "r_ext 0.550, cc_ext 0.510" in good
+    assert "nothing is known" in inference.verdict("UNet", {})
+
+
+# ---- extension of measured reflections ----
+
+REAL = Path(os.environ.get("XRD_REAL_DATA", ROOT / "../shared/data")) / "measured"
+SETTINGS = {"P 1 21/c 1": (7.3, 9.1, 8.4, 90, 111, 90), "P 1 21/n 1": (9.4, 6.1, 7.3, 90, 99, 90),
+            "P 1 21/a 1": (9.4, 6.1, 7.3, 90, 99, 90), "I 1 2/a 1": (11.3, 5.1, 9.4, 90, 97, 90),
+            "A 1 2/n 1": (11.3, 5.1, 9.4, 90, 97, 90), "C 1 2 1": (12.1, 6.3, 7.2, 90, 108, 90),
+            "P 1 21 1": (9.1, 7.3, 6.2, 90, 103, 90),
+            "P -1": (6.1, 8.3, 9.7, 81, 95, 104), "P 1": (6.1, 5.3, 7.7, 81, 95, 104)}
+
+
+def made_data(group, d_min=1.5, seed=0):
+    """(Crystal, {hkl: |F|} to 0.9 Å by gemmi's direct summation, Measured to d_min)."""
+    rng = np.random.default_rng(seed)
+    cell, spacegroup = gemmi.UnitCell(*SETTINGS[group]), gemmi.SpaceGroup(group)
+    crystal = Crystal("made", cell, spacegroup, ("C", "N", "O", "S"), rng.random((4, 3)), np.full(4, 0.03), np.ones(4))
+    small_structure = crystal.small_structure()
+    calculator = gemmi.StructureFactorCalculatorX(small_structure.cell)  # with the images that symmetry makes
+    hkl = gemmi.make_miller_array(cell, spacegroup, 0.9)
+    F = np.array([abs(calculator.calculate_sf_from_small_structure(small_structure, h)) for h in hkl.tolist()])
+    inside = cell.calculate_d_array(hkl) >= d_min
+    measured = Measured(hkl[inside].astype(np.int64), F[inside] ** 2, 0.02 * F[inside] ** 2 + 0.01, cell, spacegroup,
+                        crystal.elements, 0.71073, (Path("made.hkl"),), "made")
+    return crystal, dict(zip(map(tuple, hkl.tolist()), F)), measured
+
+
+def all_knowing(crystal, box):
+    """A method that knows the crystal, in the setting of the box."""
+    def method(boxes):
+        truth = AmplitudeBoxes.from_crystals([to_box_setting(crystal)], BOXES[box], 1.5, 0.9, dtype=torch.float64)
+        return (truth.F * truth.scale / boxes.scale).numpy()
+    return method
+
+
+@pytest.mark.parametrize("group", SETTINGS)
+def test_predictions_come_back_in_the_setting_of_the_data(group):
+    box = "triclinic" if group in ("P 1", "P -1") else "monoclinic"
+    crystal, truth, measured = made_data(group)
+    extended = inference.extend(measured, all_knowing(crystal, box), 0.5, box, 0.9, 1.5)
+    found = {tuple(h): F for h, F in zip(extended.predicted.hkl.tolist(), extended.predicted.F)}
+    missing = truth.keys() - set(map(tuple, measured.hkl.tolist()))
+    assert found.keys() == missing and len(missing) > 100
+    largest = max(truth.values())
+    assert np.array([found[h] for h in missing]) == pytest.approx(np.array([truth[h] for h in missing]), abs=2e-3 * largest)
+    assert extended.predicted.spacegroup.xhm() == group and extended.measured is measured
+
+
+def test_what_a_model_is_shown():
+    """Amplitudes over the largest one, equivalents twice in the box, absences inside the data measured and zero."""
+    crystal, truth, measured = made_data("P 1 21/c 1")
+    boxes, swapped = inference.measured_box(measured.merge(), "monoclinic", 0.9)
+    expected = AmplitudeBoxes.from_crystals([crystal], d_input=1.5, d_target=0.9)
+    assert not swapped
+    for name in ("measured", "target", "absent", "redundant"):
+        assert torch.equal(getattr(boxes, name), getattr(expected, name)), name
+    np.testing.assert_allclose(boxes.F_in, expected.F_in, atol=2e-3)
+    np.testing.assert_allclose(boxes.epsilon, expected.epsilon)
+    inside = boxes.target[0]
+    np.testing.assert_allclose(boxes.d[0][inside], expected.d[0][inside], rtol=1e-5)
+
+
+def test_holes_are_filled_and_data_beyond_are_kept():
+    crystal, truth, measured = made_data("P 1 21/n 1", d_min=1.2)
+    holes = [tuple(h) for h in measured.hkl[::7].tolist()]
+    kept = np.array([tuple(h) not in holes for h in measured.hkl.tolist()])
+    measured = replace(measured, hkl=measured.hkl[kept], intensity=measured.intensity[kept], sigma=measured.sigma[kept])
+    shown = []
+
+    def method(boxes):
+        shown.append(boxes)
+        return all_knowing(crystal, "monoclinic")(boxes)
+
+    extended = inference.extend(measured, method, 0.5, "monoclinic", 0.9, d_shown=1.5)
+    found = {tuple(h): F for h, F in zip(extended.predicted.hkl.tolist(), extended.predicted.F)}
+    assert set(holes) <= found.keys() and not found.keys() & set(map(tuple, measured.hkl.tolist()))
+    assert all(found[h] == pytest.approx(truth[h], abs=1) for h in holes)
+    seen = shown[0].measured & ~shown[0].absent
+    assert shown[0].d[seen].min() >= 1.5 > 1.3 > extended.merged.d_min, "no more than the model was trained on"
+    inference.extend(measured, method, 0.5, "monoclinic", 0.9, d_shown=1.0)
+    assert shown[1].d[shown[1].measured & ~shown[1].absent].min() < 1.25
+
+
+def test_the_uncertainty_is_that_of_the_validation():
+    _, _, measured = made_data("P 1 21/n 1")
+    predicted = inference.extend(measured, lambda boxes: np.ones(boxes.F.shape), 0.4, "monoclinic", 0.9).predicted
+    # constant amplitudes F: the mean error is 0.4 F, that of a normal distribution with σ is σ (2/π)^½
+    np.testing.assert_allclose(predicted.sigF * (2 / np.pi) ** 0.5, 0.4 * predicted.F, rtol=0.003)
+
+
+@pytest.mark.parametrize("group, cell, d_target, message", [
+    ("P -1", (6, 7, 8, 81, 95, 104), 0.8, "space group P -1 is not of the monoclinic box"),
+    ("P 1 1 21/b", (6, 7, 8, 90, 90, 104), 0.8, "unique axis b"),
+    ("P 1 21/c 1", (7, 15.5, 9, 90, 99, 90), 0.8, r"k from 18 to 19, the box holds 0..17: b is too long"),
+    ("P 1 21/c 1", (3.1, 3.2, 3.3, 90, 99, 90), 0.8, "reflections are measured to")])
+def test_data_that_do_not_fit_the_box(group, cell, d_target, message):
+    cell, spacegroup = gemmi.UnitCell(*cell), gemmi.SpaceGroup(group)
+    hkl = gemmi.make_miller_array(cell, spacegroup, 1.5).astype(np.int64)
+    data = Measured(hkl, np.ones(len(hkl)), np.ones(len(hkl)), cell, spacegroup, (), 0, (Path("a.hkl"),), "made")
+    with pytest.raises(UserError, match=message) as caught:
+        inference.extend(data, lambda boxes: boxes.F.numpy(), d_target=d_target)
+    assert str(caught.value).startswith("a.hkl: ")
+
+
+def test_complete_data_need_no_extension():
+    _, _, measured = made_data("P 1 21/c 1", d_min=0.9)
+    with pytest.raises(UserError, match="are measured: there is nothing to extend"):
+        inference.extend(measured, lambda boxes: boxes.F.numpy(), d_target=0.9)
+
+
+def test_written_files(tmp_path):
+    _, truth, measured = made_data("P 1 21/a 1")
+    measured = replace(measured, files=(tmp_path / "a.hkl",),  # unmerged, and one below zero
+                       hkl=np.concatenate([measured.hkl[:1] * [-1, 1, -1], measured.hkl]),
+                       intensity=np.concatenate([[-0.37], measured.intensity]),
+                       sigma=np.concatenate([[1.25], measured.sigma]))
+    extended = inference.extend(measured, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, "monoclinic", 0.9)
+    paths = inference.write_extended(tmp_path / "out" / "b", extended, csv=True, mtz=True)
+    assert sorted(paths) == sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in paths] == ["b.hkl", "b.ins", "b.csv", "b.mtz"]
+    lines = paths[0].read_text().splitlines()
+    n, m = len(measured.hkl), len(extended.predicted)
+    assert len(lines) == n + m + 1 and lines[-1].split() == ["0", "0", "0", "0.00", "0.00", "0"]
+    assert {line[28:32] for line in lines[:n]} == {"   1"} and {line[28:32] for line in lines[n:-1]} == {"   2"}
+    assert lines[0][12:28] == "   -0.37    1.25"
+    for line, h, I, s in zip(lines, measured.hkl.tolist(), measured.intensity, measured.sigma):
+        assert [int(line[i:i + 4]) for i in (0, 4, 8)] == h and float(line[12:20]) == pytest.approx(I, abs=0.0051)
+        assert float(line[20:28]) == pytest.approx(s, abs=0.0051)
+    level = 0.1 * max(F for h, F in truth.items() if h in set(map(tuple, measured.hkl.tolist())))
+    sigma = 1.25 * 0.5 * level
+    assert float(lines[n][12:20]) == pytest.approx(level**2, rel=0.01)
+    assert float(lines[n][20:28]) == pytest.approx((level + sigma) ** 2 - level**2, rel=0.01)
+    again = read_measured(paths[1])
+    assert again.spacegroup.xhm() == "P 1 21/a 1" and len(again.merge()) == len(extended.merged) + m
+    table = np.genfromtxt(paths[2], delimiter=",", names=True)
+    assert table["measured"].sum() == len(extended.merged) and len(table) == len(extended.merged) + m
+    mtz = gemmi.read_mtz_file(str(paths[3]))
+    assert mtz.spacegroup.xhm() == "P 1 21/a 1" and mtz.nreflections == len(table)
+    np.testing.assert_allclose(mtz.column_with_label("F").array, table["F"], rtol=1e-5)
+    for stem in (tmp_path / "a", tmp_path / "out" / ".." / "a"):
+        with pytest.raises(UserError, match="a.hkl is a file that was read, and is not overwritten"):
+            inference.write_extended(stem, extended)
+    assert not (tmp_path / "a.ins").exists()
+
+
+def test_intensities_that_shelx_has_no_room_for_are_scaled(tmp_path):
+    _, _, measured = made_data("P 1 21/c 1")
+    for factor in (1e6, 1e-6):
+        scaled = replace(measured, intensity=measured.intensity * factor, sigma=measured.sigma * factor)
+        extended = inference.extend(scaled, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, "monoclinic", 0.9)
+        inference.write_extended(tmp_path / "b", extended)
+        back = read_measured(tmp_path / "b.hkl")
+        n = len(measured.hkl)
+        assert max(back.intensity.max(), back.sigma.max()) == pytest.approx(9999, abs=1)
+        ratio = back.intensity[:n] / back.intensity[:n].max() - measured.intensity / measured.intensity.max()
+        assert np.abs(ratio).max() < 1e-5
+        assert "All intensities in the .hkl file were multiplied by" in inference.describe(extended, 0.9)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no measured reflections in {REAL}")
+@pytest.mark.parametrize("name", ["2012000.hkl", "2016452.hkl", "2021921.cif", "2200000.hkl", "2241551.cif", "4035731.cif"])
+def test_measured_data_cut_at_1_5_angstrom_are_extended_to_those_that_were_measured(name, shell_mean):
+    whole = read_measured(REAL / name)
+    d = whole.cell.calculate_d_array(whole.hkl.astype(np.int32))
+    cut = replace(whole, hkl=whole.hkl[d >= 1.5], intensity=whole.intensity[d >= 1.5], sigma=whole.sigma[d >= 1.5])
+    predicted = inference.extend(cut, shell_mean.predict).predicted
+    truth = {tuple(h): F for h, F, d in zip(*(lambda m: (m.hkl.tolist(), m.F, m.d))(whole.merge())) if 0.8 <= d < 1.5}
+    place = {tuple(h): i for i, h in enumerate(predicted.hkl.tolist())}
+    assert truth.keys() <= place.keys(), "whatever was measured beyond 1.5 Å has a prediction, in its own indices"
+    rows = np.array([place[h] for h in truth])
+    F, P, sigma = np.array(list(truth.values())), predicted.F[rows], predicted.sigF[rows]
+    # a mean amplitude, without any knowledge of the crystal: R of 0.41 (acentric) to 0.59 (centric, Wilson statistics) and
+    # what the fall-off is wrong by; an uncertainty covers two thirds of the errors
+    assert 0.4 < np.abs(F - P).sum() / F.sum() < 0.72 and 0.2 < np.corrcoef(F, P)[0, 1] < 0.65
+    assert 0.6 < (np.abs(F - P) < sigma).mean() < 0.85
+
+
+@pytest.fixture(scope="module")
+def shell_mean():
+    from xrd_helpers.evaluation import shell_mean
+    return shell_mean(60)

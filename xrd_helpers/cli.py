@@ -241,7 +241,7 @@ def evaluate(
 def extend(
     file: Annotated[str, typer.Argument(help="Measured reflections: .hkl or .ins of SHELX, .cif, .fcf or .mtz.")],
     model: Annotated[
-        str, typer.Option(help="File in weights, as unet; a path to one; or shell_mean. Default: the best by its validation.")
+        str, typer.Option(help="File in weights, as unet; a path; or shell_mean. Default: the best by its validation.")
     ] = "",
     about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",
     out: Annotated[str, typer.Option(help="Path of what is written, without suffix. Default: FILE with _extended.")] = "",

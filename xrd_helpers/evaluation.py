@@ -1,4 +1,4 @@
-"""The table of scores: every method on a set of crystals, beside what knows nothing about them, and tests of the difference."""
+"""The table of scores: every method on a set of crystals, beside what knows nothing about them, and paired tests."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def phase(crystal: Crystal, hkl, F, trials=8, seed=0):
 
 
 def classes(table):
-    """{name: rows (bool)} of the crystals all, light (C, H, N, O, F, B only) and heavier; a class without crystals is left out."""
+    """{name: rows (bool)} of the crystals all, light (C, H, N, O, F, B only) and heavier; an empty class is left out."""
     light = table["light"].to_numpy(bool)
     every = {"all": np.ones(len(light), bool), "light": light, "heavier": ~light}
     return {name: rows for name, rows in every.items() if rows.any()}
@@ -184,7 +184,8 @@ def _means(table, keys):
                          wrong_claims=(table["claimed"].eq(True) & ~table["solved"].eq(True)).astype(int))
     columns = {"crystals": ("name", "size"), **{name: (name, "mean") for name in SCORES}}
     if phased.any():
-        columns |= {"phased": ("phased", "sum"), "solve_rate": ("solve_rate", "mean"), "wrong_claims": ("wrong_claims", "sum")}
+        columns |= {"phased": ("phased", "sum"), "solve_rate": ("solve_rate", "mean"),
+                    "wrong_claims": ("wrong_claims", "sum")}
     return table.groupby(keys, sort=False, as_index=False).agg(**columns)
 
 
@@ -231,9 +232,10 @@ def report(result: Evaluation) -> str:
         lines += ["", "models against the shell mean: Wilcoxon signed-rank test, paired by crystal, two-sided p",
                   _text(tests.assign(p=[f"{p:.1e}" for p in tests["p"]]))]
     if table["solved"].notna().any():
-        lines += ["", "solved: 80 % of the non-H atoms within 0.5 Å after the best allowed origin and hand. zero fill is phased "
-                  "as 'nothing added'."]
-    return "\n".join(lines + ["", "r_ext and cc_ext count predicted reflections only; phasing starts to work at cc_ext 0.65."])
+        lines += ["", "solved: 80 % of the non-H atoms within 0.5 Å after the best allowed origin and hand. zero fill "
+                  "is phased as 'nothing added'."]
+    last = "r_ext and cc_ext count predicted reflections only; phasing starts to work at cc_ext 0.65."
+    return "\n".join([*lines, "", last])
 
 
 def _text(table):

@@ -167,7 +167,8 @@ class Extended:
 
     def table(self) -> pd.DataFrame:
         """Columns h, k, l, d (Å), F, sigF, measured (bool): merged measured reflections, then predicted ones."""
-        parts = [pd.DataFrame({**dict(zip("hkl", part.hkl.T)), "d": part.d, "F": part.F, "sigF": part.sigF, "measured": known})
+        parts = [pd.DataFrame({**dict(zip("hkl", part.hkl.T)), "d": part.d, "F": part.F, "sigF": part.sigF,
+                               "measured": known})
                  for part, known in ((self.merged, True), (self.predicted, False))]
         return pd.concat(parts, ignore_index=True)
 
@@ -198,7 +199,8 @@ def measured_box(merged: Reflections, box="monoclinic", d_target=0.8, d_shown=0.
     inside = merged.d >= max(d_shown, d_target)
     voxel = box.index(box_indices(merged.hkl[inside], crystal is not data))
     if (voxel >= 0).sum() < LEAST or not merged.F[inside].max() > 0:
-        raise ReflectionError(f"{name}: only {len(voxel)} reflections are measured to {max(d_shown, d_target):g} Å, of {LEAST} at least")
+        raise ReflectionError(f"{name}: only {len(voxel)} reflections are measured to {max(d_shown, d_target):g} Å, "
+                              f"of {LEAST} at least")
     F, measured = np.zeros(len(d)), np.zeros(len(d), bool)
     F[voxel[voxel >= 0]], measured[voxel[voxel >= 0]] = merged.F[inside][voxel >= 0], True
     same = box.index(box.hkl)  # equivalents that stand in the box twice
@@ -312,10 +314,11 @@ def describe(extended: Extended, d_target, d_shown=0.0) -> str:
                else "."),
             f"{len(predicted)} reflections predicted to {d_target:g} Å, {holes} of them in holes inside the measured data."]
     if beyond:
-        text.append(f"{beyond} measured beyond {d_shown:g} Å were kept, but not shown to the model, which was not trained on such.")
+        text.append(f"{beyond} measured beyond {d_shown:g} Å were kept, but not shown to the model, which was "
+                    "not trained on such.")
     if merged.d_min > d_shown * 1.02 and d_shown:
-        text.append(f"The data end at {merged.d_min:.2f} Å, the model was trained on data to {d_shown:g} Å: expect worse than its "
-                    "validation.")
+        text.append(f"The data end at {merged.d_min:.2f} Å, the model was trained on data to {d_shown:g} Å: expect "
+                    "worse than its validation.")
     if extended.scale != 1:
         text.append(f"All intensities in the .hkl file were multiplied by {extended.scale:.4g}, to fit its columns.")
     return "\n".join(text)
@@ -330,7 +333,8 @@ def verdict(title, made) -> str:
     r_mean, cc_mean = made.get("shell_mean_r_ext"), made.get("shell_mean_cc_ext")
     if r_mean is not None and cc_mean is not None:
         text.append(f"The shell mean, which knows nothing of the crystal, has r_ext {r_mean:.3f}, cc_ext {cc_mean:.3f} there"
-                    + (": this model tells nothing beyond the fall-off with resolution." if cc_mean >= made["cc_ext"] else "."))
+                    + (": this model tells nothing beyond the fall-off with resolution." if cc_mean >= made["cc_ext"]
+                       else "."))
     if made["cc_ext"] < PHASING_CC:
         text.append(f"Phasing starts to work at cc_ext {PHASING_CC}: do not expect these amplitudes to solve a structure.")
     return " ".join(text)

@@ -401,14 +401,18 @@ def read_measured(path, about=None) -> Measured:
         beside = [path.with_suffix(suffix) for suffix in (".ins", ".res", ".cif")]
         about = next((p for p in beside if p.is_file() and p != path), None)
     if lacking and about is None:
-        raise ReflectionError(f"{path} holds no cell or no symmetry: put the .ins or .cif of that name beside it, or name one")
+        raise ReflectionError(f"{path} holds no cell or no symmetry: put the .ins or .cif of that name beside it, "
+                              "or name one")
     if about is not None:
         other = _read_about(Path(about))
         files.append(Path(about))
         if lacking and (other.cell is None or other.spacegroup is None):
             raise ReflectionError(f"{about} states no cell or no symmetry, and {path} does not either")
-        own = _About(*(getattr(own, name) or getattr(other, name) for name in ("cell", "spacegroup", "elements", "wavelength")),
-                     hklf=other.hklf)
+        names = ("cell", "spacegroup", "elements", "wavelength")
+        own = _About(*(getattr(own, name) or getattr(other, name) for name in names), hklf=other.hklf)
+    if not own.cell.is_crystal() or not own.cell.is_compatible_with_spacegroup(own.spacegroup, 0.1):
+        raise ReflectionError(f"{files[-1]}: the cell {own.cell.parameters} does not have the symmetry of "
+                              f"{own.spacegroup.xhm()}")
     if rows is None:
         hkl, value, sigma = read_shelx_records(path)
         rows = (hkl, *(_squared(value, sigma) if own.hklf == 3 else (value, sigma)))
@@ -447,11 +451,13 @@ def _parse_ins(text, path):
         ops = [gemmi.Op("x,y,z")] + [gemmi.Op(re.sub(r"\s", "", op).lower()) for op in found.get("SYMM", [])]
         ops += [gemmi.Op("-x,-y,-z").combine(op).wrap() for op in ops] if latt > 0 else []
         ops = [op.translated(list(c)).wrap() for op in ops for c in gemmi.symops_from_hall(f"{centring} 1").cen_ops]
-        spacegroup = gemmi.find_spacegroup_by_ops(gemmi.GroupOps([gemmi.Op(t) for t in dict.fromkeys(o.triplet() for o in ops)]))
+        ops = {op.triplet(): op for op in ops}  # each once
+        spacegroup = gemmi.find_spacegroup_by_ops(gemmi.GroupOps(list(ops.values())))
         hklf = found.get("HKLF", ["4"])[0].split() or ["4"]
         hklf, matrix = int(hklf[0]), [float(x) for x in hklf[2:11]]
     except (KeyError, ValueError, IndexError, RuntimeError) as error:
-        raise ReflectionError(f"{path} has no CELL, LATT and SYMM that can be read: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise ReflectionError(f"{path} has no CELL, LATT and SYMM that can be read: {reason}") from None
     if spacegroup is None:
         raise ReflectionError(f"{path}: LATT {latt} and its SYMM lines form no space group in a setting of the tables")
     if hklf not in (3, 4) or matrix not in ([], [1, 0, 0, 0, 1, 0, 0, 0, 1]):
@@ -545,7 +551,8 @@ def _embedded(block, path):
         found = re.search(r"^HKLF +(\d)", gemmi.cif.as_string(res), re.MULTILINE | re.IGNORECASE)
         hklf = int(found[1]) if found else 4
         if hklf not in (3, 4):
-            raise ReflectionError(f"{path} holds reflections of HKLF {hklf}, which is not supported: 4 (F squared) or 3 (F) is")
+            raise ReflectionError(f"{path} holds reflections of HKLF {hklf}, which is not supported: "
+                                  "4 (F squared) or 3 (F) is")
     hkl, value, sigma = _parse_shelx_records(text.strip("\r\n").splitlines(), f"{path}, the SHELX reflections in it")
     return (hkl, *(_squared(value, sigma) if hklf == 3 else (value, sigma))), f"SHELX, HKLF {hklf}, in the CIF"
 
@@ -569,4 +576,5 @@ def _read_mtz(path):
         parts.append((sign * hkl[known], *(x[known] for x in (_squared(value, sigma) if power == 1 else (value, sigma)))))
     rows = tuple(np.concatenate(part) for part in zip(*parts))
     wavelength = next((x.wavelength for x in mtz.datasets if x.wavelength > 0), 0.0)
-    return rows, _About(mtz.cell if mtz.cell.is_crystal() else None, mtz.spacegroup, (), wavelength), f"MTZ, {pairs[0][0].label}"
+    about = _About(mtz.cell if mtz.cell.is_crystal() else None, mtz.spacegroup, (), wavelength)
+    return rows, about, f"MTZ, {pairs[0][0].label}"
