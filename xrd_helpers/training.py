@@ -596,13 +596,14 @@ def describe(history, validation, model, training=(), *, box=BOXES["monoclinic"]
 
 
 def train(name, out, *, crystals="", recipe="molecules", box="monoclinic", d_input=1.5, d_target=0.8, n_validation=32,
-          workers=1, seed=0, overwrite=False, **options) -> dict:
+          workers=1, seed=0, run="", overwrite=False, **options) -> dict:
     """Train one of ``models.MODELS`` and write its weights to `out`, with a CSV log beside it; returns what describes them.
 
     Parameters
     ----------
     crystals : a file of crystals, of which the first ``n_validation`` that fit the box are for validation; else ``recipe``
         says what is generated while the network trains, by ``workers`` processes.
+    run : name of the run, for the description.
     options : as for ``fit``; a killed training goes on from ``<out>.checkpoint`` with the same call.
     """
     out = Path(out)
@@ -627,7 +628,7 @@ def train(name, out, *, crystals="", recipe="molecules", box="monoclinic", d_inp
     finally:
         getattr(source, "close", lambda: None)()
     imperfect = {key: value for key, value in vars(options.get("measurement", Measurement())).items() if value}
-    made = describe(history, validation, model, sample, **settings, seed=seed, **imperfect,
+    made = describe(history, validation, model, sample, **settings, **(dict(run=run) if run else {}), seed=seed, **imperfect,
                     **{key: options[key] for key in ("batch_size", "lr", "ema") if key in options})
     if is_first_process():
         save_model(out, name, model, **made)
