@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -575,6 +576,25 @@ def test_a_damaged_checkpoint_is_named(content, crystals, tmp_path):
 
 
 # --- several processes ---
+
+
+def test_batches_made_a_step_ahead_by_a_thread_are_the_same(crystals, monkeypatch):
+    settings = SETTINGS | dict(steps=7, measurement=Measurement(missing=0.3, noise=0.1), seed=2)
+    histories = []
+    for ahead in (False, True):
+        monkeypatch.setattr(training, "_ahead", lambda device: ahead)
+        histories.append(fit(thin(), crystals[:5], crystals[5:6], **settings).drop(columns="seconds"))
+    assert histories[0].equals(histories[1])
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name], "it ended with the training"
+    monkeypatch.setattr(AmplitudeBoxes, "from_crystals", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(thin(), crystals[:5], None, **settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_one_sentence(crystals):
+    with pytest.raises(UserError, match="^1 x cuda on 1 node.s. cannot train here: [^\\n]*not available"):
+        fit(thin(), crystals[:4], None, **SETTINGS | dict(device="cuda"))
 
 TWO = """
 import sys

@@ -16,12 +16,13 @@ import threading
 import time
 import timeit
 import zlib
-from collections import OrderedDict
-from concurrent.futures import ProcessPoolExecutor
+from collections import OrderedDict, deque
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 
 import gemmi
@@ -357,10 +358,7 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
         another training, or the loss or its gradient is not finite (with the step).
     """
     source = crystals if hasattr(crystals, "batch") else InMemory(crystals)
-    fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes,
-                    precision=pick_precision(device) if precision == "auto" else precision)
-    if devices != 1 or nodes > 1:
-        fabric.launch()
+    fabric = _launch(device, devices, nodes, pick_precision(device) if precision == "auto" else precision)
     size = batch_size * fabric.world_size
     part = slice(fabric.global_rank * batch_size, (fabric.global_rank + 1) * batch_size)
     _check(source, size, d_input, d_target, measurement)
@@ -383,13 +381,13 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
     start = time.perf_counter() - seconds
     progress, n_validated = budget.progress(len(history), seconds), sum("r_ext" in row for row in history)
 
-    with _progress_bar(model, fabric) as bar, _csv(log if fabric.is_global_zero else None, history) as write:
+    batches = _batches(fabric, source, measurement, settings, seed, size, part, len(history))
+    with (_progress_bar(model, fabric) as bar, _csv(log if fabric.is_global_zero else None, history) as write,
+          closing(batches)):
         while progress < 1:
             step = len(history)
             torch.manual_seed(int(np.random.SeedSequence([seed, step, fabric.global_rank]).generate_state(1)[0]))
-            numbers = range(step * size, (step + 1) * size)[part]
-            boxes = AmplitudeBoxes.from_crystals(source.batch(seed, step, size, part), **settings, device=fabric.device)
-            seen, boxes = measurement.apply(boxes, seed, numbers) if measurement else (boxes, boxes)
+            seen, boxes = next(batches)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(progress, lr)
             loss = _step(fabric, trained, optimizer, seen, boxes, step + 1, lr)
@@ -415,6 +413,39 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
         model.load_state_dict(averaged.state_dict())
     model.to("cpu").eval()
     return pd.DataFrame(history, columns=COLUMNS)
+
+
+def _launch(device, devices, nodes, precision) -> Fabric:
+    """Fabric, with this program running on all devices."""
+    try:
+        fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, precision=precision)
+        if devices != 1 or nodes > 1:
+            fabric.launch()
+    except (RuntimeError, ValueError, TypeError) as error:  # a device that is not there, several in a notebook
+        raise UserError(f"{devices} x {device} on {nodes} node(s) cannot train here: {' '.join(str(error).split())}") from None
+    return fabric
+
+
+def _batches(fabric, source, measurement, settings, seed, size, part, first):
+    """What each step from `first` on takes: (what the network sees, what it is compared with).
+
+    Beside a GPU a thread makes them a step ahead, so that it need not wait; a CPU has nothing to gain from that.
+    """
+    def make(step):
+        boxes = AmplitudeBoxes.from_crystals(source.batch(seed, step, size, part), **settings, device=fabric.device)
+        return measurement.apply(boxes, seed, range(step * size, (step + 1) * size)[part]) if measurement else (boxes, boxes)
+
+    if not _ahead(fabric.device):
+        yield from map(make, count(first))
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(make, step) for step in (first, first + 1))
+        for step in count(first + 2):
+            yield waiting.popleft().result()
+            waiting.append(thread.submit(make, step))
+
+
+def _ahead(device) -> bool:
+    return device.type != "cpu"
 
 
 def _check(source, size, d_input, d_target, measurement):
