@@ -281,6 +281,7 @@ def test_predictions_are_the_models_and_know_what_was_measured(name):
 def test_weights_by_name(tmp_path):
     for name, made in {"unet": dict(cc_ext=0.4), "fft_unet": dict(cc_ext=0.6), "mine": {}}.items():
         save_model(tmp_path / f"{name}.safetensors", "unet", small("unet"), **made)
+    (tmp_path / ".unet.0123.safetensors").write_bytes(b"half a file, that is being written")
     assert inference.find_weights(["all"], tmp_path) == {
         title: tmp_path / f"{name}.safetensors" for title, name in
         [("FFT_UNet", "fft_unet"), ("UNet", "unet"), ("mine", "mine")]}

@@ -291,6 +291,13 @@ def test_ins_files_that_cannot_be_used(old, new, message, tmp_path):
         refl.read_measured(tmp_path / "a.hkl")
 
 
+def test_an_uncertainty_of_zero_is_named_with_its_file(tmp_path):
+    (tmp_path / "a.hkl").write_text(shelx_text([*ROWS, (4, 1, 1, 3.0, 0.0)]))
+    (tmp_path / "a.ins").write_text(INS)
+    with pytest.raises(refl.ReflectionError, match=r"a.hkl: reflection \(4, 1, 1\) has sigma 0: give it a positive one"):
+        refl.read_measured(tmp_path / "a.hkl").merge()
+
+
 @pytest.mark.parametrize("latt, symm, name", [  # the SHELX manual's conventions
     (-1, [], "P 1"), (1, [], "P -1"), (7, ["-X, Y, 0.5-Z"], "C 1 2/c 1"), (-7, ["-X, Y, -Z"], "C 1 2 1"),
     (2, ["0.5-X, Y, -Z"], "I 1 2/a 1"), (-1, ["0.5-x, -y, 0.5+z", "-x, 0.5+y, 0.5-z", "0.5+x, 0.5-y, -z"], "P 21 21 21"),

@@ -98,16 +98,18 @@ def find_weights(names, folder=WEIGHTS) -> dict[str, Path]:
         If there is no such file, or two files would have one title.
     """
     folder, paths = Path(folder), []
+    # a name that begins with a dot is a file that is being written
+    present = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
     for name in names:
         if name == "all":
-            paths += sorted(folder.glob("*.safetensors"))
-            if not paths:
+            paths += present
+            if not present:
                 raise WeightsError(f"{shown(folder)} holds no file of weights (*.safetensors)")
             continue
         path = Path(name) if Path(name).suffix == ".safetensors" else folder / f"{name}.safetensors"
         if not path.is_file():
-            present = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
-            raise WeightsError(f"there are no weights {shown(path)}: name one of {shown(folder)} ({present}) or a file "
+            stems = ", ".join(path.stem for path in present) or "none"
+            raise WeightsError(f"there are no weights {shown(path)}: name one of {shown(folder)} ({stems}) or a file "
                                "that ends in .safetensors")
         paths.append(path)
     found = {}

@@ -153,7 +153,8 @@ def merge(hkl, intensity, sigma, cell, spacegroup) -> Reflections:
     sigma = np.asarray(sigma, float)
     if (sigma <= 0).any():
         row = int(np.flatnonzero(sigma <= 0)[0])
-        raise ReflectionError(f"reflection {tuple(np.asarray(hkl)[row])} has sigma {sigma[row]:g}: give it a positive one")
+        indices = tuple(np.asarray(hkl)[row].tolist())
+        raise ReflectionError(f"reflection {indices} has sigma {sigma[row]:g}: give it a positive one")
     data = gemmi.Intensities()
     data.set_data(cell, spacegroup, np.asarray(hkl, np.int32), np.asarray(intensity, float), sigma)
     data.remove_systematic_absences()
@@ -345,8 +346,11 @@ class Measured:
     kind: str
 
     def merge(self) -> Reflections:
-        """``merge`` of them."""
-        return merge(self.hkl, self.intensity, self.sigma, self.cell, self.spacegroup)
+        """``merge`` of them; ReflectionError names the file if one has no uncertainty above zero."""
+        try:
+            return merge(self.hkl, self.intensity, self.sigma, self.cell, self.spacegroup)
+        except ReflectionError as error:
+            raise ReflectionError(f"{self.files[0]}: {error}") from None
 
 
 @dataclass(frozen=True)
