@@ -298,6 +298,7 @@ def test_evaluate_refuses_in_a_sentence(xrd, capsys, tmp_path, small_unet):
     assert message("--model", str(small_unet), "--box", "triclinic").endswith(
         "small.safetensors was trained for the monoclinic box, not the triclinic one")
     assert message("--box", "cubic").startswith("xrd: --box 'cubic' is no box")
+    assert message("--out", str(tmp_path)).endswith("cannot be written: name a file in a folder that exists")
     assert message("--d-target", "1.6") == "xrd: --d-target must lie between 0 and --d-input, 1.5 Å, and is 1.6"
     (tmp_path / "big.cif").unlink()
     assert message("--model", str(small_unet)).endswith("holds no .cif file")

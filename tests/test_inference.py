@@ -401,6 +401,23 @@ def test_the_uncertainty_is_that_of_the_validation():
     np.testing.assert_allclose(predicted.sigF * (2 / np.pi) ** 0.5, 0.4 * predicted.F, rtol=0.003)
 
 
+def test_the_resolution_that_is_found_in_the_data():
+    _, _, measured = made_data("P 1 21/c 1", d_min=0.95)
+    d = measured.cell.calculate_d_array(measured.hkl.astype(np.int32))
+    kept = (d > 1.2) | (np.arange(len(d)) % 5 == 0)  # whole to 1.2 Å, a fifth from there to 0.95 Å
+    measured = replace(measured, hkl=measured.hkl[kept], intensity=measured.intensity[kept], sigma=measured.sigma[kept])
+    extended = inference.extend(measured, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, "monoclinic", 0.9)
+    assert extended.d_complete == pytest.approx(1.2, abs=0.04) and extended.merged.d_min == pytest.approx(0.95, abs=0.01)
+    text = inference.describe(extended, 0.9)
+    assert f"to {extended.merged.d_min:.2f} Å, more than half of them to {extended.d_complete:.2f} Å only" in text
+    _, _, whole = made_data("P 1 21/c 1", d_min=1.1)
+    extended = inference.extend(whole, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, "monoclinic", 0.9)
+    assert extended.d_complete == extended.merged.d_min
+    assert ", 0 of them in holes" in inference.describe(extended, 0.9)
+    assert "kept, but not shown to the model" in inference.describe(extended, 0.9, 1.5)
+    assert "expect worse" in inference.describe(extended, 0.9, 1.0) and "expect worse" not in inference.describe(extended, 0.9, 1.5)
+
+
 @pytest.mark.parametrize("group, cell, d_target, message", [
     ("P -1", (6, 7, 8, 81, 95, 104), 0.8, "space group P -1 is not of the monoclinic box"),
     ("P 1 1 21/b", (6, 7, 8, 90, 90, 104), 0.8, "unique axis b"),

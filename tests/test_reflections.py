@@ -329,3 +329,16 @@ def test_real_files_hold_as_many_reflections_as_their_authors_say():
             assert merged.d_min == pytest.approx(float(row["d_min"]), abs=0.0015), row["id"]
             assert merged.spacegroup.xhm() == row["sg_hm"] and measured.wavelength == pytest.approx(float(row["wavelength"]))
             assert set(measured.elements) == set(re.findall("[A-Z][a-z]?", row["formula"])), row["id"]
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no measured reflections in {REAL}")
+@pytest.mark.parametrize("name", ["4035731", "2021921", "1517337", "2241551"])
+def test_the_ins_and_hkl_files_of_real_cifs_say_the_same(name, tmp_path):
+    block = gemmi.cif.read(str(REAL / f"{name}.cif")).sole_block()
+    for suffix, tag in ((".hkl", "_shelx_hkl_file"), (".res", "_shelx_res_file")):
+        (tmp_path / f"a{suffix}").write_text(gemmi.cif.as_string(block.find_value(tag)).lstrip("\n"))
+    inside, beside = refl.read_measured(REAL / f"{name}.cif"), refl.read_measured(tmp_path / "a.hkl")
+    assert beside.spacegroup.xhm() == inside.spacegroup.xhm() and beside.wavelength == pytest.approx(inside.wavelength)
+    assert beside.cell.parameters == pytest.approx(inside.cell.parameters, abs=0.006)
+    assert set(beside.elements) == set(inside.elements) and len(beside.elements) == pytest.approx(len(inside.elements), abs=1)
+    assert np.array_equal(beside.hkl, inside.hkl) and np.array_equal(beside.intensity, inside.intensity)

@@ -214,6 +214,8 @@ def evaluate(
         raise UserError(f"--box {box!r} is no box: choose {', '.join(BOXES)}")
     if not 0 < d_target < d_input:
         raise UserError(f"--d-target must lie between 0 and --d-input, {d_input:g} Å, and is {d_target:g}")
+    if os.path.isdir(out) or not os.access(os.path.dirname(out) or ".", os.W_OK):  # now, rather than after an hour
+        raise UserError(f"--out {out} cannot be written: name a file in a folder that exists")
     models = {title: load_for_box(path, box) for title, path in find_weights(model).items()}
     paths = cif.find_cifs(folders)
     try:
