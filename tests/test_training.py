@@ -367,6 +367,9 @@ def test_generated_crystals_depend_on_seed_and_number_only():
         assert names[2] == [c.name for part in (slice(0, 2), slice(2, 4)) for c in alone.batch(3, 2, 4, part)]
         np.testing.assert_array_equal(steps[4][1].fract, alone.batch(3, 4, 4, slice(1, 2))[0].fract)
         other = alone.batch(4, 0, 4, slice(None))
+        again = [source.batch(*arguments, slice(None)) for arguments in ((3, 5, 4), (4, 5, 4), (3, 0, 4), (3, 0, 2))]
+        for crystals, arguments in zip(again, ((3, 5, 4), (4, 5, 4), (3, 0, 4), (3, 0, 2))):
+            assert [c.name for c in crystals] == [c.name for c in alone.batch(*arguments, slice(None))], "another training"
     flat = [c for batch in steps for c in batch]
     assert len(flat) == 20 == len({c.name for c in flat}) and not np.allclose(other[0].cell.parameters, flat[0].cell.parameters)
     assert all(int(c.name.split("_")[-1]) >= 10**9 for c in flat), "none of a set for tests"
@@ -693,6 +696,7 @@ def test_validation_crystals_are_apart_and_the_same_for_every_seed(crystals, tmp
 def test_the_readme_of_the_weights_is_what_the_files_say(tmp_path):
     save_model(tmp_path / "b.safetensors", "xrd_transformer", MODELS["xrd_transformer"](),
                crystals_seen=12345, minutes=1.5, recipe="atoms", r_ext=0.25, shell_mean_r_ext=0.75, machine="a kind")
+    (tmp_path / ".b.0123abcd.safetensors").write_bytes(b"half of")  # being written
     training.write_weights_readme(tmp_path)
     lines = (tmp_path / "README.md").read_text().splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]

@@ -12,6 +12,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import timeit
@@ -187,12 +188,11 @@ class Generated:
     def batch(self, seed, step, size, part):
         """The crystals of a step, as ``InMemory.batch`` gives them; those of the next steps are begun."""
         if self._pool is None:
-            return self._make(seed, self._numbers(step, size, part))
+            return _make(self._order(seed), self._numbers(step, size, part))
+        wanted = [(seed, coming, size, part.start, part.stop) for coming in range(step, step + self.ahead)]
         try:
-            for coming in range(step, step + self.ahead):
-                if coming not in self._waiting:
-                    self._waiting[coming] = self._pool.submit(_make, self._order(seed), self._numbers(coming, size, part))
-            return self._waiting.pop(step).result()
+            self._waiting = {key: self._waiting.get(key) or self._submit(seed, key[1], size, part) for key in wanted}
+            return self._waiting.pop(wanted[0]).result()
         except BrokenProcessPool:
             raise UserError("a process that makes crystals ended: memory is short, or the program is a script without "
                             "`if __name__ == '__main__':`") from None
@@ -210,8 +210,8 @@ class Generated:
     def _order(self, seed):
         return self.recipe, seed, tuple(self.shares.items()), self.box, self.d_target
 
-    def _make(self, seed, numbers):
-        return _make(self._order(seed), numbers)
+    def _submit(self, seed, step, size, part):
+        return self._pool.submit(_make, self._order(seed), self._numbers(step, size, part))
 
     @staticmethod
     def _numbers(step, size, part):
@@ -238,7 +238,9 @@ def _make(order, numbers):
 
 
 def _leave_with_parent():
-    """End this process when the one that started it is killed: else it would wait for work forever."""
+    """End this process when the one that started it is killed: else it would wait for work forever. Ctrl-C is that one's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     def watch():
         multiprocessing.parent_process().join()
         os._exit(1)
@@ -699,7 +701,7 @@ README_COLUMNS = {"model": "model", "crystals_seen": "crystals seen", "minutes":
 
 def weights_readme(folder) -> str:
     """The text of weights/README.md: a table of the files of weights in a folder, from what they say of themselves."""
-    paths = sorted(Path(folder).glob("*.safetensors"))
+    paths = sorted(path for path in Path(folder).glob("*.safetensors") if not path.name.startswith("."))  # not half-written
     if not paths:
         raise UserError(f"there are no weights in {shown(folder)}")
     head = ["file", "parameters", *README_COLUMNS.values(), "size"]
