@@ -11,8 +11,7 @@ from xrd_helpers.molecules import (CHELATES, DIRECTIONS, FOURFOLD, METALS, SANDW
 
 PALETTES = {"group": {name: row[0] for name, row in groups().items()}, "ligand": {name: row[0] for name, row in ligands().items()},
             "ion": ions()}
-HYDRIDES = [(palette, name) for palette, rows in PALETTES.items() for name in rows
-            if name not in ("phenanthrene", "pyrene")]
+HYDRIDES = [(palette, name) for palette, rows in PALETTES.items() for name in rows]
 
 # Å: mean lengths of International Tables C, table 9.5.1.1 (Allen et al. 1987), rounded outward by about 0.02, most by
 # kinds of bond: triple, double, aromatic, single
@@ -29,7 +28,7 @@ LENGTHS = {
 FORMULAS = {
     "benzene": "C6H6", "pyridine": "C5H5N", "pyrimidine": "C4H4N2", "pyrazole": "C3H4N2", "imidazole": "C3H4N2",
     "triazole": "C2H3N3", "oxadiazole": "C2H2N2O", "thiophene": "C4H4S", "thiazole": "C3H3NS", "furan": "C4H4O", "pyrrole": "C4H5N",
-    "naphthalene": "C10H8", "anthracene": "C14H10", "quinoline": "C9H7N",
+    "naphthalene": "C10H8", "anthracene": "C14H10", "phenanthrene": "C14H10", "pyrene": "C16H10", "quinoline": "C9H7N",
     "indole": "C8H7N", "benzofuran": "C8H6O", "benzimidazole": "C7H6N2", "benzothiazole": "C7H5NS", "purine": "C5H4N4",
     "coumarin": "C9H6O2", "chromone": "C9H6O2", "quinolone": "C9H7NO", "phthalimide": "C8H5NO2", "isatin": "C8H5NO2",
     "naphthoquinone": "C10H6O2", "quinone": "C6H4O2", "uracil": "C4H4N2O2", "pyridone": "C5H5NO", "maleimide": "C4H3NO2",
@@ -41,7 +40,7 @@ FORMULAS = {
     "phosphane": "H3P", "phosphane oxide": "H3OP", "silane": "H4Si", "borane": "BH3", "fluoride": "FH", "chloride": "ClH",
 }
 FLAT = ("benzene", "pyridine", "pyrimidine", "pyrazole", "imidazole", "triazole", "oxadiazole", "thiophene", "thiazole", "furan",
-        "pyrrole", "naphthalene", "anthracene", "quinoline", "indole", "benzofuran", "benzimidazole",
+        "pyrrole", "naphthalene", "anthracene", "phenanthrene", "pyrene", "quinoline", "indole", "benzofuran", "benzimidazole",
         "benzothiazole", "purine", "coumarin", "chromone", "quinolone", "phthalimide", "isatin", "naphthoquinone", "quinone", "uracil",
         "pyridone", "maleimide", "pyrazolone", "thiazolone", "pyranone", "carbonyl", "carboxylic acid", "amide", "ethene", "imine",
         "azo", "nitro", "borane", "flat amine")
@@ -315,10 +314,11 @@ def test_no_bond_joins_two_of_nitrogen_oxygen_and_halogens(molecules):
                     assert apart[i, j] < allowed, (elements[i], elements[j], apart[i, j])
 
 
-def test_all_common_bonds_occur(molecules):
+def test_joined_bonds_are_single_bonds_of_the_tables(molecules):
     found = Counter()
     for molecule, _ in molecules:
         elements, xyz = whole(molecule)
+        assert not odd_lengths(elements, xyz)
         for i, j in np.argwhere(np.triu(bonded(elements, xyz))):
             found[pair_name(elements[i], elements[j])] += 1
     assert all(found[pair] for pair in ("C-C", "C-N", "C-O", "C-S", "C-F", "C-Cl", "Br-C", "N-O", "O-S"))
@@ -327,6 +327,17 @@ def test_all_common_bonds_occur(molecules):
 def test_molecules_are_in_one_piece(molecules):
     for molecule, _ in molecules:
         assert (bonds_apart(bonded(*whole(molecule))) < 99).all()
+
+
+def test_atoms_of_a_molecule_do_not_clash(molecules):
+    """Four bonds apart or more: two atoms other than H keep 2.4 Å (a peri O···O), H keeps 1.8 (the bay of a terphenyl)."""
+    for molecule, _ in molecules:
+        elements, xyz = whole(molecule)
+        far = bonds_apart(bonded(elements, xyz)) >= 4
+        h = np.array([e == "H" for e in elements])
+        d = distances(xyz)
+        clash = np.argwhere(np.triu(far & (d < np.where(h | h[:, None], 1.8, 2.4))))
+        assert not len(clash), [(elements[i], elements[j], round(float(d[i, j]), 2)) for i, j in clash]
 
 
 def test_molecules_with_an_inversion_centre_are_symmetric():

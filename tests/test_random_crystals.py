@@ -225,10 +225,10 @@ def test_molecules_are_made_of_carbon_and_hydrogen_first(molecules):
 
 
 def test_displacements_of_molecules(molecules):
-    """Within 0.002 to 0.25 Å², medians of 100 K and room-temperature structures, H exactly 1.2 of the atom it rides on."""
+    """Within 0.005 to 0.25 Å², medians of 100 K and room-temperature structures, H exactly 1.2 of the atom it rides on."""
     medians = []
     for c in molecules:
-        assert 0.002 <= c.u_iso.min() and c.u_iso.max() <= 0.25
+        assert 0.005 <= c.u_iso.min() and c.u_iso.max() <= 0.25
         medians.append(np.median(c.u_iso[c.heavy]))
         x = c.fract @ np.array(c.cell.orth.mat.tolist()).T
         for i in np.flatnonzero(~c.heavy):

@@ -15,7 +15,7 @@ import gemmi
 import numpy as np
 
 # Å, radii where hybridisation counts; all others are those of Cordero et al.
-RADII = {"tetrahedral": {"C": 0.765}, "trigonal": {"C": 0.73, "N": 0.68, "O": 0.62, "S": 1.03}, "linear": {"C": 0.69, "N": 0.66}}
+RADII = {"tetrahedral": {"C": 0.765}, "trigonal": {"C": 0.73, "N": 0.70, "O": 0.62, "S": 1.03}, "linear": {"C": 0.69, "N": 0.66, "F": 0.61}}
 # Å, riding H of SHELXL at low temperature: 0.1 shorter than the nuclei, because X-rays see the electron
 X_H = {"C": 0.97, "N": 0.88, "O": 0.84, "B": 1.10, "S": 1.20, "P": 1.25, "Si": 1.40}
 DOUBLE = {("C", "O"): 1.215, ("N", "O"): 1.22, ("S", "O"): 1.435, ("P", "O"): 1.49, ("C", "N"): 1.28, ("C", "C"): 1.33,
@@ -147,7 +147,7 @@ def _honeycomb(centres, flat=True) -> Hydride:
     angles = np.radians(np.arange(30, 390, 60))
     corners = (middles[:, None] + edge * np.stack([np.cos(angles), np.sin(angles)], axis=1)).reshape(-1, 2)
     up = np.tile([1, -1], len(corners) // 2)
-    _, first = np.unique(np.round(corners, 2) + 0.0, axis=0, return_index=True)
+    _, first = np.unique(np.round(corners, 3) + 0.0, axis=0, return_index=True)
     xyz = np.column_stack([corners[first], rise * up[first]])
     apart = np.linalg.norm(xyz[:, None] - xyz[None], axis=2)
     bonds = [(i, j) for i, j in zip(*np.nonzero(apart < 1.7)) if i < j]
@@ -187,7 +187,7 @@ def groups() -> dict[str, tuple[Hydride, float]]:
     vinyl, imine = _centre("C", "trigonal", "HHH"), _centre("N", "trigonal", "HH")
     ring = _ring
     return {
-        "benzene": (ring(["CH"] * 6), 17), "pyridine": (ring(["N"] + ["CH"] * 5), 2.0),
+        "benzene": (ring(["CH"] * 6), 17), "pyridine": (ring(["N"] + ["CH"] * 5), 2.6),
         "pyrimidine": (ring(["N", "CH", "N", "CH", "CH", "CH"]), 0.5), "pyrazole": (ring(["NH", "N", "CH", "CH", "CH"]), 0.7),
         "imidazole": (ring(["NH", "CH", "N", "CH", "CH"]), 0.7), "triazole": (ring(["NH", "N", "N", "CH", "CH"]), 0.3),
         "oxadiazole": (ring(["O", "CH", "N", "N", "CH"]), 0.2), "thiophene": (ring(["S", "CH", "CH", "CH", "CH"]), 0.9),
@@ -200,7 +200,7 @@ def groups() -> dict[str, tuple[Hydride, float]]:
         "benzofuran": (_fused(["C", "C"] + ["CH"] * 4, ["O", "CH", "CH"]), 0.5),
         "benzimidazole": (_fused(["C", "C"] + ["CH"] * 4, ["NH", "CH", "N"]), 0.5),
         "benzothiazole": (_fused(["C", "C"] + ["CH"] * 4, ["S", "CH", "N"]), 0.3),
-        "indene": (_fused(["C", "C"] + ["CH"] * 4, ["CH"] * 3), 1.0),
+        "indene": (_fused(["C", "C"] + ["CH"] * 4, ["CH", "CH", "CHH"]), 1.0),
         "purine": (_fused(["C", "C", "N", "CH", "N", "CH"], ["NH", "CH", "N"]), 0.3),
         "coumarin": (_fused(["C", "C"] + ["CH"] * 4, ["CH", "CH", "C=O", "O"]), 0.8),
         "chromone": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "CH", "CH", "O"]), 0.6),
@@ -210,7 +210,7 @@ def groups() -> dict[str, tuple[Hydride, float]]:
         "naphthoquinone": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "CH", "CH", "C=O"]), 0.6),
         "quinone": (ring(["C=O", "CH", "CH"] * 2), 0.5), "uracil": (ring(["NH", "C=O", "NH", "C=O", "CH", "CH"]), 0.8),
         "pyridone": (ring(["NH", "C=O"] + ["CH"] * 4), 0.7), "maleimide": (ring(["NH", "C=O", "CH", "CH", "C=O"]), 0.6),
-        "pyrazolone": (ring(["NH", "NH", "C=O", "CH", "CH"]), 0.5), "butenolide": (ring(["O", "C=O", "CH", "CH", "CH"]), 0.5),
+        "pyrazolone": (ring(["NH", "NH", "C=O", "CH", "CH"]), 0.5), "butenolide": (ring(["O", "C=O", "CH", "CH", "CHH"]), 0.5),
         "thiazolone": (ring(["S", "C=O", "NH", "CH", "CH"]), 0.3), "pyranone": (ring(["O", "C=O"] + ["CH"] * 4), 0.5),
         "cyclohexane": (_honeycomb([(0, 0)], flat=False), 1.5), "decalin": (_honeycomb([(0, 0), (1, 0)], flat=False), 0.8),
         "perhydrophenanthrene": (_honeycomb([(0, 0), (1, 0), (1, 1)], flat=False), 0.4),
@@ -219,13 +219,13 @@ def groups() -> dict[str, tuple[Hydride, float]]:
         "oxane": (ring(["O"] + ["CHH"] * 5, flat=False), 0.8),
         "piperazine": (ring(["NH", "CHH", "CHH"] * 2, flat=False), 0.4), "cyclopentane": (ring(["CHH"] * 5, flat=False), 1.0),
         "oxolane": (ring(["O"] + ["CHH"] * 4, flat=False), 1.0), "pyrrolidine": (ring(["NH"] + ["CHH"] * 4, flat=False), 0.5),
-        "methane": (methane, 9), "water": (water, 4), "amine": (amine, 0.8), "flat amine": (flat_amine, 0.8),
-        "carbonyl": (carbonyl, 3), "carboxylic acid": (_linked(carbonyl, 2, flat_water, 1, 1.32), 2.2),
-        "amide": (_linked(carbonyl, 2, flat_amine, 1, 1.33), 2), "ethene": (_linked(vinyl, 1, vinyl, 1, 1.34), 0.8),
+        "methane": (methane, 9), "water": (water, 4.8), "amine": (amine, 1.1), "flat amine": (flat_amine, 1.2),
+        "carbonyl": (carbonyl, 3.6), "carboxylic acid": (_linked(carbonyl, 2, flat_water, 1, 1.32), 2.8),
+        "amide": (_linked(carbonyl, 2, flat_amine, 1, 1.33), 2.4), "ethene": (_linked(vinyl, 1, vinyl, 1, 1.34), 0.8),
         "imine": (_linked(vinyl, 1, imine, 1, 1.28), 0.8), "azo": (_linked(imine, 1, imine, 1, 1.25), 0.15),
         "ethyne": (_linked(_centre("C", "linear", "HH"), 1, _centre("C", "linear", "HH"), 1, 1.19), 0.3),
         "nitrile": (_linked(_centre("C", "linear", "HH"), 1, _centre("N", "linear", "H"), 1, 1.145), 0.8),
-        "nitro": (_centre("N", "trigonal", "OOH"), 1.0), "sulfonyl": (_centre("S", "tetrahedral", "OOHH"), 0.8),
+        "nitro": (_centre("N", "trigonal", "OOH"), 1.3), "sulfonyl": (_centre("S", "tetrahedral", "OOHH"), 0.8),
         "trifluoromethyl": (_centre("C", "tetrahedral", "FFFH", double=False), 0.6), "sulfane": (_centre("S", "tetrahedral", "HH"), 0.8),
         "phosphane": (_centre("P", "tetrahedral", "HHH"), 0.2), "phosphane oxide": (_centre("P", "tetrahedral", "OHHH"), 0.15),
         "silane": (_centre("Si", "tetrahedral", "HHHH"), 0.15), "borane": (_centre("B", "trigonal", "HHH"), 0.15),
@@ -286,7 +286,7 @@ CHELATES = (["N", "CH", "CH", "N"], ["O", "CH", "CH", "CH", "O"], ["O", "CH", "C
 # how gladly the H of an atom is replaced: Si-H, P-H, S-H and aldehydes are rare in real crystals
 EAGER = {"Si": 30.0, "P": 30.0, "S": 15.0, "B": 15.0, "N": 1.3}
 TASTE = np.array([0.6, 0.6, 0.8, 0.8, 0.5])  # spread of the logarithm of the weight of a trait from molecule to molecule
-NONE_OF = np.array([0.28, 0.15, 0.25])       # share of molecules without N, without O, without F and heavier elements
+NONE_OF = np.array([0.25, 0.13, 0.25])       # share of molecules without N, without O, without F and heavier elements
 CENTRIC = ("benzene", "naphthalene", "piperazine", "cyclohexane", "ethyne", "azo", "ethene")  # groups with an inversion centre
 NOT_BONDED = {"N", "O", "F", "Cl", "Br", "I"}  # no bond between any two of these is made by joining
 
@@ -426,6 +426,9 @@ class Molecule:
         if self.inversion:
             xyz, is_h = np.vstack([xyz, -xyz]), np.concatenate([is_h, is_h])
         room = _room(placed[:, 1:], xyz, part.is_h[1:], is_h)
+        # the first atom of the part has the same place at every torsion, and may be near to what is bonded to its partner
+        far = ((xyz - self.xyz[p]) ** 2).sum(axis=1) > (self.radius[p] + np.where(is_h == 1, 0.31, 0.9) + 0.3) ** 2
+        room = np.minimum(room, _room(placed[:1, :1], xyz[far], part.is_h[:1], is_h[far])[0])
         if self.inversion:
             room = np.minimum(room, [_room(x[None], -x, part.is_h, part.is_h)[0] for x in placed])
         best = int(room.argmax())
@@ -467,12 +470,12 @@ def metal_core(rng, n_heavy, inversion=False):
     weights = np.cumsum(list(METALS.values()))
     metal = metals[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
     kind, half = rng.random(), 2 if inversion else 1
-    if kind < 0.35 and n_heavy * half >= 11:
+    if kind < 0.45 and n_heavy * half >= 11:
         ring = CHELATES[rng.integers(len(CHELATES))]
         core = _chelate(metal, ring, rng.random() < 0.6, inversion or rng.random() < 0.6)
         if core.n_heavy <= n_heavy * half:
             return core, inversion
-    elif kind < 0.55 and metal in SANDWICHES and n_heavy >= 10 and not inversion:
+    elif kind < 0.65 and metal in SANDWICHES and n_heavy >= 10 and not inversion:
         return _sandwich(metal, rng.random() < 0.35), False
     geometry = FOURFOLD.get(metal, "octahedral" if rng.random() < 0.5 else "square" if metal in ("Cu", "Ni") else "tetrahedral")
     return _centre(metal, geometry, "H" * len(DIRECTIONS[geometry])), inversion and geometry != "tetrahedral"

@@ -21,7 +21,7 @@ from .crystals import all_operators
 # Å, contact radii: those of Bondi (J. Phys. Chem. 1964, 68, 441); what is not listed is taken as 1.9
 RADII = {"H": 1.10, "C": 1.70, "N": 1.55, "O": 1.52, "F": 1.47, "Cl": 1.75, "Br": 1.85, "I": 1.98, "S": 1.80, "P": 1.80,
          "Si": 2.10, "B": 1.85, "Na": 1.25, "K": 1.60}
-POLAR = ("N", "O", "F", "Cl", "Br", "I")
+POLAR = ("N", "O", "F")
 CLOSEST = 0.42       # Å below the sum of the radii: no two atoms of different molecules come nearer
 AIM = 0.22           # Å below it: from where they push
 BOND = 1.70          # Å, H of an N-H or O-H to an acceptor, the nearest
@@ -105,7 +105,7 @@ def _relax(body, start, radius, kind, rotation, translation, shear, volume, fixe
         _place(body, start, orth, turn, centre, X, x)
         if step in LIST_STEPS:
             pair, image_mol, image_op, image_shift, aim = _list_pairs(
-                body, start, radius, kind, rotation, translation, orth, turn, centre, X, x, low, high, reach)
+                body, start, radius, kind, rotation, translation, fixed, orth, turn, centre, X, x, low, high, reach)
         worst = 0.0
         total, weight = np.zeros((n_mol, 6)), np.zeros((n_mol, 2))
         stress, stress_weight = np.zeros((3, 3)), 30.0
@@ -164,7 +164,7 @@ def _relax(body, start, radius, kind, rotation, translation, shear, volume, fixe
 
 
 @numba.njit(cache=True)
-def _list_pairs(body, start, radius, kind, rotation, translation, orth, turn, centre, X, x, low, high, reach):
+def _list_pairs(body, start, radius, kind, rotation, translation, fixed, orth, turn, centre, X, x, low, high, reach):
     """Pairs (atom, atom, image) that may touch, an image being molecule c under an operator and a lattice translation.
 
     Returns pair (p, 3), image_mol (k, 2) with the molecules a and c, image_op (k,), image_shift (k, 3) fractional, aim (p,) Å.
@@ -189,7 +189,7 @@ def _list_pairs(body, start, radius, kind, rotation, translation, orth, turn, ce
                             for k in range(3):
                                 away[k] = orth[k, 0] * u0 + orth[k, 1] * u1 + orth[k, 2] * u2
                                 squared += away[k] ** 2
-                            if squared > (reach[a] + reach[c] + FARTHEST) ** 2 or (a == c and squared < 1e-4):
+                            if squared > (reach[a] + reach[c] + FARTHEST) ** 2 or (a == c and squared < 1e-4 and (op == 0 or fixed[a])):
                                 continue  # too far, or itself, or its other half
                             outside = False
                             for k in range(3):
@@ -219,6 +219,8 @@ def _list_pairs(body, start, radius, kind, rotation, translation, orth, turn, ce
                                 image_op.append(op)
                                 image_shift.append((translation[op, 0] + n0 - whole[0], translation[op, 1] + n1 - whole[1],
                                                     translation[op, 2] + n2 - whole[2]))
+    if not len(pair):  # numba makes no array of an empty list
+        return np.empty((0, 3), np.int64), np.empty((0, 2), np.int64), np.empty(0, np.int64), np.empty((0, 3)), np.empty(0)
     return (np.array(pair).reshape(-1, 3), np.array(image_mol).reshape(-1, 2), np.array(image_op),
             np.array(image_shift).reshape(-1, 3), np.array(aim))
 

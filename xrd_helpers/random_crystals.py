@@ -76,6 +76,8 @@ def _group(symbol, recipe):
     if recipe == "molecules" and not all((rot == np.diag(np.diag(rot))).all() for rot in all_operators(group)[0]):
         raise UserError(f"recipe molecules makes triclinic, monoclinic and orthorhombic crystals, not {group.crystal_system_str()} "
                         f"{group.xhm()}: recipe atoms can")
+    if recipe == "molecules" and group.crystal_system_str() == "triclinic" and group.centring_type() != "P":
+        raise UserError(f"recipe molecules makes triclinic crystals with a primitive cell, not {group.xhm()}")
     if recipe == "molecules" and group.crystal_system_str() == "monoclinic" and group.monoclinic_unique_axis() != "b":
         raise UserError(f"recipe molecules makes monoclinic crystals with the unique axis b, not {group.xhm()}")
     return group
@@ -178,10 +180,21 @@ def _molecules(rng, name, groups, odds):
                 contents.volume *= 1.01  # a molecule that packs badly gets the room that it needs
 
 
+@lru_cache(maxsize=None)
+def inversion_centres(symbol):
+    """(n, 3) fractional, the points of the cell in steps of a quarter whose site symmetry is -1 and nothing more."""
+    rot, tran = all_operators(gemmi.SpaceGroup(symbol))
+    points = np.stack(np.meshgrid(*[np.arange(4) / 4] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    moved = np.einsum("gij,nj->ngi", rot, points) + tran - points[:, None]
+    stays = np.abs(moved - np.round(moved)).max(axis=2) < 1e-6                                   # (n, g)
+    inverts = (rot == -np.eye(3, dtype=int)).all(axis=(1, 2))
+    return points[(stays.sum(axis=1) == 2) & (stays & inverts).any(axis=1)]
+
+
 def _contents(rng, groups, odds) -> Contents:
     """Space group, molecules and volume of one crystal; shares and spreads are those of real crystals."""
     group = _drawn(rng, groups, odds)
-    centrosymmetric = group.is_centrosymmetric()
+    centres = inversion_centres(group.xhm())
     while True:
         n_heavy = int(round(np.exp(rng.normal(np.log(20), 0.64))))
         if not 4 <= n_heavy <= 50:
@@ -202,8 +215,8 @@ def _contents(rng, groups, odds) -> Contents:
             if beside is not None and beside.n_heavy > n_heavy - 4:
                 continue
         size = (n_heavy - (beside.n_heavy if beside else 0)) // copies
-        metal = rng.random() < 0.25 and size >= 5
-        at_centre = centrosymmetric and copies == 1 and rng.random() < (0.3 if metal else 0.06)
+        metal = rng.random() < (0.26 if size > 9 else 0.15) and size >= 5
+        at_centre = len(centres) > 0 and copies == 1 and rng.random() < (0.3 if metal else 0.06)
         taste = draw_taste(rng, size)
         if metal:
             core, at_centre = metal_core(rng, size, at_centre)
@@ -213,12 +226,12 @@ def _contents(rng, groups, odds) -> Contents:
         if not molecule.grow(rng, size):
             continue
         molecules = [molecule] * copies + ([beside] if beside else [])
-        centre = 0.5 * rng.integers(0, 2, 3) if molecule.inversion else None
+        centre = centres[rng.integers(len(centres))] if molecule.inversion else None
         fixed = [centre] * copies + ([None] if beside else [])
         break
-    xyz = [m.xyz + rng.normal(0, 0.015, m.xyz.shape) * (np.abs(m.xyz).max(axis=1, keepdims=True) > 0) for m in molecules]
+    xyz = [m.xyz + rng.normal(0, 0.015, m.xyz.shape) * (np.abs(m.xyz).max(axis=1, keepdims=True) > 1e-6) for m in molecules]
     volume = sum(VOLUMES.get(e, 32) * o for m in molecules for e, o in zip(m.elements, m.occupancies))
-    volume *= np.clip(rng.normal(0.955, 0.048), 0.84, 1.08) * len(group.operations())
+    volume *= np.clip(rng.normal(0.948, 0.05), 0.83, 1.08) * len(group.operations())
     return Contents(group, volume, [m.elements for m in molecules], xyz, [m.parent for m in molecules], fixed,
                     np.concatenate([m.occupancies for m in molecules]))
 
@@ -228,7 +241,7 @@ def _crystal(rng, contents, cell, fract, name) -> Crystal:
     # some crystals are measured near 100 K, more near room temperature
     u_mean = np.clip(rng.normal(*((0.024, 0.006) if rng.random() < 0.4 else (0.047, 0.012))), 0.010, 0.085)  # Å²
     n_heavy = sum(int((np.array(parents) < 0).sum()) for parents in contents.parents)
-    spread, u_iso = np.clip(0.2 * (n_heavy / 18) ** 0.35 * np.exp(rng.normal(0, 0.45)), 0.05, 0.7), []
+    spread, u_iso = np.clip(0.215 * (n_heavy / 18) ** 0.45 * np.exp(rng.normal(0, 0.42)), 0.05, 0.7), []
     for elements, xyz, parents in zip(contents.elements, contents.xyz, contents.parents):
         u_iso.append(_displacements(rng, elements, xyz, np.array(parents), u_mean, spread))
     group = contents.spacegroup
@@ -247,8 +260,9 @@ def _crystal(rng, contents, cell, fract, name) -> Crystal:
 def _displacements(rng, elements, xyz, parents, u_mean, spread):
     """(n,) Å²: larger far from the middle of the molecule, as rigid bodies that rock have it; H 1.2 times its parent's."""
     heavy = parents < 0
-    r2 = ((xyz - (0 if np.abs(xyz).max(axis=1).min() == 0 else xyz[heavy].mean(axis=0))) ** 2).sum(axis=1)
+    r2 = ((xyz - (0 if np.abs(xyz).max(axis=1).min() < 1e-6 else xyz[heavy].mean(axis=0))) ** 2).sum(axis=1)
     z = (r2 - r2[heavy].mean()) / (r2[heavy].std() + 1e-9) if heavy.sum() > 1 else np.zeros(len(xyz))
     u = u_mean * np.clip(1 + spread * z, 0.3, 4) * np.exp(rng.normal(0, 0.06, len(xyz)))
     u *= np.where([e in METALS for e in elements], 0.8, 1.0)
+    u = np.maximum(u, 0.006)
     return np.where(heavy, u, 1.2 * u[np.where(heavy, 0, parents)])
