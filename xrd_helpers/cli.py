@@ -268,7 +268,7 @@ def extend(
     if model == "shell_mean":
         from xrd_helpers import evaluation
 
-        title, made = "shell mean", {"d_input": 1.5, "d_target": 0.8, "r_ext": inference.UNKNOWN_R}
+        title, made = "shell mean", {"d_min": (0.0,)}  # data of any resolution will do
         method = evaluation.shell_mean().predict
         words = "shell mean: the fall-off with resolution of random crystals, which knows nothing of this one."
     else:
