@@ -1,7 +1,7 @@
 """A training that is killed with `kill -9` at random moments goes on from its checkpoint to the same loss curve.
 
-One training runs undisturbed, its twin is killed again and again until it has survived N_KILLS, a third of the kills
-aimed at a moment when a checkpoint is being written. Both train the same small network with dropout on crystals of
+One training runs undisturbed, its twin is killed N_KILLS times, a third of them aimed at a moment when a checkpoint is
+being written, and started again until it is done. Both train the same small network with dropout on crystals of
 which a part is hidden at random, for as many steps; then their losses, scores and weights are compared number by number.
 
 Usage: python benchmarks/kill_training.py, which takes about two minutes and writes RUNS/benchmarks/kill_training.json

@@ -569,6 +569,13 @@ def test_a_checkpoint_of_another_training_says_what_differs(change, message, cry
         fit(thin(), other, None, **(SETTINGS | dict(steps=2, lr=1e-3) | change), checkpoint=path)
 
 
+def test_a_checkpoint_of_a_wider_model_says_so(crystals, tmp_path):
+    settings = SETTINGS | dict(steps=1, checkpoint=tmp_path / "c.checkpoint")
+    fit(thin(), crystals[:4], None, **settings)
+    with pytest.raises(UserError, match=r"training with model UNet.Config\(widths=\(2, 3\).*, not UNet.Config\(widths=\(4, 6\)"):
+        fit(new_model(config=UNet.Config((4, 6), 8)), crystals[:4], None, **settings)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 pickled", None])
 def test_a_damaged_checkpoint_is_named(content, crystals, tmp_path):
     path = tmp_path / "c.checkpoint"

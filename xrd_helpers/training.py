@@ -375,7 +375,7 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
     trained, optimizer = fabric.setup(model, optimizer)
     averaged = copy.deepcopy(model).requires_grad_(False) if ema else model
     # what a checkpoint has to agree in
-    order = dict(model=type(model).__name__, crystals=source.label, box=box.name, d_input=d_input, d_target=d_target,
+    order = dict(model=repr(getattr(model, "config", type(model).__name__)), crystals=source.label, box=box.name, d_input=d_input, d_target=d_target,
                  measurement=repr(measurement), steps=budget.steps, minutes=minutes, batch=size, lr=lr,
                  weight_decay=weight_decay, ema=ema, seed=seed)
     history = _resume(checkpoint, order, model, averaged, optimizer) if checkpoint else []
