@@ -406,9 +406,10 @@ def test_a_training_on_generated_crystals_needs_an_end():
 
 @pytest.fixture(scope="module")
 def many():
-    gridding.BOXES["tiny"] = TINY
     made = select_fitting(random_crystals(400, seed=1), TINY, 1.8)[0]
-    return AmplitudeBoxes.from_crystals(made, **LIMITS)
+    with pytest.MonkeyPatch.context() as patch:  # made before the fixture of the single test adds the box
+        patch.setitem(gridding.BOXES, "tiny", TINY)
+        return AmplitudeBoxes.from_crystals(made, **LIMITS)
 
 
 def test_ideal_data_are_left_as_they_are(many):
