@@ -22,6 +22,8 @@ lab: .venv/.installed
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/structure_factors.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/kill_training.py
 
 # runs/ stays: a full run takes hours.
 clean:
