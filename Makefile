@@ -9,11 +9,11 @@ run: .venv/.installed
 
 # Three steps, cheapest first: units and notebook form; every notebook as a user runs it; the command line end to end.
 # TEST_ENV keeps what the tests write out of the user's runs/, and another "python3" kernel out of the way.
-TEST_ENV := XRD_RUNS="$(CURDIR)/.pytest_cache/runs" JUPYTER_PREFER_ENV_PATH=1 TQDM_DISABLE=1
+TEST_ENV := XRD_RUNS="$(CURDIR)/.pytest_cache/runs" JUPYTER_PREFER_ENV_PATH=1
 test: .venv/.installed
 	$(TEST_ENV) $(BIN)/python -m pytest
 	rm -rf .pytest_cache/runs
-	$(TEST_ENV) $(BIN)/python -m pytest -x --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks
+	$(TEST_ENV) TQDM_DISABLE=1 $(BIN)/python -m pytest -x --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks
 	$(TEST_ENV) $(BIN)/xrd run --profile smoke
 
 lab: .venv/.installed

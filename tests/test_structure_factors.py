@@ -83,6 +83,8 @@ def gemmi_structure(path, c):
     for site in small.sites:
         if atom and site.element.name == atom[0] and np.allclose(site.fract.tolist(), atom[1], rtol=0, atol=1e-12):
             site.u_iso, site.occ, site.charge = *atom[2:], 0
+            if c.u_aniso is None:  # the reader does not believe the tensors of some files
+                site.aniso = gemmi.SMat33d(0, 0, 0, 0, 0, 0)
             kept.add_site(site)
             atom = next(atoms, None)
     assert len(kept.sites) == len(c.elements)

@@ -15,7 +15,8 @@ import gemmi
 import numpy as np
 
 # Å, radii where hybridisation counts; all others are those of Cordero et al.
-RADII = {"tetrahedral": {"C": 0.765}, "trigonal": {"C": 0.73, "N": 0.70, "O": 0.62, "S": 1.03}, "linear": {"C": 0.69, "N": 0.66, "F": 0.61}}
+RADII = {"tetrahedral": {"C": 0.765}, "trigonal": {"C": 0.73, "N": 0.70, "O": 0.62, "S": 1.03},
+         "linear": {"C": 0.69, "N": 0.66, "F": 0.61}}
 # Å, riding H of SHELXL at low temperature: 0.1 shorter than the nuclei, because X-rays see the electron
 X_H = {"C": 0.97, "N": 0.88, "O": 0.84, "B": 1.10, "S": 1.20, "P": 1.25, "Si": 1.40}
 DOUBLE = {("C", "O"): 1.215, ("N", "O"): 1.22, ("S", "O"): 1.435, ("P", "O"): 1.49, ("C", "N"): 1.28, ("C", "C"): 1.33,
@@ -114,7 +115,9 @@ def _with_hydrogens(atoms, xyz, bonds, kind, donor=-1) -> Hydride:
             places.append(xyz[i] + DOUBLE[symbol, "O"] * away)
             parent.append(-1)
             continue
-        sides = [away] if n_h == 1 and (kind == "trigonal" or len(to) == 3) else [_T * away + s * np.sqrt(1 - _T**2) * across for s in (1, -1)]
+        sides = [_T * away + sign * np.sqrt(1 - _T**2) * across for sign in (1, -1)]
+        if n_h == 1 and (kind == "trigonal" or len(to) == 3):
+            sides = [away]
         for side in sides[:n_h]:
             elements.append("H")
             places.append(xyz[i] + (X_H[symbol] - (0.02 if kind == "trigonal" and symbol == "C" else 0)) * side)
@@ -188,12 +191,14 @@ def groups() -> dict[str, tuple[Hydride, float]]:
     ring = _ring
     return {
         "benzene": (ring(["CH"] * 6), 17), "pyridine": (ring(["N"] + ["CH"] * 5), 2.6),
-        "pyrimidine": (ring(["N", "CH", "N", "CH", "CH", "CH"]), 0.5), "pyrazole": (ring(["NH", "N", "CH", "CH", "CH"]), 0.7),
+        "pyrimidine": (ring(["N", "CH", "N", "CH", "CH", "CH"]), 0.5),
+        "pyrazole": (ring(["NH", "N", "CH", "CH", "CH"]), 0.7),
         "imidazole": (ring(["NH", "CH", "N", "CH", "CH"]), 0.7), "triazole": (ring(["NH", "N", "N", "CH", "CH"]), 0.3),
         "oxadiazole": (ring(["O", "CH", "N", "N", "CH"]), 0.2), "thiophene": (ring(["S", "CH", "CH", "CH", "CH"]), 0.9),
         "thiazole": (ring(["S", "CH", "N", "CH", "CH"]), 0.4), "furan": (ring(["O", "CH", "CH", "CH", "CH"]), 0.8),
         "pyrrole": (ring(["NH", "CH", "CH", "CH", "CH"]), 0.5), "naphthalene": (_honeycomb([(0, 0), (1, 0)]), 1.2),
-        "anthracene": (_honeycomb([(0, 0), (1, 0), (2, 0)]), 0.3), "phenanthrene": (_honeycomb([(0, 0), (1, 0), (1, 1)]), 0.25),
+        "anthracene": (_honeycomb([(0, 0), (1, 0), (2, 0)]), 0.3),
+        "phenanthrene": (_honeycomb([(0, 0), (1, 0), (1, 1)]), 0.25),
         "pyrene": (_honeycomb([(0, 0), (1, 0), (0, 1), (1, -1)]), 0.15),
         "quinoline": (_fused(["C", "C", "N", "CH", "CH", "CH"], ["CH"] * 4), 0.8),
         "indole": (_fused(["C", "C"] + ["CH"] * 4, ["NH", "CH", "CH"]), 1.0),
@@ -210,15 +215,18 @@ def groups() -> dict[str, tuple[Hydride, float]]:
         "naphthoquinone": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "CH", "CH", "C=O"]), 0.6),
         "quinone": (ring(["C=O", "CH", "CH"] * 2), 0.5), "uracil": (ring(["NH", "C=O", "NH", "C=O", "CH", "CH"]), 0.8),
         "pyridone": (ring(["NH", "C=O"] + ["CH"] * 4), 0.7), "maleimide": (ring(["NH", "C=O", "CH", "CH", "C=O"]), 0.6),
-        "pyrazolone": (ring(["NH", "NH", "C=O", "CH", "CH"]), 0.5), "butenolide": (ring(["O", "C=O", "CH", "CH", "CHH"]), 0.5),
+        "pyrazolone": (ring(["NH", "NH", "C=O", "CH", "CH"]), 0.5),
+        "butenolide": (ring(["O", "C=O", "CH", "CH", "CHH"]), 0.5),
         "thiazolone": (ring(["S", "C=O", "NH", "CH", "CH"]), 0.3), "pyranone": (ring(["O", "C=O"] + ["CH"] * 4), 0.5),
         "cyclohexane": (_honeycomb([(0, 0)], flat=False), 1.5), "decalin": (_honeycomb([(0, 0), (1, 0)], flat=False), 0.8),
         "perhydrophenanthrene": (_honeycomb([(0, 0), (1, 0), (1, 1)], flat=False), 0.4),
         "piperidine": (ring(["NH"] + ["CHH"] * 5, flat=False), 0.8),
         "morpholine": (ring(["NH", "CHH", "CHH", "O", "CHH", "CHH"], flat=False), 0.6),
         "oxane": (ring(["O"] + ["CHH"] * 5, flat=False), 0.8),
-        "piperazine": (ring(["NH", "CHH", "CHH"] * 2, flat=False), 0.4), "cyclopentane": (ring(["CHH"] * 5, flat=False), 1.0),
-        "oxolane": (ring(["O"] + ["CHH"] * 4, flat=False), 1.0), "pyrrolidine": (ring(["NH"] + ["CHH"] * 4, flat=False), 0.5),
+        "piperazine": (ring(["NH", "CHH", "CHH"] * 2, flat=False), 0.4),
+        "cyclopentane": (ring(["CHH"] * 5, flat=False), 1.0),
+        "oxolane": (ring(["O"] + ["CHH"] * 4, flat=False), 1.0),
+        "pyrrolidine": (ring(["NH"] + ["CHH"] * 4, flat=False), 0.5),
         "methane": (methane, 9), "water": (water, 4.8), "amine": (amine, 1.1), "flat amine": (flat_amine, 1.2),
         "carbonyl": (carbonyl, 3.6), "carboxylic acid": (_linked(carbonyl, 2, flat_water, 1, 1.32), 2.8),
         "amide": (_linked(carbonyl, 2, flat_amine, 1, 1.33), 2.4), "ethene": (_linked(vinyl, 1, vinyl, 1, 1.34), 0.8),
@@ -226,8 +234,10 @@ def groups() -> dict[str, tuple[Hydride, float]]:
         "ethyne": (_linked(_centre("C", "linear", "HH"), 1, _centre("C", "linear", "HH"), 1, 1.19), 0.3),
         "nitrile": (_linked(_centre("C", "linear", "HH"), 1, _centre("N", "linear", "H"), 1, 1.145), 0.8),
         "nitro": (_centre("N", "trigonal", "OOH"), 1.3), "sulfonyl": (_centre("S", "tetrahedral", "OOHH"), 0.8),
-        "trifluoromethyl": (_centre("C", "tetrahedral", "FFFH", double=False), 0.6), "sulfane": (_centre("S", "tetrahedral", "HH"), 0.8),
-        "phosphane": (_centre("P", "tetrahedral", "HHH"), 0.2), "phosphane oxide": (_centre("P", "tetrahedral", "OHHH"), 0.15),
+        "trifluoromethyl": (_centre("C", "tetrahedral", "FFFH", double=False), 0.6),
+        "sulfane": (_centre("S", "tetrahedral", "HH"), 0.8),
+        "phosphane": (_centre("P", "tetrahedral", "HHH"), 0.2),
+        "phosphane oxide": (_centre("P", "tetrahedral", "OHHH"), 0.15),
         "silane": (_centre("Si", "tetrahedral", "HHHH"), 0.15), "borane": (_centre("B", "trigonal", "HHH"), 0.15),
         "fluoride": (_centre("F", "linear", "H"), 1.2), "chloride": (_centre("Cl", "linear", "H"), 1.2),
         "bromide": (_centre("Br", "linear", "H"), 0.4), "iodide": (_centre("I", "linear", "H"), 0.15),
@@ -243,7 +253,8 @@ def ligands() -> dict[str, tuple[Hydride, float]]:
         "water": (_centre("O", "tetrahedral", "HHH", 1), 3), "ammonia": (_centre("N", "tetrahedral", "HHHH", 1), 2),
         "chloride": (_centre("Cl", "linear", "H", 1), 2.5), "bromide": (_centre("Br", "linear", "H", 1), 0.4),
         "iodide": (_centre("I", "linear", "H", 1), 0.4), "carbon monoxide": (_centre("C", "linear", "OH", 2), 1.0),
-        "pyridine": (_ring(["NH"] + ["CH"] * 5, donor=6), 3), "imidazole": (_ring(["NH", "CH", "NH", "CH", "CH"], donor=5), 1.5),
+        "pyridine": (_ring(["NH"] + ["CH"] * 5, donor=6), 3),
+        "imidazole": (_ring(["NH", "CH", "NH", "CH", "CH"], donor=5), 1.5),
         "nitrile": (_with_donor(cyanide, "N"), 0.8), "carboxylate": (_with_donor(acid, "O"), 2.5),
         "thiolate": (_centre("S", "tetrahedral", "HH", 1), 1.0), "alkoxide": (_centre("O", "tetrahedral", "HH", 1), 1.5),
         "amide": (_centre("N", "tetrahedral", "HHH", 1), 1.5), "phosphane": (_centre("P", "tetrahedral", "HHHH", 1), 0.7),
@@ -262,7 +273,8 @@ def ions() -> dict[str, Hydride]:
         "hexafluorophosphate": _centre("P", "octahedral", "FFFFFF"), "nitrate": _centre("N", "trigonal", "OOO"),
         "ammonium": _centre("N", "tetrahedral", "HHHH"), "methanol": _linked(methane, 1, water, 1, 1.42),
         "dichloromethane": _centre("C", "tetrahedral", ["Cl", "Cl", "H", "H"]),
-        "chloroform": _centre("C", "tetrahedral", ["Cl", "Cl", "Cl", "H"]), "acetonitrile": _linked(nitrile, 1, methane, 1, 1.45),
+        "chloroform": _centre("C", "tetrahedral", ["Cl", "Cl", "Cl", "H"]),
+        "acetonitrile": _linked(nitrile, 1, methane, 1, 1.45),
     }
 
 
@@ -276,10 +288,10 @@ def _lone(element):
     return Hydride((element,), np.zeros((1, 3)), np.array([-1]), np.array([_radius(element, "")]))
 
 
-METALS = {"Cu": 11, "Ni": 9, "Co": 8, "Zn": 5, "Fe": 5, "Pd": 4, "Pt": 3, "Cd": 3, "Mo": 3, "W": 3, "Mn": 3, "Ru": 3, "Zr": 2,
-          "Sn": 2, "Ag": 2, "Hg": 1, "Cr": 1, "Ge": 2, "Rh": 1, "V": 1, "Al": 1}
-FOURFOLD = {"Pd": "square", "Pt": "square", "Zn": "tetrahedral", "Hg": "tetrahedral", "Ge": "tetrahedral", "Sn": "tetrahedral",
-            "Ag": "tetrahedral", "Al": "tetrahedral"}
+METALS = {"Cu": 11, "Ni": 9, "Co": 8, "Zn": 5, "Fe": 5, "Pd": 4, "Pt": 3, "Cd": 3, "Mo": 3, "W": 3, "Mn": 3, "Ru": 3,
+          "Zr": 2, "Sn": 2, "Ag": 2, "Hg": 1, "Cr": 1, "Ge": 2, "Rh": 1, "V": 1, "Al": 1}
+FOURFOLD = {"Pd": "square", "Pt": "square", "Zn": "tetrahedral", "Hg": "tetrahedral", "Ge": "tetrahedral",
+            "Sn": "tetrahedral", "Ag": "tetrahedral", "Al": "tetrahedral"}
 SANDWICHES = {"Fe", "Co", "Ni", "Mo", "W", "Mn", "Ru", "Zr", "Cr", "Rh", "V"}
 CHELATES = (["N", "CH", "CH", "N"], ["O", "CH", "CH", "CH", "O"], ["O", "CH", "CH", "CH", "N"], ["N", "CH", "CH", "O"],
             ["NHH", "CHH", "CHH", "NHH"], ["S", "CH", "CH", "S"], ["O", "C=O", "C=O", "O"], ["NH", "CH", "CH", "CH", "O"])
@@ -287,7 +299,8 @@ CHELATES = (["N", "CH", "CH", "N"], ["O", "CH", "CH", "CH", "O"], ["O", "CH", "C
 EAGER = {"Si": 30.0, "P": 30.0, "S": 15.0, "B": 15.0, "N": 1.3}
 TASTE = np.array([0.6, 0.6, 0.8, 0.8, 0.5])  # spread of the logarithm of the weight of a trait from molecule to molecule
 NONE_OF = np.array([0.25, 0.13, 0.25])       # share of molecules without N, without O, without F and heavier elements
-CENTRIC = ("benzene", "naphthalene", "piperazine", "cyclohexane", "ethyne", "azo", "ethene")  # groups with an inversion centre
+# groups with an inversion centre
+CENTRIC = ("benzene", "naphthalene", "piperazine", "cyclohexane", "ethyne", "azo", "ethene")
 NOT_BONDED = {"N", "O", "F", "Cl", "Br", "I"}  # no bond between any two of these is made by joining
 
 
@@ -325,7 +338,8 @@ def _traits():
     for name, hydride, _ in _by_size(groups):
         elements = set(hydride.elements)
         saturated = hydride.elements.count("H") > 1.5 * hydride.n_heavy
-        rows.append(["N" in elements, "O" in elements, bool(elements - {"C", "H", "N", "O"}), saturated, hydride.n_heavy >= 5])
+        heavier = bool(elements - {"C", "H", "N", "O"})
+        rows.append(["N" in elements, "O" in elements, heavier, saturated, hydride.n_heavy >= 5])
     return np.array(rows, float)
 
 
@@ -465,7 +479,7 @@ def organic_core(rng, n_heavy, taste, inversion=False) -> Hydride:
 
 
 def metal_core(rng, n_heavy, inversion=False):
-    """A metal with free sites, chelate rings or cyclopentadienyl, of at most n_heavy atoms; and whether it is kept centric."""
+    """(hydride, whether it is kept centric): a metal with free sites, chelate rings or cyclopentadienyl."""
     metals = list(METALS)
     weights = np.cumsum(list(METALS.values()))
     metal = metals[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
@@ -477,7 +491,8 @@ def metal_core(rng, n_heavy, inversion=False):
             return core, inversion
     elif kind < 0.65 and metal in SANDWICHES and n_heavy >= 10 and not inversion:
         return _sandwich(metal, rng.random() < 0.35), False
-    geometry = FOURFOLD.get(metal, "octahedral" if rng.random() < 0.5 else "square" if metal in ("Cu", "Ni") else "tetrahedral")
+    other = "square" if metal in ("Cu", "Ni") else "tetrahedral"
+    geometry = FOURFOLD.get(metal, "octahedral" if rng.random() < 0.5 else other)
     return _centre(metal, geometry, "H" * len(DIRECTIONS[geometry])), inversion and geometry != "tetrahedral"
 
 

@@ -167,7 +167,8 @@ def _relax(body, start, radius, kind, rotation, translation, shear, volume, fixe
 def _list_pairs(body, start, radius, kind, rotation, translation, fixed, orth, turn, centre, X, x, low, high, reach):
     """Pairs (atom, atom, image) that may touch, an image being molecule c under an operator and a lattice translation.
 
-    Returns pair (p, 3), image_mol (k, 2) with the molecules a and c, image_op (k,), image_shift (k, 3) fractional, aim (p,) Å.
+    Returns pair (p, 3), image_mol (k, 2) with the molecules a and c, image_op (k,), image_shift (k, 3) fractional,
+    aim (p,) Å.
     """
     frac = np.linalg.inv(orth)
     pair, aim, image_mol, image_op, image_shift = [(0, 0, 0)][:0], [0.0][:0], [(0, 0)][:0], [0][:0], [(0.0, 0.0, 0.0)][:0]
@@ -189,12 +190,14 @@ def _list_pairs(body, start, radius, kind, rotation, translation, fixed, orth, t
                             for k in range(3):
                                 away[k] = orth[k, 0] * u0 + orth[k, 1] * u1 + orth[k, 2] * u2
                                 squared += away[k] ** 2
-                            if squared > (reach[a] + reach[c] + FARTHEST) ** 2 or (a == c and squared < 1e-4 and (op == 0 or fixed[a])):
-                                continue  # too far, or itself, or its other half
+                            itself = a == c and squared < 1e-4 and (op == 0 or fixed[a])  # or its other half
+                            if itself or squared > (reach[a] + reach[c] + FARTHEST) ** 2:
+                                continue
                             outside = False
                             for k in range(3):
                                 seen[k] = toward[k, 0] * away[0] + toward[k, 1] * away[1] + toward[k, 2] * away[2]
-                                outside |= seen[k] > high[a, k] + reach[c] + FARTHEST or seen[k] < low[a, k] - reach[c] - FARTHEST
+                                margin = reach[c] + FARTHEST
+                                outside |= seen[k] > high[a, k] + margin or seen[k] < low[a, k] - margin
                             if outside:
                                 continue
                             image = len(image_op)
@@ -209,7 +212,9 @@ def _list_pairs(body, start, radius, kind, rotation, translation, fixed, orth, t
                                 if outside:
                                     continue
                                 for i in range(start[a], start[a + 1]):
-                                    squared = (body[i, 0] - seen[0]) ** 2 + (body[i, 1] - seen[1]) ** 2 + (body[i, 2] - seen[2]) ** 2
+                                    squared = 0.0
+                                    for k in range(3):
+                                        squared += (body[i, k] - seen[k]) ** 2
                                     if squared < (radius[i] + radius[j] + SKIN - AIM) ** 2:
                                         pair.append((i, j, image))
                                         aim.append(_aim(radius[i] + radius[j], kind[i], kind[j]))

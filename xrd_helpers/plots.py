@@ -111,8 +111,8 @@ def plot_distributions(tables):
         low, high = np.quantile(np.concatenate(list(values.values())), [0.005, 0.995])
         bins = np.linspace(low, high if high > low else low + 1, 25)
         for i, (name, value) in enumerate(values.items()):
-            style = {"histtype": "stepfilled", "color": "0.8"} if i == 0 else {"histtype": "step", "color": f"C{i}", "lw": 1.5}
-            ax.hist(np.clip(value, low, high), bins, density=True, label=name, **style)
+            ax.hist(np.clip(value, low, high), bins, density=True, label=name, lw=1.5,
+                    **({"histtype": "step", "color": f"C{i}"} if i else {"histtype": "stepfilled", "color": "0.8"}))
         ax.set(yticks=[])
         ax.set_title(column, fontsize=9)
         ax.tick_params(labelsize=8)

@@ -27,11 +27,11 @@ MIN_DISTANCE = 1.3       # Å, between any two atoms of recipe ``atoms``
 PLACES = 12              # tried for each atom before a crystal is begun anew
 
 # recipe ``molecules``: groups and their shares, near those of the Cambridge Structural Database
-MOLECULE_SPACEGROUPS = {"P 1 21/c 1": 0.22, "P 1 21/n 1": 0.14, "P -1": 0.27, "C 1 2/c 1": 0.08, "P 21 21 21": 0.09, "P 1 21 1": 0.07,
-                        "P b c a": 0.04, "P n a 21": 0.02, "P 1": 0.02, "C 1 2 1": 0.02, "C 1 c 1": 0.015, "P 1 c 1": 0.015}
+MOLECULE_SPACEGROUPS = {"P 1 21/c 1": 0.22, "P 1 21/n 1": 0.14, "P -1": 0.27, "C 1 2/c 1": 0.08, "P 21 21 21": 0.09,
+                        "P 1 21 1": 0.07, "P b c a": 0.04, "P n a 21": 0.02, "P 1": 0.02, "C 1 2 1": 0.02, "C 1 c 1": 0.015, "P 1 c 1": 0.015}
 # Å³ an atom in organic crystals (Hofmann, Acta Cryst. B58 (2002) 489); 32 for a metal
-VOLUMES = {"H": 5.08, "C": 13.87, "N": 11.8, "O": 11.39, "F": 11.17, "B": 13.24, "Si": 37.3, "P": 29.5, "S": 25.2, "Cl": 25.8,
-           "Br": 32.7, "I": 46.2}
+VOLUMES = {"H": 5.08, "C": 13.87, "N": 11.8, "O": 11.39, "F": 11.17, "B": 13.24, "Si": 37.3, "P": 29.5, "S": 25.2,
+           "Cl": 25.8, "Br": 32.7, "I": 46.2}
 FREE_ATTEMPTS = 2        # at packing, before the cell is allowed to grow
 ATTEMPTS = 20            # at packing, before the molecules are drawn anew
 RECIPES = ("atoms", "molecules")
@@ -52,7 +52,8 @@ def random_crystals(n, seed, spacegroups=None, first=0, recipe="atoms") -> list[
     """
     if recipe not in RECIPES:
         raise UserError(f"there is no recipe {recipe!r}: the recipes are {' and '.join(RECIPES)}")
-    groups = [_group(symbol, recipe) for symbol in (spacegroups or (SPACEGROUPS if recipe == "atoms" else MOLECULE_SPACEGROUPS))]
+    mixture = SPACEGROUPS if recipe == "atoms" else MOLECULE_SPACEGROUPS
+    groups = [_group(symbol, recipe) for symbol in spacegroups or mixture]
     odds = [1.0] * len(groups) if spacegroups or recipe == "atoms" else list(MOLECULE_SPACEGROUPS.values())
     make = _atoms if recipe == "atoms" else _molecules
     return [make(np.random.default_rng([seed, number]), f"{recipe}_{seed}_{number}", groups, np.cumsum(odds))
@@ -74,8 +75,8 @@ def _group(symbol, recipe):
     except ValueError:
         raise UserError(f"{symbol!r} is no space group of the tables") from None
     if recipe == "molecules" and not all((rot == np.diag(np.diag(rot))).all() for rot in all_operators(group)[0]):
-        raise UserError(f"recipe molecules makes triclinic, monoclinic and orthorhombic crystals, not {group.crystal_system_str()} "
-                        f"{group.xhm()}: recipe atoms can")
+        raise UserError("recipe molecules makes triclinic, monoclinic and orthorhombic crystals, not "
+                        f"{group.crystal_system_str()} {group.xhm()}: recipe atoms can")
     if recipe == "molecules" and group.crystal_system_str() == "triclinic" and group.centring_type() != "P":
         raise UserError(f"recipe molecules makes triclinic crystals with a primitive cell, not {group.xhm()}")
     if recipe == "molecules" and group.crystal_system_str() == "monoclinic" and group.monoclinic_unique_axis() != "b":
@@ -253,8 +254,9 @@ def _crystal(rng, contents, cell, fract, name) -> Crystal:
     elif cell.beta < 90:  # a and b reversed, which no group in use notices
         a, b, c, alpha, beta, gamma = cell.parameters
         cell, fract = gemmi.UnitCell(a, b, c, alpha, 180 - beta, gamma), fract * [-1, -1, 1]
-    return Crystal(name=name, cell=cell, spacegroup=group, elements=tuple(e for es in contents.elements for e in es), fract=fract,
-                   u_iso=np.concatenate(u_iso), occ=contents.occ, source="recipe molecules")
+    elements = tuple(element for symbols in contents.elements for element in symbols)
+    return Crystal(name=name, cell=cell, spacegroup=group, elements=elements, fract=fract, u_iso=np.concatenate(u_iso),
+                   occ=contents.occ, source="recipe molecules")
 
 
 def _displacements(rng, elements, xyz, parents, u_mean, spread):
