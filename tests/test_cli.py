@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from xrd_helpers import __version__, cli, pipeline
+from xrd_helpers import ROOT, __version__, cli, pipeline
 from xrd_helpers.config import UserError
 
 
@@ -283,6 +283,18 @@ def test_evaluate_writes_a_row_a_crystal_and_method(xrd, capsys, tmp_path, small
     assert "light (C, H, N, O, F, B only): 1 crystals" in printed and "Wilcoxon" in printed
 
 
+def test_evaluate_phase_first(xrd, capsys, tmp_path):
+    import pandas as pd
+
+    (tmp_path / "a.cif").write_bytes((ROOT / "data" / "molecules" / "glycine_alpha_high_pressure.cif").read_bytes())
+    out = tmp_path / "table.csv"
+    assert xrd("evaluate", str(tmp_path), "--out", str(out), "--workers", "0", "--curve", "20", "--model", "phase_first",
+               "--trials", "4", "--d-input", "1.0") == 0
+    table = pd.read_csv(out).set_index("method")
+    assert list(table.index) == ["phase first", "shell mean", "shell permuted", "zero fill"]
+    assert table.loc["phase first", "cc_ext"] > 0.9, "the five atoms are found from data to 1.0 Å"
+
+
 def test_evaluate_refuses_in_a_sentence(xrd, capsys, tmp_path, small_unet):
     (tmp_path / "big.cif").write_text(MADE_CIF.replace("length_b 6.3", "length_b 26.3"))
     out = tmp_path / "table.csv"
@@ -340,6 +352,13 @@ def test_extend_writes_beside_the_file_and_says_what_the_model_is_worth(xrd, cap
     assert "260 measurements of" in printed and "P 1 21/a 1" in printed and "reflections predicted to 0.8 Å" in printed
     assert "r_ext 0.600, cc_ext 0.450" in printed and "nothing beyond the fall-off" in printed
     assert "SYMM 0.5-X, 0.5+Y, -Z" in (job.parent / "job_extended.ins").read_text()
+
+
+def test_extend_looks_for_atoms_unless_told_otherwise(xrd, capsys, job):
+    assert xrd("extend", str(job), "--trials", "1", "--out", str(job.parent / "mine")) == 0  # amplitudes of no crystal
+    printed = capsys.readouterr().out
+    assert "no structure was found in the measured part" in printed and "do not expect them to solve it" in printed
+    assert (job.parent / "mine.hkl").read_text().count("   2\n") > 400
 
 
 def test_extend_refuses_in_a_sentence(xrd, capsys, job, small_unet):

@@ -187,10 +187,11 @@ def evaluate(
     folders: Annotated[list[str], typer.Argument(help="Folders with CIF files, in them or in folders below.")],
     out: Annotated[str, typer.Option(help="The table, as CSV: a row a crystal and method.")],
     model: Annotated[
-        list[str], typer.Option(help="Name of a file in weights, as unet; a path to one; or all. May be given again.")
+        list[str],
+        typer.Option(help="A file in weights, as unet; a path to one; phase_first; or all. May be given again.")
     ] = ["all"],
     solve: Annotated[int, typer.Option(min=0, help="Phase that many of the crystals from every method's amplitudes.")] = 0,
-    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping for each.")] = 8,
+    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping, in phase first too.")] = 16,
     box: Annotated[str, typer.Option(help="Box of the models: monoclinic, orthorhombic or triclinic.")] = "monoclinic",
     d_input: Annotated[float, typer.Option(help="Resolution of the measured amplitudes, in Å.")] = 1.5,
     d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
@@ -209,6 +210,7 @@ def evaluate(
     from xrd_helpers.config import atomic_path
     from xrd_helpers.gridding import BOXES
     from xrd_helpers.inference import find_weights, load_for_box, predict
+    from xrd_helpers.phasing.extension import phase_first_boxes
 
     if box not in BOXES:
         raise UserError(f"--box {box!r} is no box: choose {', '.join(BOXES)}")
@@ -216,7 +218,8 @@ def evaluate(
         raise UserError(f"--d-target must lie between 0 and --d-input, {d_input:g} Å, and is {d_target:g}")
     if os.path.isdir(out) or not os.access(os.path.dirname(out) or ".", os.W_OK):  # now, rather than after an hour
         raise UserError(f"--out {out} cannot be written: name a file in a folder that exists")
-    models = {title: load_for_box(path, box) for title, path in find_weights(model).items()}
+    networks = [name for name in model if name != "phase_first"]
+    models = {title: load_for_box(path, box) for title, path in find_weights(networks).items()}
     paths = cif.find_cifs(folders)
     try:
         entries = list(tqdm(cif.read_cifs(paths, keep_disordered, workers), total=len(paths), unit=" files"))
@@ -228,7 +231,10 @@ def evaluate(
         if not crystals:
             raise UserError(f"none of the {len(paths)} files gave a crystal that fits the {box} box to {d_target:g} Å")
         methods = {title: partial(predict, network) for title, (network, _) in models.items()}
-        methods |= ev.know_nothing(ev.shell_mean(curve, box=box, d_input=d_input, d_target=d_target), seed)
+        mean = ev.shell_mean(curve, box=box, d_input=d_input, d_target=d_target)
+        if {"all", "phase_first"} & set(model):
+            methods["phase first"] = partial(phase_first_boxes, mean=mean, trials=trials, seed=seed)
+        methods |= ev.know_nothing(mean, seed)
         result = ev.evaluate(crystals, methods, box, d_input, d_target, solve, trials, seed, progress=True)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
@@ -243,12 +249,14 @@ def evaluate(
 def extend(
     file: Annotated[str, typer.Argument(help="Measured reflections: .hkl or .ins of SHELX, .cif, .fcf or .mtz.")],
     model: Annotated[
-        str, typer.Option(help="File in weights, as unet; a path; or shell_mean. Default: the best by its validation.")
-    ] = "",
+        str, typer.Option(help="phase_first: by the atoms found in what was measured. Or a file in weights, as unet; a path; shell_mean.")
+    ] = "phase_first",
     about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",
     out: Annotated[str, typer.Option(help="Path of what is written, without suffix. Default: FILE with _extended.")] = "",
     d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
     elements: Annotated[str, typer.Option(help="As in 'C H N O', where no file states them.")] = "",
+    trials: Annotated[int, typer.Option(min=1, help="Random starts of phase_first; more find more, in more time.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of these starts.")] = 0,
     csv: Annotated[bool, typer.Option("--csv", help="Write a merged table with d, F and sigma, too.")] = False,
     mtz: Annotated[bool, typer.Option("--mtz", help="Write a merged MTZ file, too.")] = False,
 ):
@@ -258,33 +266,32 @@ def extend(
 
     import gemmi
 
-    from xrd_helpers import inference
+    from xrd_helpers import evaluation, inference
+    from xrd_helpers.metrics import UNKNOWN_R
     from xrd_helpers.reflections import read_measured
 
     measured = read_measured(file, about or None)
     symbols = elements.replace(",", " ").split()
     if wrong := [symbol for symbol in symbols if not gemmi.Element(symbol).atomic_number]:
         raise UserError(f"--elements: {wrong[0]!r} is no element")
-    if model == "shell_mean":
-        from xrd_helpers import evaluation
-
-        title, made = "shell mean", {"d_min": (0.0,)}  # data of any resolution will do
-        method = evaluation.shell_mean().predict
-        words = "shell mean: the fall-off with resolution of random crystals, which knows nothing of this one."
+    d_shown = 0.0
+    if model == "phase_first":
+        result, solution = inference.extend_by_structure(measured, evaluation.shell_mean(), symbols, d_target, trials, seed)
+        words = inference.describe_solution(solution)
+    elif model == "shell_mean":
+        result = inference.extend(measured, evaluation.shell_mean().predict, d_target=d_target)
+        words = "Shell mean: the fall-off with resolution of random crystals, which knows nothing of this one."
     else:
-        path = inference.find_weights([model]) if model else {"": inference.best_weights()}
-        (title, path), = inference.find_weights([str(p) for p in path.values()]).items()
+        (title, path), = inference.find_weights([model]).items()
         network, made = inference.load_model(path)
-        method, words = partial(inference.predict, network), inference.verdict(title, made)
-        if not model:
-            print(f"model: {title}, the best of {path.parent.name} by cc_ext of its validation")
-    if not made.get("d_target", 0.8) <= d_target < made.get("d_input", 1.5):
-        raise UserError(f"--d-target {d_target:g} is not between the {made.get('d_target', 0.8):g} and "
-                        f"{made.get('d_input', 1.5):g} Å that {title} was trained for")
-    # a model that was trained on data of one resolution is shown no more than that
-    d_shown = min(made["d_min"]) if made.get("d_min") else made.get("d_input", 1.5)
-    result = inference.extend(measured, method, made.get("r_ext") or inference.UNKNOWN_R, made.get("box", "monoclinic"),
-                              d_target, d_shown)
+        if not made.get("d_target", 0.8) <= d_target < made.get("d_input", 1.5):
+            raise UserError(f"--d-target {d_target:g} is not between the {made.get('d_target', 0.8):g} and "
+                            f"{made.get('d_input', 1.5):g} Å that {title} was trained for")
+        # a model that was trained on data of one resolution is shown no more than that
+        d_shown = min(made["d_min"]) if made.get("d_min") else made.get("d_input", 1.5)
+        result = inference.extend(measured, partial(inference.predict, network), made.get("r_ext") or UNKNOWN_R,
+                                  made.get("box", "monoclinic"), d_target, d_shown)
+        words = inference.verdict(title, made)
     stem = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_extended")
     if not (symbols or measured.elements):
         symbols = ["C", "H", "N", "O"]

@@ -15,7 +15,7 @@ from .config import UserError
 from .crystals import Crystal
 from .gridding import BOXES, AmplitudeBoxes, select_fitting, to_box_setting
 from .metrics import SCORES, ShellMean, correlation, r_factor, score, shell_permuted, zero_fill
-from .phasing import charge_flipping
+from .phasing.extension import phase, phase_first_boxes
 from .phasing.origin import solved
 from .random_crystals import MOLECULE_SPACEGROUPS, random_crystals
 from .reflections import Reflections
@@ -129,25 +129,10 @@ def _phase_all(crystal, boxes, i, predictions, d_input, trials, seed):
         if name == NOTHING:
             inside = crystal.cell.calculate_d_array(hkl) >= d_input
             hkl, F = hkl[inside], F[inside]
-        solution = phase(crystal, hkl, F, trials, seed)
+        reflections = Reflections.of_good_data(hkl, F, crystal.cell, crystal.spacegroup)
+        solution = phase(reflections, crystal.elements, trials, seed)
         found[name] = {"solved": solved(solution, crystal), "claimed": bool(solution and solution.accepted)}
     return found
-
-
-def phase(crystal: Crystal, hkl, F, trials=8, seed=0):
-    """Charge flipping from amplitudes F (n,) at hkl (n, 3), in the cell, the space group and with the elements of a crystal.
-
-    Returns
-    -------
-    Solution, or None where no start gave any atoms or phasing could not start
-    """
-    elements = [element for element, heavy in zip(crystal.elements, crystal.heavy) if heavy]
-    # the uncertainty of good data: 4 % of a strong intensity, and a floor under the weak ones
-    reflections = Reflections(hkl, F, 0.02 * F + 0.01 * F.mean(), crystal.cell, crystal.spacegroup)
-    try:
-        return charge_flipping.solve(reflections, elements, trials=trials, seed=seed)
-    except charge_flipping.PhasingError:  # one crystal without an answer does not end the others
-        return None
 
 
 # --- the table's means ---

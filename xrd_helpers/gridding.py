@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
@@ -137,6 +138,14 @@ def _symmetry(box_name, spacegroup_symbol):
     return np.array(group.systematic_absences(hkl), bool), epsilon
 
 
+class Sample(NamedTuple):
+    """What is known of a crystal before its structure is."""
+
+    cell: gemmi.UnitCell
+    spacegroup: gemmi.SpaceGroup
+    elements: tuple[str, ...]  # of the asymmetric unit, an entry an atom; empty where the formula is not known
+
+
 @dataclass
 class AmplitudeBoxes:
     """Amplitudes of B crystals in one box, with masks. Tensors are (B, *box.shape) unless said otherwise.
@@ -155,6 +164,7 @@ class AmplitudeBoxes:
     redundant: torch.Tensor
     d: torch.Tensor        # Å; inf at (0, 0, 0)
     epsilon: torch.Tensor  # statistical weight of the reflection, without centring
+    samples: tuple[Sample, ...] = ()  # (B,), for methods that look beyond the box
 
     @property
     def F_in(self) -> torch.Tensor:
@@ -196,7 +206,8 @@ class AmplitudeBoxes:
         return cls(box=box, F=(F / scale[:, None]).reshape(grid), scale=scale, measured=measured.reshape(grid),
                    target=target.reshape(grid), absent=absent.reshape(grid),
                    redundant=torch.as_tensor(box.redundant, device=device).reshape(box.shape),
-                   d=d.to(dtype).reshape(grid), epsilon=epsilon.reshape(grid))
+                   d=d.to(dtype).reshape(grid), epsilon=epsilon.reshape(grid),
+                   samples=tuple(Sample(c.cell, c.spacegroup, tuple(c.elements)) for c in crystals))
 
     def __len__(self):
         return len(self.F)
@@ -204,7 +215,9 @@ class AmplitudeBoxes:
     def __getitem__(self, rows) -> AmplitudeBoxes:
         """The boxes of some of the crystals; ``rows`` is a slice or a list of numbers."""
         per_crystal = ("F", "scale", "measured", "target", "absent", "d", "epsilon")
-        return AmplitudeBoxes(box=self.box, redundant=self.redundant,
+        every = range(len(self))[rows] if isinstance(rows, slice) else rows
+        samples = tuple(self.samples[row] for row in every) if self.samples else ()
+        return AmplitudeBoxes(box=self.box, redundant=self.redundant, samples=samples,
                               **{name: getattr(self, name)[rows] for name in per_crystal})
 
     def reflections(self, row, F) -> tuple[np.ndarray, np.ndarray]:

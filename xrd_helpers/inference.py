@@ -21,12 +21,14 @@ from . import locate
 from .config import UserError, atomic_path, shown
 from .crystals import Crystal
 from .gridding import BOXES, AmplitudeBoxes, _symmetry, check_fit, to_box_setting
-from .metrics import shells
+from .metrics import UNKNOWN_R, ShellMean, shells
 from .models import MODELS, TITLES
-from .reflections import SHELX_LARGEST, SHELX_MOST, Measured, ReflectionError, Reflections, write_shelx_files
+from .phasing.charge_flipping import Solution
+from .phasing.extension import TRIALS, phase_first
+from .reflections import (SHELX_LARGEST, SHELX_MOST, Measured, ReflectionError, Reflections, unique_hkl,
+                          write_shelx_files)
 
 WEIGHTS = locate("weights")
-UNKNOWN_R = 0.6      # r_ext of amplitudes of which nothing but the fall-off is known (DESIGN.md, section 7)
 PHASING_CC = 0.65    # cc_ext at which phasing starts to work (DESIGN.md, section 8)
 LEAST = 30           # reflections measured in the box, below which there is nothing to extend
 
@@ -119,11 +121,6 @@ def find_weights(names, folder=WEIGHTS) -> dict[str, Path]:
             raise WeightsError(f"{shown(found[title])} and {shown(path)} would both be called {title}: rename one")
         found[title] = path
     return found
-
-
-def best_weights(folder=WEIGHTS) -> Path:
-    """The file of weights with the highest stored ``cc_ext`` of its validation; one that states none comes last."""
-    return max(find_weights(["all"], folder).values(), key=lambda path: load_model(path)[1].get("cc_ext") or -1)
 
 
 def load_for_box(path, box="monoclinic"):
@@ -243,11 +240,46 @@ def extend(measured: Measured, method, r_ext=UNKNOWN_R, box="monoclinic", d_targ
     hkl, F = boxes.reflections(0, method(boxes)[0])
     asu, ops = gemmi.ReciprocalAsu(merged.spacegroup), merged.spacegroup.operations()
     hkl = np.array([asu.to_asu(h, ops)[0] for h in box_indices(hkl, swapped).tolist()])
+    new = _not_in(merged, hkl, d_target)
+    return _extended(measured, merged, hkl[new], F[new], r_ext)
+
+
+def extend_by_structure(measured: Measured, mean: ShellMean, elements=(), d_target=0.8, trials=TRIALS, seed=0):
+    """``extend`` without a network and for any space group: by the atoms that charge flipping finds in what was measured.
+
+    Parameters
+    ----------
+    mean : what is predicted where no structure is found (see ``phasing.extension.phase_first``)
+    elements : symbols of the asymmetric unit; those of the data by default
+
+    Returns
+    -------
+    Extended, and the Solution that the amplitudes come from or None
+
+    Raises
+    ------
+    ReflectionError
+        As ``extend``, or if fewer than LEAST reflections are measured.
+    """
+    merged = measured.merge()
+    if len(merged) < LEAST:
+        raise ReflectionError(f"{measured.files[0]}: only {len(merged)} reflections are measured, of {LEAST} at least")
+    hkl = unique_hkl(merged.cell, merged.spacegroup, d_target)
+    hkl = hkl[_not_in(merged, hkl, d_target)]
+    found = phase_first(merged, hkl, tuple(elements) or measured.elements, mean, trials, seed)
+    return _extended(measured, merged, hkl, found.F, found.r_ext), found.solution
+
+
+def _not_in(merged, hkl, d_target):
+    """(n,) bool, the reflections hkl (n, 3) of the asymmetric unit that were not measured; an error if all were."""
     known = set(map(tuple, merged.hkl.tolist()))
-    new = np.array([tuple(h) not in known for h in hkl.tolist()])
+    new = np.array([tuple(h) not in known for h in hkl.tolist()], bool)
     if not new.any():
         raise ReflectionError(f"all {len(hkl)} reflections to {d_target:g} Å are measured: there is nothing to extend")
-    hkl, F = hkl[new], F[new]
+    return new
+
+
+def _extended(measured, merged, hkl, F, r_ext) -> Extended:
     d = merged.cell.calculate_d_array(hkl.astype(np.int32))
     shell = shells(d, max(1, min(10, len(d) // 20)))
     sigma = 1.25 * r_ext * (np.bincount(shell, F) / np.bincount(shell))[shell]
@@ -324,6 +356,15 @@ def describe(extended: Extended, d_target, d_shown=0.0) -> str:
     if extended.scale != 1:
         text.append(f"All intensities in the .hkl file were multiplied by {extended.scale:.4g}, to fit its columns.")
     return "\n".join(text)
+
+
+def describe_solution(solution: Solution | None) -> str:
+    """What phase first found, in words."""
+    if solution is None:
+        return ("Phase first: no structure was found in the measured part, or none that explains it. The predicted amplitudes "
+                "are the mean at their resolution, and say nothing of this crystal: do not expect them to solve it.")
+    return (f"Phase first: {len(solution.elements)} atoms found in the measured part, R1 {solution.r1:.3f} without hydrogen; "
+            "the predicted amplitudes are calculated from them.")
 
 
 def verdict(title, made) -> str:

@@ -11,6 +11,7 @@ from skimage.metrics import structural_similarity
 from .gridding import AmplitudeBoxes
 
 SCORES = ("mse_box", "r_all", "r_ext", "cc_ext", "cc_e", "ssim")
+UNKNOWN_R = 0.6  # r_ext of amplitudes of which nothing but the fall-off is known (DESIGN.md, section 7)
 N_SHELLS = 10  # resolution shells of equal count, for E and for permuting
 
 
@@ -162,6 +163,12 @@ class ShellMean:
         log_k, B = np.linalg.solve(normal, design.T @ (weight * y) + [0, self.B * self.sigma_B ** -2])
         return np.exp(log_k), B
 
+    def at(self, F, d, d_new) -> np.ndarray:
+        """Mean amplitudes at d_new (n,) of a crystal whose measured ones are F (m,) at d (m,), all d in Å."""
+        k, B = self._wilson(F, 1 / d ** 2)
+        s2 = 1 / d_new ** 2
+        return k * np.exp(-B * s2 / 4) * np.interp(s2, self.s2, self.curve)
+
     def predict(self, boxes: AmplitudeBoxes) -> np.ndarray:
         """(B, *box.shape): measured amplitudes, and the curve beyond."""
         F = boxes.F_in.double().numpy()
@@ -170,7 +177,5 @@ class ShellMean:
             measured = boxes.measured[i].numpy() & ~absent & ~boxes.redundant.numpy()
             beyond = boxes.target[i].numpy() & ~boxes.measured[i].numpy() & ~absent
             d = boxes.d[i].double().numpy()
-            k, B = self._wilson(F[i][measured], 1 / d[measured] ** 2)
-            s2 = 1 / d[beyond] ** 2
-            F[i][beyond] = k * np.exp(-B * s2 / 4) * np.interp(s2, self.s2, self.curve)
+            F[i][beyond] = self.at(F[i][measured], d[measured], d[beyond])
         return F

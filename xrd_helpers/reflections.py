@@ -61,6 +61,11 @@ class Reflections:
             raise ReflectionError("the table holds a reflection twice: merge the data first")
         object.__setattr__(self, "hkl", hkl)
 
+    @classmethod
+    def of_good_data(cls, hkl, F, cell, spacegroup) -> Reflections:
+        """Amplitudes that were calculated, with the uncertainty of good data: 4 % of a strong intensity, and a floor."""
+        return cls(hkl, F, 0.02 * F + 0.01 * F.mean(), cell, spacegroup)
+
     def __len__(self):
         return len(self.hkl)
 

@@ -1,0 +1,84 @@
+"""Phase first, then extend: amplitudes that were not measured, calculated from the atoms that those measured gave.
+
+A network has to guess amplitudes from amplitudes. But data to 1.5 Å, which direct methods give up, still hold many a
+structure for charge flipping with its atoms refined; and atoms give every amplitude at once. Where no structure is
+found, the mean amplitude at that resolution is the best that is known.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..crystals import Crystal
+from ..gridding import AmplitudeBoxes
+from ..metrics import UNKNOWN_R, ShellMean
+from ..reflections import Reflections
+from ..structure_factors import structure_factors
+from . import charge_flipping
+from .charge_flipping import ATOM_VOLUME, PhasingError, Solution
+from .peaks import element_list
+
+TRIALS = 32
+R_PER_R1 = 2.5  # r_ext over R1, of 59 accepted structures of real molecules; their correlation is 0.86
+
+
+class Extension(NamedTuple):
+    """F (n,) on the scale of the data; r_ext to be expected; the Solution it comes from, None where it is the shell mean."""
+
+    F: np.ndarray
+    r_ext: float
+    solution: Solution | None
+
+
+def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0) -> Solution | None:
+    """``charge_flipping.solve``, or None where it cannot start: one crystal does not end the others.
+
+    Where each of `elements` is named once, and they are too few for the cell, they are kinds rather than a formula: carbon
+    fills them up. So it does where there are none.
+    """
+    volume = reflections.cell.volume / len(reflections.spacegroup.operations())
+    heavy, n = element_list(elements), round(volume / ATOM_VOLUME)
+    if len(heavy) == len(set(heavy)) and len(heavy) < 0.6 * n:
+        elements = (*heavy, *["C"] * (n - len(heavy)))
+    try:
+        return charge_flipping.solve(reflections, elements, trials=trials, seed=seed)
+    except PhasingError:
+        return None
+
+
+def phase_first(reflections: Reflections, hkl, elements, mean: ShellMean, trials=TRIALS, seed=0) -> Extension:
+    """Amplitudes at hkl (n, 3), none of them measured: of the atoms found, if the engine accepts them, else `mean`.
+
+    Parameters
+    ----------
+    reflections : what was measured
+    elements : symbols of the asymmetric unit, an entry an atom; empty where they are not known
+    """
+    solution = phase(reflections, elements, trials, seed)
+    if solution is None or not solution.accepted:
+        return Extension(mean.at(reflections.F, reflections.d, _d(reflections, hkl)), UNKNOWN_R, None)
+    atoms = Crystal("found", solution.cell, solution.spacegroup, tuple(solution.elements), solution.fract, solution.u_iso,
+                    solution.occ)
+    known, new = (np.abs(structure_factors(atoms, indices)) for indices in (reflections.hkl, hkl))
+    scale = float(reflections.F @ known / (known @ known))
+    return Extension(scale * new, min(UNKNOWN_R, R_PER_R1 * solution.r1), solution)
+
+
+def _d(reflections, hkl):
+    return reflections.cell.calculate_d_array(np.asarray(hkl, np.int32))
+
+
+def phase_first_boxes(boxes: AmplitudeBoxes, mean: ShellMean, trials=TRIALS, seed=0) -> np.ndarray:
+    """``phase_first`` of each crystal of boxes that say what is known of it -> (B, *box.shape) scaled amplitudes."""
+    F, hkl = boxes.F_in.double().numpy(), boxes.box.hkl.astype(np.int32)
+    same = boxes.box.index(boxes.box.hkl)  # where the equivalent stands that counts
+    for i, sample in enumerate(boxes.samples):
+        present = (boxes.target[i] & ~boxes.absent[i] & ~boxes.redundant).numpy().ravel()
+        measured, one = boxes.measured[i].numpy().ravel(), F[i].ravel()
+        known, wanted = (np.flatnonzero(present & rows) for rows in (measured, ~measured))
+        reflections = Reflections.of_good_data(hkl[known], one[known], sample.cell, sample.spacegroup)
+        one[wanted] = phase_first(reflections, hkl[wanted], sample.elements, mean, trials, seed).F
+        F[i] = np.where(measured, one, one[same]).reshape(boxes.box.shape)
+    return F
