@@ -295,6 +295,25 @@ def test_evaluate_phase_first(xrd, capsys, tmp_path):
     assert table.loc["phase first", "cc_ext"] > 0.9, "the five atoms are found from data to 1.0 Å"
 
 
+def test_evaluate_takes_generated_crystals_too(xrd, capsys, tmp_path):
+    import pandas as pd
+
+    from xrd_helpers.cif import read_cif
+    from xrd_helpers.gridding import BOXES, select_fitting
+    from xrd_helpers.storage import read_crystals
+
+    made, out = tmp_path / "made.parquet", tmp_path / "table.csv"
+    assert xrd("generate", "--n", "6", "--out", str(made), "--workers", "0", "--spacegroup", "P 1 21/c 1") == 0
+    (tmp_path / "cifs").mkdir()
+    (tmp_path / "cifs" / "a.cif").write_text(MADE_CIF)
+    assert xrd("evaluate", str(made), str(tmp_path / "cifs"), "--out", str(out), "--workers", "0", "--curve", "20",
+               "--model", "phase_first", "--trials", "1", "--noise", "0.05") == 0
+    table, printed = pd.read_csv(out), capsys.readouterr().out
+    fitting, _ = select_fitting([*read_crystals(made), read_cif(tmp_path / "cifs" / "a.cif")], BOXES["monoclinic"], 0.8)
+    assert f"all: {len(fitting)} crystals" in printed and len(fitting) > 3 and len(table) == 4 * len(fitting)
+    assert list(table["name"][::4]) == [fitting[-1].name, *(crystal.name for crystal in fitting[:-1])]
+
+
 def test_evaluate_refuses_in_a_sentence(xrd, capsys, tmp_path, small_unet):
     (tmp_path / "big.cif").write_text(MADE_CIF.replace("length_b 6.3", "length_b 26.3"))
     out = tmp_path / "table.csv"
@@ -311,6 +330,7 @@ def test_evaluate_refuses_in_a_sentence(xrd, capsys, tmp_path, small_unet):
         "small.safetensors was trained for the monoclinic box, not the triclinic one")
     assert message("--box", "cubic").startswith("xrd: --box 'cubic' is no box")
     assert message("--out", str(tmp_path)).endswith("cannot be written: name a file in a folder that exists")
+    assert message("--noise", "-1").startswith("xrd: --missing must be a share from 0 to below 1 and --noise not below 0")
     assert message("--d-target", "1.6") == "xrd: --d-target must lie between 0 and --d-input, 1.5 Å, and is 1.6"
     (tmp_path / "big.cif").unlink()
     assert message("--model", str(small_unet)).endswith("holds no .cif file")

@@ -8,7 +8,9 @@ import pytest
 from xrd_helpers import evaluation as ev
 from xrd_helpers.config import UserError
 from xrd_helpers.crystals import Crystal
+from xrd_helpers.gridding import AmplitudeBoxes, to_box_setting
 from xrd_helpers.metrics import ShellMean, zero_fill
+from xrd_helpers.training import Measurement
 
 D = dict(d_input=1.5, d_target=1.0)
 
@@ -64,6 +66,22 @@ def test_the_size_of_the_batch_changes_nothing(crystals, result):
     again = ev.evaluate(crystals, METHODS, **D, batch_size=1)
     pd.testing.assert_frame_equal(again.table, result.table, atol=1e-6)
     pd.testing.assert_frame_equal(again.resolution, result.resolution, atol=1e-6)
+
+
+def test_noise_reaches_the_method_and_not_the_truth(crystals):
+    seen, truth = [], AmplitudeBoxes.from_crystals([to_box_setting(c) for c in crystals], **D)
+    relative = truth.F.double() / truth.F_in.amax(dim=(1, 2, 3), keepdim=True)
+    methods = {"seen": lambda boxes: seen.append(boxes) or zero_fill(boxes)}
+    table = ev.evaluate(crystals, methods, **D, measurement=Measurement(noise=0.1), seed=3).table
+    boxes = seen[0]
+    kept = boxes.measured & ~boxes.absent
+    scaled = boxes.F * boxes.scale.view(-1, 1, 1, 1) / truth.scale.view(-1, 1, 1, 1)
+    error = ((scaled - relative)[kept].abs().mean() / relative[kept].mean()).item()
+    assert 0.005 < error < 0.2, "F differs by a few per cent"
+    assert table["r_ext"].to_numpy() == pytest.approx(1, abs=1e-6), "nothing predicted, against amplitudes without noise"
+    hidden = ev.evaluate(crystals, methods, **D, measurement=Measurement(missing=0.4), seed=3)
+    assert (seen[1].measured & ~truth.measured).sum() == 0 and seen[1].measured.sum() < 0.95 * truth.measured.sum()
+    assert set(hidden.table["cc_ext"]) == {0.0}
 
 
 def test_nothing_to_evaluate():

@@ -184,7 +184,9 @@ def train(
 
 @app.command(epilog="Example: xrd evaluate my_cifs --model all --solve 20 --out table.csv")
 def evaluate(
-    folders: Annotated[list[str], typer.Argument(help="Folders with CIF files, in them or in folders below.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Folders with CIF files, in them or in folders below; files of crystals (.parquet).")
+    ],
     out: Annotated[str, typer.Option(help="The table, as CSV: a row a crystal and method.")],
     model: Annotated[
         list[str],
@@ -195,12 +197,14 @@ def evaluate(
     box: Annotated[str, typer.Option(help="Box of the models: monoclinic, orthorhombic or triclinic.")] = "monoclinic",
     d_input: Annotated[float, typer.Option(help="Resolution of the measured amplitudes, in Å.")] = 1.5,
     d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
+    missing: Annotated[float, typer.Option(help="Hide up to this share of the measured reflections, as in 0.15.")] = 0,
+    noise: Annotated[float, typer.Option(help="Errors of intensities, up to this share of their mean, beside 2 % of each.")] = 0,
     curve: Annotated[int, typer.Option(min=20, help="Random crystals that the shell mean is taken from.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the choice of crystals to phase, of the starts and of the shuffling.")] = 0,
     keep_disordered: Annotated[bool, typer.Option("--keep-disordered", help="Keep disordered crystals too.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0 reads in this one.")] = os.cpu_count() or 1,
 ):
-    """Score models on the crystals of CIF files, beside what can be said without having looked at them."""
+    """Score models on real crystals or generated ones, beside what can be said without having looked at them."""
     from functools import partial
 
     from tqdm import tqdm
@@ -211,20 +215,27 @@ def evaluate(
     from xrd_helpers.gridding import BOXES
     from xrd_helpers.inference import find_weights, load_for_box, predict
     from xrd_helpers.phasing.extension import phase_first_boxes
+    from xrd_helpers.storage import iter_crystals
+    from xrd_helpers.training import Measurement
 
     if box not in BOXES:
         raise UserError(f"--box {box!r} is no box: choose {', '.join(BOXES)}")
     if not 0 < d_target < d_input:
         raise UserError(f"--d-target must lie between 0 and --d-input, {d_input:g} Å, and is {d_target:g}")
+    if not 0 <= missing < 1 or noise < 0:
+        raise UserError(f"--missing must be a share from 0 to below 1 and --noise not below 0, not {missing:g} and {noise:g}")
     if os.path.isdir(out) or not os.access(os.path.dirname(out) or ".", os.W_OK):  # now, rather than after an hour
         raise UserError(f"--out {out} cannot be written: name a file in a folder that exists")
     networks = [name for name in model if name != "phase_first"]
     models = {title: load_for_box(path, box) for title, path in find_weights(networks).items()}
-    paths = cif.find_cifs(folders)
+    stored = [source for source in sources if source.endswith(".parquet")]
+    folders = [source for source in sources if source not in stored]
+    paths = cif.find_cifs(folders) if folders else []
     try:
         entries = list(tqdm(cif.read_cifs(paths, keep_disordered, workers), total=len(paths), unit=" files"))
         place = {str(path): i for i, path in enumerate(paths)}
         entries = cif.set_aside_duplicates(sorted(entries, key=lambda entry: place[entry.path]))
+        entries += [cif.CifEntry(path, crystal.name, crystal) for path in stored for crystal in iter_crystals(path)]
         entries = cif.set_aside_unfit(entries, BOXES[box], d_target)
         crystals = [entry.crystal for entry in entries if entry.crystal]
         print("\n".join(f"{label:<48}{number:>8}" for label, number in cif.summarise(entries)))
@@ -235,7 +246,8 @@ def evaluate(
         if {"all", "phase_first"} & set(model):
             methods["phase first"] = partial(phase_first_boxes, mean=mean, trials=trials, seed=seed)
         methods |= ev.know_nothing(mean, seed)
-        result = ev.evaluate(crystals, methods, box, d_input, d_target, solve, trials, seed, progress=True)
+        result = ev.evaluate(crystals, methods, box, d_input, d_target, solve, trials, seed, measurement=Measurement(None, missing, noise),
+                             progress=True)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -19,6 +19,7 @@ from .phasing.extension import phase, phase_first_boxes
 from .phasing.origin import solved
 from .random_crystals import MOLECULE_SPACEGROUPS, random_crystals
 from .reflections import Reflections
+from .training import Measurement
 
 KNOW_NOTHING = ("shell mean", "shell permuted", "zero fill")
 TRUE, NOTHING = "true amplitudes", "nothing added"  # phased beside the methods: what is the most, and the least
@@ -60,7 +61,7 @@ def know_nothing(mean: ShellMean, seed=0):
 
 
 def evaluate(crystals, methods, box="monoclinic", d_input=1.5, d_target=0.8, n_solve=0, trials=8, seed=0, batch_size=32,
-             progress=False) -> Evaluation:
+             measurement=Measurement(), progress=False) -> Evaluation:
     """Score methods on crystals that fit the box, some of them to be phased, `batch_size` in memory at a time.
 
     Parameters
@@ -71,6 +72,7 @@ def evaluate(crystals, methods, box="monoclinic", d_input=1.5, d_target=0.8, n_s
         That many of the crystals, drawn with `seed`, are phased by charge flipping with `trials` starts, from every
         method's amplitudes, from the true ones, and from the measured ones alone. The latter stand for ``zero fill``
         as well: who adds nothing leaves the reflections out.
+    measurement : what is hidden from the methods or disturbed (see ``training.Measurement``)
 
     Raises
     ------
@@ -87,14 +89,17 @@ def evaluate(crystals, methods, box="monoclinic", d_input=1.5, d_target=0.8, n_s
         part = crystals[first:first + batch_size]
         set_up = [to_box_setting(crystal) for crystal in part]
         boxes = AmplitudeBoxes.from_crystals(set_up, BOXES[box], d_input, d_target)
-        predictions = {name: np.asarray(method(boxes), float) for name, method in methods.items()}
+        seen = boxes
+        if measurement:
+            seen, boxes = measurement.apply(boxes, seed, range(first, first + len(part)))
+        predictions = {name: np.asarray(method(seen), float) for name, method in methods.items()}
         scores = {name: score(F_pred, boxes) for name, F_pred in predictions.items()}
         for i, crystal in enumerate(part):
             about = {"name": crystal.name, "spacegroup": crystal.spacegroup.xhm(), "atoms": int(crystal.heavy.sum()),
                      "light": crystal.light}
             phased = {}
             if first + i in to_solve:
-                phased = _phase_all(set_up[i], boxes, i, predictions, d_input, trials, seed)
+                phased = _phase_all(set_up[i], seen, boxes.F[i], i, predictions, trials, seed)
             by_shell += [_by_shell(name, F_pred[i], boxes, i, edges) for name, F_pred in predictions.items()]
             for name in [*methods, *(phased and (TRUE, NOTHING))]:
                 scored = scores[name].iloc[i].to_dict() if name in scores else dict.fromkeys(SCORES, np.nan)
@@ -119,15 +124,15 @@ def _by_shell(name, F_pred, boxes, i, edges):
                          for number, rows in enumerate(inside) if rows.sum() > 10 and true[rows].any()])
 
 
-def _phase_all(crystal, boxes, i, predictions, d_input, trials, seed):
+def _phase_all(crystal, boxes, F_true, i, predictions, trials, seed):
     """{method: {solved, claimed}} of one crystal."""
-    amplitudes = {TRUE: boxes.F[i], NOTHING: boxes.F_in[i],
+    amplitudes = {TRUE: F_true, NOTHING: boxes.F_in[i],
                   **{name: F_pred[i] for name, F_pred in predictions.items() if name != "zero fill"}}
     found = {}
     for name, F in amplitudes.items():
         hkl, F = boxes.reflections(i, F)
         if name == NOTHING:
-            inside = crystal.cell.calculate_d_array(hkl) >= d_input
+            inside = boxes.reflections(i, boxes.measured[i])[1] > 0
             hkl, F = hkl[inside], F[inside]
         reflections = Reflections.of_good_data(hkl, F, crystal.cell, crystal.spacegroup)
         solution = phase(reflections, crystal.elements, trials, seed)
