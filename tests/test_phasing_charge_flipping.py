@@ -68,6 +68,17 @@ def test_the_same_seed_gives_the_same_solution():
     np.testing.assert_array_equal(first.fract, second.fract)
 
 
+def test_one_thread_and_the_others_back_afterwards():
+    crystal, before, seen = random_crystal("P -1"), torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        flipping.solve(amplitudes(crystal, 0.9), crystal.elements, trials=1,
+                       real_space_step=lambda rho: seen.append(torch.get_num_threads()) or flipping.flip(rho))
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_another_real_space_step_can_be_given():
     crystal, calls = random_crystal("P -1"), []
 

@@ -8,12 +8,14 @@ the origin by the agreement of symmetry-related phases: Palatinus & van der Lee 
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import gemmi
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from ..config import UserError
 from ..crystals import rotations_and_translations
@@ -75,6 +77,20 @@ class Solution:
     accepted: bool = True
 
 
+@contextmanager
+def one_thread():
+    """One thread for all arithmetic: transforms this small gain little from a second, and on a busy machine threads that
+    wait for each other cost threefold. Many crystals are better phased in as many processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def solve(reflections, elements=None, n_atoms=None, *, trials=24, cycles=400, batch=4, seed=0, device="cpu",
           accept=ACCEPTED_R1, real_space_step=None) -> Solution | None:
     """Solve a structure whose space group is known.
