@@ -333,7 +333,7 @@ def made_data(group, d_min=1.5, seed=0):
     F = np.array([abs(calculator.calculate_sf_from_small_structure(small_structure, h)) for h in hkl.tolist()])
     inside = cell.calculate_d_array(hkl) >= d_min
     measured = Measured(hkl[inside].astype(np.int64), F[inside] ** 2, 0.02 * F[inside] ** 2 + 0.01, cell, spacegroup,
-                        crystal.elements, 0.71073, (Path("made.hkl"),), "made")
+                        crystal.contents, 0.71073, (Path("made.hkl"),), "made")
     return crystal, dict(zip(map(tuple, hkl.tolist()), F)), measured
 
 

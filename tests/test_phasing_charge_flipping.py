@@ -54,6 +54,18 @@ def test_a_known_structure_is_found(name):
     assert found.elements[0] == "S" and found.engine == "charge flipping" and found.seconds > 0
 
 
+def test_a_molecule_on_a_mirror_plane_is_found_from_its_formula():
+    """Half of each atom on the plane belongs to the asymmetric unit: more sites than atoms of the formula."""
+    fract = np.array([[0.11, 0, 0.2], [0.23, 0, 0.42], [0.05, 0, 0.71], [0.32, 0, 0.9], [0.37, 0, 0.1], [0.2, 0.21, 0.63]])
+    crystal = Crystal("mirror", gemmi.UnitCell(11.3, 7.1, 6.2, 90, 104, 90), gemmi.SpaceGroup("C 1 2/m 1"),
+                      ("S", "O", "N", "C", "C", "C"), fract, np.full(6, 0.03), np.array([0.5] * 5 + [1]))
+    found = flipping.solve(amplitudes(crystal, 0.8), {"S": 0.5, "O": 0.5, "N": 0.5, "C": 2}, seed=1)
+    match = origin.match_solution(found, crystal)
+    assert found.accepted and match.n_matched == 6 and found.r1 < 0.02
+    assert sorted(found.elements) == sorted(crystal.elements) and sorted(found.occ) == [0.5] * 5 + [1]
+    assert crystal.contents == {"S": 0.5, "O": 0.5, "N": 0.5, "C": 2}
+
+
 def test_what_cannot_be_solved_is_not_accepted():
     reflections = amplitudes(random_crystal("P 1 21/c 1"), 0.9)
     shuffled = np.random.default_rng(0).permutation(reflections.F)
@@ -201,8 +213,13 @@ def test_a_peak_near_a_special_position_is_put_there():
 
 
 def test_elements_go_to_the_highest_peaks():
-    assert peaks.element_list(["C", "H", "S", "C", "O", "D"]) == ("S", "O", "C", "C")
-    assert peaks.assign_elements(6, ("S", "O", "C")) == ("S", "O", "C", "C", "C", "C")
+    contents = peaks.without_hydrogen(["C", "H", "S", "C", "O", "D"])
+    assert contents == {"S": 1, "O": 1, "C": 2} and list(contents) == ["S", "O", "C"]
+    assert peaks.assign_elements([1, 1, 0.5, 1, 1, 1], contents) == ("S", "O", "C", "C", "C", "C")
+    # iron on an inversion centre, and four atoms of oxygen on a mirror plane
+    contents = {"Fe": 0.5, "O": 2, "C": 3}
+    assert peaks.assign_elements([0.5, 0.5, 0.5, 0.5, 0.5, 1, 1], contents) == ("Fe", "O", "O", "O", "O", "C", "C")
+    assert peaks.assign_elements([1, 1, 1], {"Fe": 0.5, "C": 3}) == ("Fe", "C", "C"), "there is one peak at least"
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -61,9 +61,9 @@ def test_a_list_of_kinds_is_filled_up_with_carbon(monkeypatch):
     asked = []
     monkeypatch.setattr(extension.charge_flipping, "solve", lambda reflections, elements, **_: asked.append(elements))
     _, measured, _, _ = split("P 1 21/c 1")  # 521 Å³ in four parts: 7 atoms of 18 Å³
-    for elements in (["C", "H", "O"], [], ["S", *"OONCCC", "H"]):
+    for elements in (["C", "H", "O"], {}, ["S", *"OONCCC", "H"]):
         extension.phase(measured, elements)
-    assert asked == [("O", *"CCCCCC"), tuple("CCCCCCC"), ["S", *"OONCCC", "H"]]
+    assert asked == [{"O": 1, "C": 6, "H": 1}, {"C": 7}, {"S": 1, "O": 2, "N": 1, "C": 3, "H": 1}]
 
 
 def test_boxes_hold_what_the_reflections_say():
@@ -84,7 +84,7 @@ def test_boxes_hold_what_the_reflections_say():
 def test_measured_data_of_any_space_group_are_extended():
     crystal, reflections, hkl, F = split("P -1", scale=3.0)
     measured = Measured(reflections.hkl, reflections.F**2, 0.05 * reflections.F**2 + 1, crystal.cell, crystal.spacegroup,
-                        tuple(crystal.elements), 0.71073, (Path("made.hkl"),), "made up")
+                        crystal.contents, 0.71073, (Path("made.hkl"),), "made up")
     extended, solution = extend_by_structure(measured, MEAN, d_target=0.9)
     assert len(extended.predicted) == len(hkl) and solution.accepted
     row = {tuple(h): i for i, h in enumerate(extended.predicted.hkl.tolist())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import gemmi
@@ -9,8 +10,25 @@ import numpy as np
 
 from .config import UserError
 
+
 class CrystalError(UserError):
     """A crystal that cannot be read or used, and why."""
+
+
+
+def count_elements(elements, amounts=None) -> dict[str, float]:
+    """{symbol: number of atoms}, the heaviest element first.
+
+    Parameters
+    ----------
+    elements : sequence of symbols, or already such a dict
+    amounts : how much each of a sequence counts, by default 1
+    """
+    pairs = elements.items() if hasattr(elements, "items") else zip(elements, itertools.repeat(1) if amounts is None else amounts)
+    numbers = {}
+    for symbol, amount in sorted(pairs, key=lambda pair: -gemmi.Element(pair[0]).atomic_number):
+        numbers[symbol] = numbers.get(symbol, 0) + float(amount)
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,11 @@ class Crystal:
     def heavy(self) -> np.ndarray:
         """(n,) bool, True for every atom but hydrogen and deuterium."""
         return np.array([element not in ("H", "D") for element in self.elements], bool)
+
+    @property
+    def contents(self) -> dict[str, float]:
+        """{symbol: atoms in the asymmetric unit}, as ``count_elements``: an atom on an inversion centre is half a one."""
+        return count_elements(self.elements, self.occ)
 
     @property
     def light(self) -> bool:

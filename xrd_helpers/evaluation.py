@@ -135,7 +135,7 @@ def _phase_all(crystal, boxes, F_true, i, predictions, trials, seed):
             inside = boxes.reflections(i, boxes.measured[i])[1] > 0
             hkl, F = hkl[inside], F[inside]
         reflections = Reflections.of_good_data(hkl, F, crystal.cell, crystal.spacegroup)
-        solution = phase(reflections, crystal.elements, trials, seed)
+        solution = phase(reflections, crystal.contents, trials, seed)
         found[name] = {"solved": solved(solution, crystal), "claimed": bool(solution and solution.accepted)}
     return found
 

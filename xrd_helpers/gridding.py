@@ -143,7 +143,7 @@ class Sample(NamedTuple):
 
     cell: gemmi.UnitCell
     spacegroup: gemmi.SpaceGroup
-    elements: tuple[str, ...]  # of the asymmetric unit, an entry an atom; empty where the formula is not known
+    contents: dict[str, float]  # {symbol: atoms in the asymmetric unit}; empty where the formula is not known
 
 
 @dataclass
@@ -207,7 +207,7 @@ class AmplitudeBoxes:
                    target=target.reshape(grid), absent=absent.reshape(grid),
                    redundant=torch.as_tensor(box.redundant, device=device).reshape(box.shape),
                    d=d.to(dtype).reshape(grid), epsilon=epsilon.reshape(grid),
-                   samples=tuple(Sample(c.cell, c.spacegroup, tuple(c.elements)) for c in crystals))
+                   samples=tuple(Sample(c.cell, c.spacegroup, c.contents) for c in crystals))
 
     def __len__(self):
         return len(self.F)

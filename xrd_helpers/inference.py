@@ -250,7 +250,7 @@ def extend_by_structure(measured: Measured, mean: ShellMean, elements=(), d_targ
     Parameters
     ----------
     mean : what is predicted where no structure is found (see ``phasing.extension.phase_first``)
-    elements : symbols of the asymmetric unit; those of the data by default
+    elements : as for ``charge_flipping.solve``; those of the data by default
 
     Returns
     -------
@@ -266,7 +266,7 @@ def extend_by_structure(measured: Measured, mean: ShellMean, elements=(), d_targ
         raise ReflectionError(f"{measured.files[0]}: only {len(merged)} reflections are measured, of {LEAST} at least")
     hkl = unique_hkl(merged.cell, merged.spacegroup, d_target)
     hkl = hkl[_not_in(merged, hkl, d_target)]
-    found = phase_first(merged, hkl, tuple(elements) or measured.elements, mean, trials, seed)
+    found = phase_first(merged, hkl, elements or measured.elements, mean, trials, seed)
     return _extended(measured, merged, hkl, found.F, found.r_ext), found.solution
 
 

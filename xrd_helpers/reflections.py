@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gemmi
@@ -12,7 +11,7 @@ import numpy as np
 
 from .cif import _spacegroup as spacegroup_of_cif
 from .config import UserError, atomic_path
-from .crystals import rotations_and_translations
+from .crystals import count_elements, rotations_and_translations
 
 SHELX_LATT = {"P": 1, "I": 2, "R": 3, "F": 4, "A": 5, "B": 6, "C": 7}
 SHELX_LARGEST = 9999.0  # the largest intensity that fits F8.2 with room for the sign
@@ -230,8 +229,7 @@ def write_shelx(path_stem, reflections, elements, title=None, wavelength=0.71073
     path_stem : str or Path
         Path of both files without the suffix.
     reflections : Reflections
-    elements : sequence of str
-        Symbols of the atoms in the asymmetric unit, or of the elements expected. SHELXT uses the set alone.
+    elements : {symbol: atoms in the asymmetric unit}, or a sequence of symbols. SHELXT uses the set alone.
     title : str, by default the name of the file
     wavelength : float, Å, Mo Kα by default
     """
@@ -252,7 +250,9 @@ def write_shelx_files(path_stem, hkl, intensity, sigma, batch, cell, spacegroup,
     ``write_shelx`` for the others.
     """
     path_stem = Path(path_stem)
-    counts = Counter("H" if symbol == "D" else symbol for symbol in elements)
+    counts = count_elements(elements)
+    if "D" in counts:
+        counts["H"] = counts.get("H", 0) + counts.pop("D")
     if not counts:
         raise ReflectionError("SHELX needs the elements of the crystal, and none was given")
     # carbon and hydrogen first, then by the alphabet, as formulas are written (Hill, 1900)
@@ -266,7 +266,7 @@ def write_shelx_files(path_stem, hkl, intensity, sigma, batch, cell, spacegroup,
              + " ".join(f"{x:.3f}" for x in cell[3:]),
              f"ZERR {n_ops} " + " ".join(f"{x:.3f}" for x in esds),
              f"LATT {latt}", *(f"SYMM {op}" for op in symm),
-             "SFAC " + " ".join(symbols), "UNIT " + " ".join(str(counts[s] * n_ops) for s in symbols), "HKLF 4", "END"]
+             "SFAC " + " ".join(symbols), "UNIT " + " ".join(str(max(1, round(counts[s] * n_ops))) for s in symbols), "HKLF 4", "END"]
     rows = zip(np.asarray(hkl).tolist(), intensity, np.clip(sigma, 0.01, SHELX_MOST), np.broadcast_to(batch, len(hkl)))
     records = ["%4d%4d%4d%8.2f%8.2f%4d\n" % (*h, I, s, b) for h, I, s, b in rows]
     records.append("%4d%4d%4d%8.2f%8.2f%4d\n" % (0, 0, 0, 0, 0, 0))
@@ -334,7 +334,7 @@ class Measured:
     """Measured intensities as a file holds them, not merged, with what it and the file beside it say of the crystal.
 
     hkl : (n, 3) int; intensity, sigma : (n,) on the file's scale
-    elements : symbols of the asymmetric unit, empty where no file states them
+    elements : {symbol: atoms in the asymmetric unit}, empty where no file states them
     wavelength : Å, 0 where no file states it
     files : paths of what was read
     kind : where in the file the reflections stood, in words
@@ -345,7 +345,7 @@ class Measured:
     sigma: np.ndarray
     cell: gemmi.UnitCell
     spacegroup: gemmi.SpaceGroup
-    elements: tuple[str, ...]
+    elements: dict[str, float]
     wavelength: float
     files: tuple[Path, ...]
     kind: str
@@ -364,7 +364,7 @@ class _About:
 
     cell: gemmi.UnitCell | None = None
     spacegroup: gemmi.SpaceGroup | None = None
-    elements: tuple[str, ...] = ()
+    elements: dict[str, float] = field(default_factory=dict)
     wavelength: float = 0.0
     hklf: int = 4
 
@@ -484,9 +484,9 @@ def _elements_of_sfac(line):
 
 
 def _asymmetric_unit(contents, spacegroup):
-    """Symbols, each as often as in the asymmetric unit, from pairs (symbol, atoms in the cell); at least once."""
+    """{symbol: atoms in the asymmetric unit} from pairs (symbol, atoms in the cell); at least one atom in the cell."""
     n_ops = len(spacegroup.operations())
-    return tuple(symbol for symbol, number in contents for _ in range(max(1, round(number / n_ops))))
+    return count_elements({symbol: max(1, number) / n_ops for symbol, number in contents})
 
 
 def _cif_blocks(path):
@@ -585,5 +585,5 @@ def _read_mtz(path):
         parts.append((sign * hkl[known], *(x[known] for x in (_squared(value, sigma) if power == 1 else (value, sigma)))))
     rows = tuple(np.concatenate(part) for part in zip(*parts))
     wavelength = next((x.wavelength for x in mtz.datasets if x.wavelength > 0), 0.0)
-    about = _About(mtz.cell if mtz.cell.is_crystal() else None, mtz.spacegroup, (), wavelength)
+    about = _About(mtz.cell if mtz.cell.is_crystal() else None, mtz.spacegroup, {}, wavelength)
     return rows, about, f"MTZ, {pairs[0][0].label}"

@@ -18,10 +18,10 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from ..config import UserError
-from ..crystals import rotations_and_translations
+from ..crystals import count_elements, rotations_and_translations
 from ..metrics import normalize
 from ..reflections import expand_to_p1
-from .peaks import element_list, grid_size
+from .peaks import grid_size, without_hydrogen
 from .refine import Refiner
 
 # Flipping thresholds in sigmas of the map, one for each trial in turn. On ten light molecules the share of trials that
@@ -91,7 +91,7 @@ def one_thread():
 
 
 @one_thread()
-def solve(reflections, elements=None, n_atoms=None, *, trials=24, cycles=400, batch=4, seed=0, device="cpu",
+def solve(reflections, elements=None, *, trials=24, cycles=400, batch=4, seed=0, device="cpu",
           accept=ACCEPTED_R1, real_space_step=None) -> Solution | None:
     """Solve a structure whose space group is known.
 
@@ -103,8 +103,8 @@ def solve(reflections, elements=None, n_atoms=None, *, trials=24, cycles=400, ba
     Parameters
     ----------
     reflections : Reflections
-    elements : sequence of str, symbols of the asymmetric unit; H atoms are not looked for
-    n_atoms : int, atoms to look for when the elements are not known (one in 18 Å³ without either)
+    elements : {symbol: atoms in the asymmetric unit}, or a sequence of symbols; H atoms are not looked for. By default an
+        atom of carbon in 18 Å³.
     trials, cycles : int, random starts, and cycles for each
     real_space_step : callable, maps (b, nx, ny, nz) float -> the same; ``flip`` with DELTAS by default
 
@@ -113,10 +113,10 @@ def solve(reflections, elements=None, n_atoms=None, *, trials=24, cycles=400, ba
     Solution, the one accepted or else the best one with ``accepted`` False; None if no start gave any atoms
     """
     began = time.perf_counter()
-    composition = _composition(reflections, elements, n_atoms)
+    contents = _contents(reflections, elements)
     grid, refiner = FlippingGrid(reflections, device), Refiner(reflections)
     generator = torch.Generator().manual_seed(seed)
-    certain = certain_r1(elements or composition, reflections)
+    certain = certain_r1(elements or contents, reflections)
     # a heavy atom alone explains much: there, less than `accept` has to be asked for
     accept, certain = min(accept, certain + 0.03), min(accept, certain)
     screen = np.interp(reflections.d_min, list(SCREEN_R1), list(SCREEN_R1.values()))
@@ -135,10 +135,10 @@ def solve(reflections, elements=None, n_atoms=None, *, trials=24, cycles=400, ba
             if agreement[i] <= tried[i] + BETTER:
                 continue
             tried[i] = agreement[i]
-            model, figure = build_atoms(grid, refiner, sf[i:i + 1], composition)
+            model, figure = build_atoms(grid, refiner, sf[i:i + 1], contents)
             if model is not None and model.r1 < screen and refined[i] < MOST_REFINED:
                 refined[i] += 1
-                model = refiner.complete(model, composition)
+                model = refiner.complete(model, contents)
             if model is not None and (best is None or model.r1 < best.r1):
                 best, merit, r1 = model, figure, refiner.adjusted_r1(model)
                 if r1 < certain:
@@ -157,19 +157,20 @@ def certain_r1(elements, reflections) -> float:
     Beside a heavy atom even wrong light atoms give a low R1, and so does a right model: 0.2 is no proof there. As
     many H as C atoms are assumed where no hydrogen is listed.
     """
-    z = np.array([gemmi.Element(element).atomic_number for element in elements])
-    hydrogen = (z == 1).sum() or (z == 6).sum()
+    numbers = count_elements(elements)
+    hydrogen = numbers.get("H", 0) + numbers.get("D", 0) or numbers.get("C", 0)
     noise = 0.8 * reflections.sigF.sum() / max(reflections.F.sum(), 1e-30)
-    return float(0.05 + noise + np.sqrt(hydrogen / (z[z > 1] ** 2).sum()))
+    heavy = sum(n * gemmi.Element(symbol).atomic_number ** 2 for symbol, n in without_hydrogen(elements).items())
+    return float(0.05 + noise + np.sqrt(hydrogen / heavy))
 
 
-def build_atoms(grid, refiner, sf, composition):
+def build_atoms(grid, refiner, sf, contents):
     """From one P1 map to atoms in the space group -> (Model or None, agreement with the space group)."""
     sf = grid.run(sf, eliminate_low_density, POLISH)
     agreement, shift = grid.agreement(sf)
     phases = grid.symmetrise(sf[0], shift[0])
-    model = refiner.model_from_map(refiner.maps.map(grid.E * np.exp(1j * phases)), composition)
-    return model and refiner.recycle(model, composition, rounds=3), float(agreement[0])
+    model = refiner.model_from_map(refiner.maps.map(grid.E * np.exp(1j * phases)), contents)
+    return model and refiner.recycle(model, contents, rounds=3), float(agreement[0])
 
 
 def flip(rho, delta=0.0):
@@ -336,14 +337,10 @@ def _climb(product, k, u, steps=12):
     return u, best
 
 
-def _composition(reflections, elements, n_atoms):
-    """Elements to look for, heaviest first."""
-    if elements is not None:
-        found = element_list(elements)
-        if not found:
-            raise PhasingError("the elements given are hydrogen alone: charge flipping looks for the others")
-        return found if n_atoms is None else found[:n_atoms] + found[-1:] * (n_atoms - len(found))
-    if n_atoms is None:
-        volume = reflections.cell.volume / len(reflections.spacegroup.operations())
-        n_atoms = max(1, round(volume / ATOM_VOLUME))
-    return element_list(None, n_atoms)
+def _contents(reflections, elements):
+    """{symbol: atoms in the asymmetric unit} to look for."""
+    if not elements:
+        return {"C": max(1.0, round(reflections.cell.volume / len(reflections.spacegroup.operations()) / ATOM_VOLUME))}
+    if not (found := without_hydrogen(elements)):
+        raise PhasingError("the elements given are hydrogen alone: charge flipping looks for the others")
+    return found

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..crystals import Crystal
+from ..crystals import Crystal, count_elements
 from ..gridding import AmplitudeBoxes
 from ..metrics import UNKNOWN_R, ShellMean
 from ..reflections import Reflections
 from ..structure_factors import structure_factors
 from . import charge_flipping
 from .charge_flipping import ATOM_VOLUME, PhasingError, Solution
-from .peaks import element_list
+from .peaks import without_hydrogen
 
 TRIALS = 32
 R_PER_R1 = 2.5  # r_ext over R1, of 59 accepted structures of real molecules; their correlation is 0.86
@@ -35,13 +35,15 @@ class Extension(NamedTuple):
 def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0) -> Solution | None:
     """``charge_flipping.solve``, or None where it cannot start: one crystal does not end the others.
 
-    Where each of `elements` is named once, and they are too few for the cell, they are kinds rather than a formula: carbon
+    Where each of `elements` is there once, and they are too few for the cell, they are kinds rather than a formula: carbon
     fills them up. So it does where there are none.
     """
     volume = reflections.cell.volume / len(reflections.spacegroup.operations())
-    heavy, n = element_list(elements), round(volume / ATOM_VOLUME)
-    if len(heavy) == len(set(heavy)) and len(heavy) < 0.6 * n:
-        elements = (*heavy, *["C"] * (n - len(heavy)))
+    contents, n = count_elements(elements), round(volume / ATOM_VOLUME)
+    known = sum(without_hydrogen(contents).values())
+    if set(contents.values()) <= {1.0} and known < 0.6 * n:
+        contents["C"] = contents.get("C", 0) + n - known
+    elements = count_elements(contents)
     try:
         return charge_flipping.solve(reflections, elements, trials=trials, seed=seed)
     except PhasingError:
@@ -54,7 +56,7 @@ def phase_first(reflections: Reflections, hkl, elements, mean: ShellMean, trials
     Parameters
     ----------
     reflections : what was measured
-    elements : symbols of the asymmetric unit, an entry an atom; empty where they are not known
+    elements : as for ``charge_flipping.solve``; empty where they are not known
     """
     solution = phase(reflections, elements, trials, seed)
     if solution is None or not solution.accepted:
@@ -79,6 +81,6 @@ def phase_first_boxes(boxes: AmplitudeBoxes, mean: ShellMean, trials=TRIALS, see
         measured, one = boxes.measured[i].numpy().ravel(), F[i].ravel()
         known, wanted = (np.flatnonzero(present & rows) for rows in (measured, ~measured))
         reflections = Reflections.of_good_data(hkl[known], one[known], sample.cell, sample.spacegroup)
-        one[wanted] = phase_first(reflections, hkl[wanted], sample.elements, mean, trials, seed).F
+        one[wanted] = phase_first(reflections, hkl[wanted], sample.contents, mean, trials, seed).F
         F[i] = np.where(measured, one, one[same]).reshape(boxes.box.shape)
     return F

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.fft import irfftn, next_fast_len
 from scipy.ndimage import maximum_filter
 
-from ..crystals import all_operators
+from ..crystals import all_operators, count_elements
 from ..reflections import expand_to_p1
 
 MIN_DISTANCE = 0.95  # Å between two peaks: no bond but those of hydrogen is shorter than 1.1 Å
@@ -63,7 +63,7 @@ class MapGrid:
         return irfftn(coefficients, s=self.size) * np.float32(np.prod(self.size) / self.cell.volume)
 
 
-def find_peaks(rho, cell, spacegroup, n_peaks, min_distance=MIN_DISTANCE, exclude=None) -> Peaks:
+def find_peaks(rho, cell, spacegroup, n_atoms, min_distance=MIN_DISTANCE, exclude=None) -> Peaks:
     """Find the highest maxima of a periodic map.
 
     A maximum is placed between the points by a parabola along each axis through its three points, and onto a
@@ -72,7 +72,7 @@ def find_peaks(rho, cell, spacegroup, n_peaks, min_distance=MIN_DISTANCE, exclud
     Parameters
     ----------
     rho : (nx, ny, nz) float array, the whole cell
-    n_peaks : int, at most so many are returned
+    n_atoms : so many in the asymmetric unit are returned at most, where one on a special position counts as its ``occ``
     min_distance : float, Å, between any two peaks and their images
     exclude : (m, 3) fract, optional; no peak nearer than `min_distance` to one of these
     """
@@ -82,7 +82,7 @@ def find_peaks(rho, cell, spacegroup, n_peaks, min_distance=MIN_DISTANCE, exclud
     values = rho[is_peak]
     rot, tran = all_operators(spacegroup)
     # each peak turns up once for every operator; twice as many leave room for those that are too near
-    order = np.argsort(-values, kind="stable")[:2 * len(rot) * n_peaks + 50]
+    order = np.argsort(-values, kind="stable")[:2 * len(rot) * int(np.ceil(n_atoms)) + 50]
     voxels, values = voxels[order], values[order]
     offset, height = _parabola(rho, voxels, values)
     fract = ((voxels + offset) / size) % 1
@@ -90,7 +90,7 @@ def find_peaks(rho, cell, spacegroup, n_peaks, min_distance=MIN_DISTANCE, exclud
     taken = np.zeros((0, 3)) if exclude is None else _images(np.asarray(exclude), rot, tran)
     kept = [], [], []
     for x, value in zip(fract, height):
-        if len(kept[0]) == n_peaks:
+        if sum(kept[2]) > n_atoms - 0.1:
             break
         if len(taken) and _distance(taken - x, orth).min() < min_distance:
             continue
@@ -115,17 +115,23 @@ def snap(x, rot, tran, orth, within):
     return x + vectors[near].mean(0), 1 / near.sum()
 
 
-def element_list(elements, n_atoms=None) -> tuple[str, ...]:
-    """Elements to look for, heaviest first and without hydrogen: those given, or `n_atoms` carbon atoms."""
-    if elements is None:
-        return ("C",) * n_atoms
-    heavy = [element for element in elements if element not in ("H", "D")]
-    return tuple(sorted(heavy, key=lambda element: -gemmi.Element(element).atomic_number))
+def without_hydrogen(elements) -> dict[str, float]:
+    """``crystals.count_elements`` of what phasing looks for."""
+    return {symbol: n for symbol, n in count_elements(elements).items() if symbol not in ("H", "D")}
 
 
-def assign_elements(n_peaks, elements) -> tuple[str, ...]:
-    """Elements for peaks sorted by height: the heaviest to the highest; what is left over becomes the lightest."""
-    return tuple(elements[min(i, len(elements) - 1)] for i in range(n_peaks))
+def assign_elements(occ, contents) -> tuple[str, ...]:
+    """Elements for peaks sorted by height, of occupancies occ (n,): the heaviest of `contents` to the highest.
+
+    An element is used up when its number of atoms is reached; what is left over becomes the lightest.
+    """
+    symbols, found, used = list(contents), [], 0.0
+    for share in occ:
+        while len(symbols) > 1 and used > contents[symbols[0]] - 0.1:
+            symbols, used = symbols[1:], 0.0
+        found.append(symbols[0])
+        used += share
+    return tuple(found)
 
 
 def _images(fract, rot, tran):

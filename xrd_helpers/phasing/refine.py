@@ -139,12 +139,12 @@ class Refiner:
         rot, tran = all_operators(self.reflections.spacegroup)
         return np.array([snap(x, rot, tran, self.orth, 0.9)[0] if o < 0.99 else x for x, o in zip(fract, occ)])
 
-    def model_from_map(self, rho, elements, n_peaks=None) -> Model | None:
+    def model_from_map(self, rho, contents, n_atoms=None) -> Model | None:
         """The highest peaks of a map as atoms with one overall U; None if there is no peak."""
-        peaks = find_peaks(rho, self.reflections.cell, self.reflections.spacegroup, n_peaks or len(elements))
+        peaks = find_peaks(rho, self.reflections.cell, self.reflections.spacegroup, n_atoms or sum(contents.values()))
         if not len(peaks):
             return None
-        model = Model(peaks.fract, assign_elements(len(peaks), elements), np.full(len(peaks), U_START), peaks.occ,
+        model = Model(peaks.fract, assign_elements(peaks.occ, contents), np.full(len(peaks), U_START), peaks.occ,
                       peaks.height / rho.std())
         return self.fit_overall_u(model)
 
@@ -155,17 +155,17 @@ class Refiner:
         amplitude = amplitude - np.abs(sf) if difference else np.maximum(2 * amplitude - np.abs(sf), 0)
         return self.maps.map(amplitude * np.exp(1j * np.angle(sf)))
 
-    def recycle(self, model, elements, rounds) -> Model:
+    def recycle(self, model, contents, rounds) -> Model:
         """New peaks from the map with the phases of the model, again and again; the best model met."""
         best = model
         for _ in range(rounds):
-            model = self.model_from_map(self.map(model), elements)
+            model = self.model_from_map(self.map(model), contents)
             if model is None or model.r1 > best.r1 + 0.02:
                 break
             best = min(best, model, key=lambda m: m.r1)
         return best
 
-    def complete(self, model, elements, patience=3, cycles=4) -> Model:
+    def complete(self, model, contents, patience=3, cycles=4) -> Model:
         """Refine; drop the atoms that melt; fill up from the difference map; name the elements again by peak height.
 
         At least the eighth of the atoms with the largest U is dropped each time: right ones come back as the highest
@@ -179,30 +179,30 @@ class Refiner:
             model = _take(model, np.sort(melting[drop:]))
             if not len(model.fract):
                 break
-            model = self._add_peaks(model, elements)
-            model = self.least_squares(self.rename(model, elements), cycles)
+            model = self._add_peaks(model, contents)
+            model = self.least_squares(self.rename(model, contents), cycles)
             waited = 0 if model.r1 < best.r1 - 0.002 else waited + 1
             best = min(best, model, key=lambda m: m.r1)
         return best
 
-    def _add_peaks(self, model, elements):
-        """The model with as many atoms as there are elements, the new ones at peaks of the difference map."""
+    def _add_peaks(self, model, contents):
+        """The model with as many atoms as `contents` has, the new ones at peaks of the difference map."""
         model = self.score(model)
         peaks = find_peaks(self.map(model, difference=True), self.reflections.cell, self.reflections.spacegroup,
-                           len(elements) - len(model.fract), exclude=model.fract)
+                           sum(contents.values()) - model.occ.sum(), exclude=model.fract)
         n, u = len(peaks), np.median(model.u_iso)
         return replace(model, fract=np.concatenate([model.fract, peaks.fract]),
-                       elements=model.elements + (elements[-1],) * n, occ=np.concatenate([model.occ, peaks.occ]),
+                       elements=model.elements + (list(contents)[-1],) * n, occ=np.concatenate([model.occ, peaks.occ]),
                        u_iso=np.concatenate([model.u_iso, np.full(n, u)]),
                        heights=np.concatenate([model.heights, np.zeros(n)]))
 
-    def rename(self, model, elements) -> Model:
+    def rename(self, model, contents) -> Model:
         """Elements by the height of the density at the atoms, heaviest to the highest, and atoms in that order."""
         rho = self.map(model)
         height = map_coordinates(rho, (model.fract % 1 * rho.shape).T, order=1, mode="grid-wrap")
         order = np.argsort(-height, kind="stable")
         model = _take(model, order)
-        return replace(model, elements=assign_elements(len(order), elements), heights=height[order] / rho.std())
+        return replace(model, elements=assign_elements(model.occ, contents), heights=height[order] / rho.std())
 
 
 def _take(model, rows):
