@@ -12,6 +12,7 @@ import pytest
 from xrd_helpers import ROOT
 from xrd_helpers import reflections as refl
 from xrd_helpers.config import UserError
+from xrd_helpers.reflections import Measured, look_like_amplitudes, read_measured, unique_hkl
 
 CELLS = {"P 1": (6.1, 8.3, 11.7, 81, 95, 104), "P -1": (6.1, 8.3, 11.7, 81, 95, 104),
          "P 1 21 1": (7.1, 9.3, 6.2, 90, 103, 90), "C 1 2 1": (12.1, 6.3, 7.2, 90, 108, 90),
@@ -342,3 +343,54 @@ def test_the_ins_and_hkl_files_of_real_cifs_say_the_same(name, tmp_path):
     assert beside.cell.parameters == pytest.approx(inside.cell.parameters, abs=0.006)
     assert beside.elements == pytest.approx(inside.elements, abs=0.01)
     assert np.array_equal(beside.hkl, inside.hkl) and np.array_equal(beside.intensity, inside.intensity)
+
+
+# ---- F or F², and what the data are worth ----
+
+def wilson(centric, n=3000, seed=0):
+    """Intensities of Wilson statistics that fall off with resolution -> (I, d)."""
+    rng = np.random.default_rng(seed)
+    s2 = rng.uniform(0.05, 1.5, n)
+    I = (rng.standard_normal(n) ** 2 if centric else rng.exponential(1, n)) * np.exp(-4 * s2)
+    return I, s2**-0.5
+
+
+@pytest.mark.parametrize("centric", [False, True])
+def test_amplitudes_are_told_from_their_squares(centric):
+    I, d = wilson(centric)
+    assert not look_like_amplitudes(I, d) and look_like_amplitudes(np.sqrt(I), d)
+    assert not look_like_amplitudes(np.sqrt(I) - 0.1 * np.sqrt(I).mean(), d), "F is never below zero"
+
+
+@pytest.mark.parametrize("hklf", ["HKLF 3", "HKLF 4", ""])
+def test_what_the_ins_file_says_of_the_values_counts(tmp_path, hklf):
+    I, d = wilson(True, 900)
+    spacegroup, cell = gemmi.SpaceGroup("P 1 21/c 1"), gemmi.UnitCell(7.3, 9.1, 8.4, 90, 111, 90)
+    hkl = unique_hkl(cell, spacegroup, 0.85)[:900]
+    I = 1000 * I[np.argsort(-d)][np.argsort(np.argsort(-cell.calculate_d_array(hkl.astype("i4"))))]
+    value = np.sqrt(I) if hklf != "HKLF 4" else I
+    (tmp_path / "job.hkl").write_text("".join("%4d%4d%4d%8.2f%8.2f\n" % (*h, x, 1) for h, x in zip(hkl, value)))
+    (tmp_path / "job.ins").write_text("TITL x\nCELL 0.71073 7.3 9.1 8.4 90 111 90\nLATT 1\nSYMM -X, 0.5+Y, 0.5-Z\nSFAC C\n"
+                                      f"UNIT 40\n{hklf}\n")
+    measured = read_measured(tmp_path / "job.hkl")
+    assert measured.kind == {"HKLF 3": "SHELX, F by HKLF 3", "HKLF 4": "SHELX, F² by HKLF 4",
+                             "": "SHELX, F by their distribution"}[hklf]
+    assert measured.intensity == pytest.approx(I, rel=0.02, abs=0.6)
+
+
+def test_quality_against_sums_by_hand():
+    """Two reflections of P-1, the first measured twice and its Friedel mate once; the third index is absent in P21/c only."""
+    cell, spacegroup = gemmi.UnitCell(5.1, 6.3, 7.7, 81, 95, 104), gemmi.SpaceGroup("P -1")
+    hkl = np.array([[1, 2, 1], [1, 2, 1], [-1, -2, -1], [0, 1, 1]])
+    measured = Measured(hkl, np.array([10.0, 14, 12, 5]), np.array([1.0, 1, 1, 2]), cell, spacegroup, {}, 0.7, (Path("x"),), "")
+    merged = measured.merge()
+    found = measured.quality(merged)
+    assert found.n_measured == 4 and found.n_unique == 2
+    assert found.r_int == pytest.approx((2 + 2 + 0) / 36) and found.i_over_sigma == pytest.approx((10 + 14 + 12 + 2.5) / 4)
+    # the reflections of half the sphere to that resolution, counted one by one
+    box = np.stack(np.meshgrid(*[np.arange(-6, 7)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    box = box[(box != 0).any(1)].astype("i4")
+    possible = (cell.calculate_d_array(box) >= merged.d_min - 1e-6).sum() / 2
+    assert found.completeness == pytest.approx(2 / possible)
+    once = Measured(hkl[2:], np.array([1.0, 1]), np.ones(2), cell, spacegroup, {}, 0.7, (Path("x"),), "")
+    assert once.quality(once.merge()).r_int is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
@@ -350,6 +351,20 @@ class Measured:
     files: tuple[Path, ...]
     kind: str
 
+    def quality(self, merged: Reflections) -> Quality:
+        """How complete the data are, and how well equivalent measurements agree."""
+        asu, ops = gemmi.ReciprocalAsu(self.spacegroup), self.spacegroup.operations()
+        rows = {tuple(h): i for i, h in enumerate(merged.hkl.tolist())}
+        row = np.array([rows.get(tuple(asu.to_asu(h, ops)[0]), -1) for h in self.hkl.tolist()])
+        intensity, row = self.intensity[row >= 0], row[row >= 0]  # systematic absences are not merged
+        times = np.bincount(row, minlength=len(merged))
+        mean, again = np.bincount(row, intensity) / times, times[row] > 1
+        total = np.abs(intensity[again]).sum()
+        r_int = np.abs(intensity - mean[row])[again].sum() / total if total > 0 else None
+        possible = len(unique_hkl(merged.cell, merged.spacegroup, merged.d_min - 1e-6))
+        return Quality(len(self.hkl), len(merged), merged.d_min, len(merged) / possible, r_int,
+                       float((self.intensity / self.sigma).mean()))
+
     def merge(self) -> Reflections:
         """``merge`` of them; ReflectionError names the file if one has no uncertainty above zero."""
         try:
@@ -358,21 +373,45 @@ class Measured:
             raise ReflectionError(f"{self.files[0]}: {error}") from None
 
 
+class Quality(NamedTuple):
+    """d_min in Å; completeness, the measured share of the reflections to d_min; r_int = Σ |I - ⟨I⟩| / Σ |I| over those
+    measured more than once, None where none was; i_over_sigma, the mean of I / sigma before merging."""
+
+    n_measured: int
+    n_unique: int
+    d_min: float
+    completeness: float
+    r_int: float | None
+    i_over_sigma: float
+
+
 @dataclass(frozen=True)
 class _About:
-    """What a file says of the crystal; None or empty where it says nothing. hklf: 3 or 4, how its .hkl is to be read."""
+    """What a file says of the crystal; None or empty where it says nothing. hklf: 3 or 4, how its .hkl is to be read, or 0."""
 
     cell: gemmi.UnitCell | None = None
     spacegroup: gemmi.SpaceGroup | None = None
     elements: dict[str, float] = field(default_factory=dict)
     wavelength: float = 0.0
-    hklf: int = 4
+    hklf: int = 0
+
+
+def look_like_amplitudes(value, d) -> bool:
+    """Whether values (n,) measured at d (n,) Å are F rather than F², by their second moment ⟨x²⟩ / ⟨x⟩² in shells.
+
+    It is 2 (acentric) or 3 (centric) for F², 1.27 or 1.57 for F (Wilson, Acta Cryst. 2 (1949) 318), and never below 1.74
+    for F² of 122 real molecules. Values below zero tell F² that background was subtracted from.
+    """
+    if (value < 0).mean() > 0.005:
+        return False
+    shells = np.array_split(np.asarray(value)[np.argsort(-d)], max(1, len(d) // 60))
+    return bool(np.median([(x**2).mean() / x.mean() ** 2 for x in shells if x.mean() > 0] or [2]) < 1.74)
 
 
 def read_measured(path, about=None) -> Measured:
     """Read measured reflections of any of these kinds, told by what the file holds rather than by its name.
 
-    - SHELX ``.hkl``; F² or F as the HKLF line of the .ins or .res says (F² where there is none). The ``.ins`` or ``.res``
+    - SHELX ``.hkl``; F² or F as the HKLF line of the .ins or .res says (where there is none, ``look_like_amplitudes``). The ``.ins`` or ``.res``
       may be named instead.
     - CIF and ``.fcf`` with a list of F², intensities or F with their uncertainties (``_refln_``, ``_diffrn_refln_``), or
       a CIF with the text of a SHELX file in it (``_shelx_hkl_file``). Reflections flagged as unreliable (x) are left out.
@@ -424,8 +463,9 @@ def read_measured(path, about=None) -> Measured:
                               f"{own.spacegroup.xhm()}")
     if rows is None:
         hkl, value, sigma = read_shelx_records(path)
-        rows = (hkl, *(_squared(value, sigma) if own.hklf == 3 else (value, sigma)))
-        kind = f"SHELX, HKLF {own.hklf}"
+        amplitudes = own.hklf == 3 if own.hklf else look_like_amplitudes(value, own.cell.calculate_d_array(hkl.astype("i4")))
+        rows = (hkl, *(_squared(value, sigma) if amplitudes else (value, sigma)))
+        kind = f"SHELX, {'F' if amplitudes else 'F²'} " + (f"by HKLF {own.hklf}" if own.hklf else "by their distribution")
     hkl, intensity, sigma = rows
     known = np.isfinite(intensity) & np.isfinite(sigma) & (hkl != 0).any(axis=1)
     if not known.any():
@@ -462,14 +502,14 @@ def _parse_ins(text, path):
         ops = [op.translated(list(c)).wrap() for op in ops for c in gemmi.symops_from_hall(f"{centring} 1").cen_ops]
         ops = {op.triplet(): op for op in ops}  # each once
         spacegroup = gemmi.find_spacegroup_by_ops(gemmi.GroupOps(list(ops.values())))
-        hklf = found.get("HKLF", ["4"])[0].split() or ["4"]
+        hklf = found.get("HKLF", ["0"])[0].split() or ["4"]
         hklf, matrix = int(hklf[0]), [float(x) for x in hklf[2:11]]
     except (KeyError, ValueError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ReflectionError(f"{path} has no CELL, LATT and SYMM that can be read: {reason}") from None
     if spacegroup is None:
         raise ReflectionError(f"{path}: LATT {latt} and its SYMM lines form no space group in a setting of the tables")
-    if hklf not in (3, 4) or matrix not in ([], [1, 0, 0, 0, 1, 0, 0, 0, 1]):
+    if hklf not in (0, 3, 4) or matrix not in ([], [1, 0, 0, 0, 1, 0, 0, 0, 1]):
         raise ReflectionError(f"{path}: HKLF {hklf}{' with a matrix' if matrix else ''} is not supported: write the "
                               "reflections as HKLF 4 (F squared) or 3 (F) on the axes of CELL")
     symbols = [word for line in found.get("SFAC", []) for word in _elements_of_sfac(line)]
