@@ -45,8 +45,10 @@ def save_model(path, name, model, **made) -> None:
         temporary.write_bytes(save(tensors, metadata=metadata))  # save_file would leave it readable by its owner alone
 
 
-def load_model(path):
+def load_model(path, models=MODELS):
     """The model of a file of weights, ready to predict on the CPU, and the dict that says how it was made.
+
+    ``models`` are those that it may be, {name: class}.
 
     Raises
     ------
@@ -64,12 +66,12 @@ def load_model(path):
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged or no file of weights: {str(error).splitlines()[0]}") from None
     name = metadata.get("model")
-    if name not in MODELS:
-        raise WeightsError(f"{path} holds weights of {name or 'an unnamed model'}, not of one of {', '.join(MODELS)}")
+    if name not in models:
+        raise WeightsError(f"{path} holds weights of {name or 'an unnamed model'}, not of one of {', '.join(models)}")
     try:
         if lacking := {"config", "made"} - metadata.keys():
             raise ValueError(f"its metadata lack {' and '.join(sorted(lacking))}")
-        model_class = MODELS[name]
+        model_class = models[name]
         choices = {key: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
                    for key, value in json.loads(metadata["config"]).items()}
         model = model_class(model_class.Config(**choices))

@@ -120,3 +120,114 @@ def plot_distributions(tables):
         ax.axis("off")
     axes.flat[0].legend(frameon=False, fontsize=8)
     return fig
+
+
+# --- shifted crystals and their phases (notebooks 07 and 08) ---
+
+
+def plot_reflections_3d(sf, title=""):
+    """A point a reflection of one box (13, 13, 13) in the space of h, k, l: its size is the amplitude, its colour the phase."""
+    sf = np.asarray(sf)
+    F, index = np.abs(sf), np.arange(sf.shape[0]) - sf.shape[0] // 2
+    h, k, l = np.meshgrid(index, index, index, indexing="ij")
+    there = F > 1e-3 * F.max()
+    fig = plt.figure(figsize=(6, 5), layout="constrained")
+    ax = fig.add_subplot(projection="3d")
+    drawn = ax.scatter(h[there], k[there], l[there], s=60 * F[there] / F.max(), c=np.degrees(np.angle(sf[there])),
+                       cmap="twilight", vmin=-180, vmax=180, lw=0)
+    ax.set(xlabel="h", ylabel="k", zlabel="l", title=title)
+    fig.colorbar(drawn, ax=ax, label="φ / °", shrink=0.6, ticks=[-180, -90, 0, 90, 180])
+    return fig
+
+
+def plot_tiling(boxes):
+    """Layers of constant l side by side, h down and k along: ``boxes`` is {name: sf (13, 13, 13)}, a pair of rows each."""
+    fig, axes = plt.subplots(2 * len(boxes), 1, figsize=(11, 2.3 * len(boxes)), layout="constrained", sharex=True)
+    largest = max(np.abs(np.asarray(sf)).max() for sf in boxes.values())
+    for pair, (name, sf) in zip(axes.reshape(-1, 2), boxes.items()):
+        sf = np.asarray(sf)
+        side = len(sf)
+        tiles = sf.transpose(0, 2, 1).reshape(side, side**2)  # (h, l, k)
+        phi = np.where(np.abs(tiles) > 1e-3 * largest, np.degrees(np.angle(tiles)), np.nan)  # none where there is no amplitude
+        images = {"$\\sqrt{|F|}$": (np.sqrt(np.abs(tiles) / largest), dict(cmap="viridis", vmin=0, vmax=1)),
+                  "φ / °": (phi, dict(cmap="twilight", vmin=-180, vmax=180))}
+        for ax, (label, (image, style)) in zip(pair, images.items()):
+            drawn = ax.imshow(image, aspect="auto", interpolation="nearest", **style)
+            fig.colorbar(drawn, ax=ax, label=label, pad=0.01)
+            ax.set(yticks=[0, side // 2, side - 1], yticklabels=[-(side // 2), 0, side // 2], ylabel="h", xticks=[])
+        pair[0].set_title(name, loc="left", fontsize=10)
+    axes[-1].set_xticks(np.arange(side) * side + side // 2, [f"l = {l}" for l in np.arange(side) - side // 2], fontsize=8)
+    return fig
+
+
+def plot_shifts(shifts, sigma):
+    """What was drawn, beside the normal distribution that it was drawn from; shifts in fractions of a."""
+    fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    ax.hist(np.ravel(shifts), 60, density=True, color="0.8", label="drawn")
+    x = np.linspace(-4 * sigma, 4 * sigma, 200)
+    ax.plot(x, np.exp(-x**2 / (2 * sigma**2)) / (sigma * np.sqrt(2 * np.pi)), label=f"normal, σ = {sigma:g}")
+    ax.set(xlabel="shift along a / a", ylabel="density")
+    ax.legend(frameon=False)
+    return fig
+
+
+def plot_phase_training(histories, baseline=None):
+    """Loss of training (thin) and validation against samples seen; ``histories`` is {name: history of ``fit_phases``}."""
+    fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for i, (name, history) in enumerate(histories.items()):
+        smooth = history["loss"].rolling(max(1, len(history) // 20), min_periods=1).mean()
+        ax.semilogy(history["samples"], smooth, color=f"C{i}", lw=0.8, ls="--", label=f"{name}, training")
+        validated = history.dropna(subset="validation")
+        ax.semilogy(validated["samples"], validated["validation"], "o-", color=f"C{i}", ms=3, label=f"{name}, validation")
+    if baseline is not None:
+        ax.axhline(baseline, color="grey", ls=":", label="linear regression")
+    ax.set(xlabel="samples seen", ylabel="Σ (1 − cos Δφ) a sample")
+    ax.legend(frameon=False, fontsize=8)
+    return fig
+
+
+def plot_overfitting(curve, variants):
+    """Left: training and test loss per reflection against the number of crystals; right: the same for regularisations.
+
+    ``curve`` has columns crystals, training, test; ``variants`` variant, training, test.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained", width_ratios=[1, 1.3])
+    for column, style in (("training", "o--"), ("test", "o-")):
+        left.plot(curve["crystals"], curve[column], style, label=column if column == "training" else "four unseen crystals")
+    left.axhline(1, color="grey", ls=":", label="random phases")
+    left.set(xscale="log", xlabel="crystals in the training set", ylabel="1 − cos Δφ, mean over reflections", ylim=(0, None))
+    left.legend(frameon=False, fontsize=8)
+    place = np.arange(len(variants))
+    right.barh(place + 0.2, variants["training"], 0.4, color="C0", label="training")
+    right.barh(place - 0.2, variants["test"], 0.4, color="C1", label="four unseen crystals")
+    right.axvline(1, color="grey", ls=":")
+    right.set(yticks=place, yticklabels=variants["variant"], xlabel="1 − cos Δφ, mean over reflections")
+    right.invert_yaxis()
+    right.legend(frameon=False, fontsize=8)
+    return fig
+
+
+def plot_isosurfaces(maps, share=0.2):
+    """Surfaces of constant density above, a slice through the origin below; ``maps`` is {title: rho (n, n, n)} over a cell.
+
+    The surface stands at ``share`` of the largest density of the first map, the cell is drawn from -1/4 to 3/4.
+    """
+    from skimage.measure import marching_cubes  # half a second of import
+
+    first = next(iter(maps.values()))
+    level, n = share * first.max(), len(first)
+    fig = plt.figure(figsize=(3 * len(maps), 5.6), layout="constrained")
+    for i, (title, rho) in enumerate(maps.items()):
+        rho = np.pad(np.roll(rho, n // 4, (0, 1, 2)), (0, 1), mode="wrap")
+        ax = fig.add_subplot(2, len(maps), i + 1, projection="3d")
+        if rho.min() < level < rho.max():
+            corners, faces, _, _ = marching_cubes(rho, level)
+            corners = corners / n - 0.25
+            ax.plot_trisurf(*corners.T[:2], faces, corners.T[2], color="C0", lw=0)
+        ax.set(xlim=(-0.25, 0.75), ylim=(-0.25, 0.75), zlim=(-0.25, 0.75), xticks=[0, 0.5], yticks=[0, 0.5], zticks=[0, 0.5])
+        ax.set_title(title, fontsize=9)
+        ax = fig.add_subplot(2, len(maps), len(maps) + i + 1)
+        ax.imshow(rho[:, :, n // 4].T, origin="lower", cmap="Greys", vmin=0, vmax=0.6 * first.max(), interpolation="bilinear",
+                  extent=[-0.25 - 0.5 / n, 0.75 + 0.5 / n] * 2)
+        ax.set(xlabel="x / a", ylabel="y / b", title="z = 0")
+    return fig
