@@ -273,19 +273,40 @@ def extend(
     mtz: Annotated[bool, typer.Option("--mtz", help="Write a merged MTZ file, too.")] = False,
 ):
     """Predict the reflections that were not measured. Measured ones stay as they are; predicted ones are batch 2."""
-    from functools import partial
     from pathlib import Path
 
-    import gemmi
-
-    from xrd_helpers import evaluation, inference
-    from xrd_helpers.metrics import UNKNOWN_R
+    from xrd_helpers import inference
     from xrd_helpers.reflections import read_measured
 
-    measured = read_measured(file, about or None)
+    measured, symbols = read_measured(file, about or None), _symbols(elements)
+    result, d_shown, words = _extend(measured, model, symbols, d_target, trials, seed)
+    stem = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_extended")
+    if not (symbols or measured.elements):
+        symbols = ["C", "H", "N", "O"]
+        print("no file states the elements: C, H, N and O were taken; correct SFAC, or give --elements")
+    paths = inference.write_extended(stem, result, symbols, csv, mtz)
+    print(inference.describe(result, d_target, d_shown))
+    print(words)
+    print("wrote " + ", ".join(map(str, paths)))
+
+
+def _symbols(elements):
+    """The words of --elements."""
+    import gemmi
+
     symbols = elements.replace(",", " ").split()
     if wrong := [symbol for symbol in symbols if not gemmi.Element(symbol).atomic_number]:
         raise UserError(f"--elements: {wrong[0]!r} is no element")
+    return symbols
+
+
+def _extend(measured, model, symbols, d_target, trials, seed):
+    """(Extended, d_shown in Å, what it is worth in words) by a method of that name."""
+    from functools import partial
+
+    from xrd_helpers import evaluation, inference
+    from xrd_helpers.metrics import UNKNOWN_R
+
     d_shown = 0.0
     if model == "phase_first":
         result, solution = inference.extend_by_structure(measured, evaluation.shell_mean(), symbols, d_target, trials, seed)
@@ -304,14 +325,74 @@ def extend(
         result = inference.extend(measured, partial(inference.predict, network), made.get("r_ext") or UNKNOWN_R,
                                   made.get("box", "monoclinic"), d_target, d_shown)
         words = inference.verdict(title, made)
-    stem = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_extended")
-    if not (symbols or measured.elements):
-        symbols = ["C", "H", "N", "O"]
-        print("no file states the elements: C, H, N and O were taken; correct SFAC, or give --elements")
-    paths = inference.write_extended(stem, result, symbols, csv, mtz)
-    print(inference.describe(result, d_target, d_shown))
-    print(words)
-    print("wrote " + ", ".join(map(str, paths)))
+    return result, d_shown, words
+
+
+@app.command(epilog="Example: xrd solve job.hkl --elements 'C H N O'")
+def solve(
+    file: Annotated[str, typer.Argument(help="Measured reflections: .hkl or .ins of SHELX, .cif, .fcf or .mtz.")],
+    about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",
+    elements: Annotated[str, typer.Option(help="As in 'C H N O', where no file states them.")] = "",
+    spacegroup: Annotated[
+        str, typer.Option(help="As in 'P 1 21/c 1'; or search, among those that the absences allow. Default: the file's.")
+    ] = "",
+    extend: Annotated[
+        str, typer.Option(help="Predict what was not measured, before phasing: a file in weights, as unet; a path; shell_mean.")
+    ] = "",
+    engine: Annotated[str, typer.Option(help="auto (SHELXT where it is found), shelxt or charge_flipping.")] = "auto",
+    shelxt: Annotated[str, typer.Option(help="Path of the SHELXT program. Default: look for it on PATH.")] = "",
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that SHELXT may take.")] = 600,
+    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping.")] = 48,
+    seed: Annotated[int, typer.Option(help="Of these starts.")] = 0,
+    d_min: Annotated[float, typer.Option(min=0, help="Leave out what was measured beyond, in Å.")] = 0,
+    out: Annotated[str, typer.Option(help="Folder for what is written. Default: FILE with _xrd.")] = "",
+):
+    """From measured reflections to atoms. Writes .res, .ins, .hkl, .cif, .mtz and a map into a folder beside the file."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    from xrd_helpers.crystals import count_elements
+    from xrd_helpers.phasing import job, output
+    from xrd_helpers.phasing.shelxt import find_shelxt
+    from xrd_helpers.reflections import read_measured
+
+    if engine not in ("auto", "shelxt", "charge_flipping"):
+        raise UserError(f"--engine {engine!r} is none of auto, shelxt and charge_flipping")
+    program = find_shelxt(shelxt) if engine != "charge_flipping" else None
+    if engine == "shelxt" and program is None:
+        raise UserError("no SHELXT program was found: name it with --shelxt, or use --engine charge_flipping")
+    measured, symbols = read_measured(file, about or None), _symbols(elements)
+    if symbols:
+        measured = replace(measured, elements=count_elements(symbols))
+    if spacegroup not in ("", "search"):
+        measured = job.in_group(measured, spacegroup)
+    if d_min:
+        inside = measured.cell.calculate_d_array(measured.hkl.astype("i4")) >= d_min
+        if not inside.any():
+            raise UserError(f"nothing was measured to --d-min {d_min:g} Å")
+        measured = replace(measured, hkl=measured.hkl[inside], intensity=measured.intensity[inside],
+                           sigma=measured.sigma[inside])
+    folder = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_xrd")
+    folder.mkdir(parents=True, exist_ok=True)
+    merged = measured.merge()
+    print(output.describe_data(measured, merged))
+    extra = None
+    if extend:
+        extended, _, words = _extend(measured, extend, symbols, 0.8, trials, seed)
+        extra = extended.predicted
+        print(f"{len(extra)} reflections predicted by {extend}. {words}")
+    try:
+        if program:
+            solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
+        else:
+            solved = job.solve(measured, extra, spacegroup == "search", trials, seed)
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(output.verdict(solved.solution, solved.tried))
+    if solved.solution is not None:
+        paths = output.write_solution(folder / measured.files[0].stem, solved.solution, measured, symbols)
+        print(f"wrote {', '.join(path.name for path in paths)} into {folder}")
 
 
 @app.command("fetch-cod", epilog="Example: xrd fetch-cod --spacegroup 'P 1 21/c 1' --max 2000 --out cod")

@@ -251,29 +251,36 @@ def write_shelx_files(path_stem, hkl, intensity, sigma, batch, cell, spacegroup,
     ``write_shelx`` for the others.
     """
     path_stem = Path(path_stem)
-    counts = count_elements(elements)
-    if "D" in counts:
-        counts["H"] = counts.get("H", 0) + counts.pop("D")
-    if not counts:
-        raise ReflectionError("SHELX needs the elements of the crystal, and none was given")
-    # carbon and hydrogen first, then by the alphabet, as formulas are written (Hill, 1900)
-    symbols = sorted(counts, key=lambda symbol: (symbol != "C", symbol != "H", symbol))
-    latt, symm = shelx_symmetry(spacegroup)
-    n_ops = len(spacegroup.operations())
-    cell = cell.parameters
-    esds = [0.001] * 3 + [0.0 if angle in (90.0, 120.0) else 0.01 for angle in cell[3:]]
-    lines = [f"TITL {title or path_stem.name}"[:80],
-             f"CELL {wavelength:.5f} " + " ".join(f"{x:.4f}" for x in cell[:3]) + " "
-             + " ".join(f"{x:.3f}" for x in cell[3:]),
-             f"ZERR {n_ops} " + " ".join(f"{x:.3f}" for x in esds),
-             f"LATT {latt}", *(f"SYMM {op}" for op in symm),
-             "SFAC " + " ".join(symbols), "UNIT " + " ".join(str(max(1, round(counts[s] * n_ops))) for s in symbols), "HKLF 4", "END"]
+    lines = [*shelx_header(cell, spacegroup, elements, title or path_stem.name, wavelength), "HKLF 4", "END"]
     rows = zip(np.asarray(hkl).tolist(), intensity, np.clip(sigma, 0.01, SHELX_MOST), np.broadcast_to(batch, len(hkl)))
     records = ["%4d%4d%4d%8.2f%8.2f%4d\n" % (*h, I, s, b) for h, I, s, b in rows]
     records.append("%4d%4d%4d%8.2f%8.2f%4d\n" % (0, 0, 0, 0, 0, 0))
     for suffix, text in ((".ins", "\n".join(lines) + "\n"), (".hkl", "".join(records))):
         with atomic_path(path_stem.with_name(path_stem.name + suffix)) as temporary:
             temporary.write_text(text, encoding="ascii", errors="replace")
+
+
+def shelx_header(cell, spacegroup, elements, title, wavelength=0.71073) -> list[str]:
+    """The lines of a SHELX file from TITL to UNIT; see ``write_shelx`` for the arguments."""
+    numbers = count_elements(elements)
+    if not numbers:
+        raise ReflectionError("SHELX needs the elements of the crystal, and none was given")
+    latt, symm = shelx_symmetry(spacegroup)
+    n_ops, symbols = len(spacegroup.operations()), shelx_elements(elements)
+    if "D" in numbers:
+        numbers["H"] = numbers.get("H", 0) + numbers["D"]
+    edges, angles = cell.parameters[:3], cell.parameters[3:]
+    esds = [0.001] * 3 + [0.0 if angle in (90.0, 120.0) else 0.01 for angle in angles]
+    return [f"TITL {title}"[:80],
+            f"CELL {wavelength:.5f} " + " ".join([f"{x:.4f}" for x in edges] + [f"{x:.3f}" for x in angles]),
+            f"ZERR {n_ops} " + " ".join(f"{x:.3f}" for x in esds), f"LATT {latt}", *(f"SYMM {op}" for op in symm),
+            "SFAC " + " ".join(symbols), "UNIT " + " ".join(str(max(1, round(numbers[s] * n_ops))) for s in symbols)]
+
+
+def shelx_elements(elements) -> list[str]:
+    """The order of SFAC: carbon and hydrogen first, then by the alphabet, as formulas are written (Hill, 1900)."""
+    return sorted({"H" if symbol == "D" else symbol for symbol in elements},
+                  key=lambda symbol: (symbol != "C", symbol != "H", symbol))
 
 
 def shelx_symmetry(spacegroup):

@@ -64,17 +64,18 @@ def find_shelxt(configured="") -> Path | None:
     return Path(found).resolve() if found else None
 
 
-def run_shelxt(reflections, elements, folder, timeout=600, executable=None, threads=2, switches=()) -> Solution:
+def run_shelxt(reflections, elements, folder, timeout=600, executable=None, threads=2, switches=(), watch=None) -> Solution:
     """Solve a structure with SHELXT.
 
     Parameters
     ----------
     reflections : Reflections
-    elements : sequence of str, symbols of the asymmetric unit or of the elements expected
+    elements : {symbol: atoms in the asymmetric unit}, or a sequence of symbols; SHELXT uses the set alone
     folder : str or Path, made if absent; the files of an earlier run in it are removed first
     timeout : float, seconds. SHELXT writes its results at the end: nothing is left of a run that is stopped.
     executable : path, by default what ``find_shelxt`` finds
     threads : int, always passed on: left alone, SHELXT takes every core of the machine
+    watch : function of (what SHELXT is busy with, seconds), called every second
     switches : sequence of str, more switches of the command line, for instance ``-m500``
 
     Returns
@@ -106,7 +107,7 @@ def run_shelxt(reflections, elements, folder, timeout=600, executable=None, thre
         except OSError as error:
             raise PhasingError(f"{executable} cannot be started: {error.strerror}") from None
         try:
-            process.wait(timeout)
+            _wait(process, timeout, began, watch and (lambda seconds: watch(_stage(folder), seconds)))
         except subprocess.TimeoutExpired:
             raise PhasingError(f"SHELXT did not finish within {timeout:g} s ({_stage(folder)}): raise the time limit "
                                "or use the built-in charge flipping") from None
@@ -120,6 +121,19 @@ def run_shelxt(reflections, elements, folder, timeout=600, executable=None, thre
     rows = read_lxt(folder / f"{NAME}.lxt")
     first = next((row for row in rows if row.file == f"{NAME}_a"), None)
     return read_res(folder / f"{NAME}_a.res", listed=first, trials=_attempts(listing), seconds=seconds)
+
+
+def _wait(process, timeout, began, watch):
+    """Wait for the end, calling watch(seconds) meanwhile; subprocess.TimeoutExpired after `timeout` seconds."""
+    while True:
+        left = timeout - (time.perf_counter() - began)
+        try:
+            return process.wait(max(0, min(left, 1)))
+        except subprocess.TimeoutExpired:
+            if left <= 1:
+                raise
+        if watch:
+            watch(time.perf_counter() - began)
 
 
 def _stop(process):

@@ -1,0 +1,227 @@
+"""From measured reflections to files: read back by gemmi, ShelXFile and cctbx, and held against crystals known beforehand."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from unittest import mock
+
+import gemmi
+import numpy as np
+import pytest
+
+from test_phasing_charge_flipping import random_crystal
+from xrd_helpers import ROOT, cli
+from xrd_helpers.cif import read_cif
+from xrd_helpers.config import UserError
+from xrd_helpers.phasing import job, output
+from xrd_helpers.phasing.origin import match_solution, solved
+from xrd_helpers.phasing.spacegroups import candidates
+from xrd_helpers.reflections import Measured, read_measured
+
+MEASURED = Path(os.environ.get("XRD_REAL_DATA") or ROOT.parent / "shared" / "data") / "measured"
+NAMES = ["P -1", "P 1 21/c 1", "C 1 2 1", "P 1 21 1"]
+
+
+def data_of(crystal, d_min=0.85, noise=0.02, seed=0):
+    """The whole sphere of intensities by gemmi, absent ones too, in units of its own, with errors."""
+    small = crystal.small_structure()
+    calculator = gemmi.StructureFactorCalculatorX(small.cell)
+    hkl = gemmi.make_miller_array(crystal.cell, gemmi.SpaceGroup("P 1"), d_min)
+    I = 0.3 * np.array([abs(calculator.calculate_sf_from_small_structure(small, h)) ** 2 for h in hkl.tolist()])
+    sigma = noise * I + 0.01 * I.mean()
+    I = I + sigma * np.random.default_rng(seed).standard_normal(len(I))
+    return Measured(hkl.astype(int), I, sigma, crystal.cell, crystal.spacegroup, crystal.contents, 0.71073,
+                    (Path("made.hkl"),), "made up")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def done(request, tmp_path_factory):
+    """(crystal, data, Solution, {suffix: path})."""
+    crystal = random_crystal(request.param)
+    data = data_of(crystal)
+    solution, tried = job.solve(data, trials=16, seed=1)
+    assert tried == [crystal.spacegroup] and solution.accepted and solved(solution, crystal)
+    paths = output.write_solution(tmp_path_factory.mktemp("out") / "made", solution, data)
+    return crystal, data, solution, {path.suffix: path for path in paths}
+
+
+def check_sites(done, cell, elements, fract, occ):
+    crystal, data, solution, _ = done
+    assert cell == pytest.approx(crystal.cell.parameters, abs=2e-3)
+    assert list(elements) == list(solution.elements)
+    assert np.asarray(fract) == pytest.approx(solution.fract, abs=2e-5) and np.asarray(occ) == pytest.approx(solution.occ)
+
+
+def test_gemmi_reads_the_cif(done):
+    small = gemmi.read_small_structure(str(done[3][".cif"]))
+    assert small.spacegroup.number == done[0].spacegroup.number
+    assert {op.triplet() for op in gemmi.GroupOps([gemmi.Op(x) for x in small.symops])} == {
+        op.triplet() for op in done[0].spacegroup.operations()}
+    check_sites(done, small.cell.parameters, [site.element.name for site in small.sites],
+                [site.fract.tolist() for site in small.sites], [1] * len(small.sites))
+    crystal = read_cif(done[3][".cif"])
+    assert match_solution(done[2], crystal).rms < 1e-3 and crystal.u_iso == pytest.approx(done[2].u_iso, abs=1e-5)
+
+
+def test_shelxfile_reads_the_res(done):
+    from shelxfile import Shelxfile
+
+    res = Shelxfile()
+    res.read_file(str(done[3][".res"]))
+    check_sites(done, [*res.cell][:6], [atom.element for atom in res.atoms.all_atoms],
+                [atom.frac_coords for atom in res.atoms.all_atoms], [atom.occupancy for atom in res.atoms.all_atoms])
+    assert sum(not atom.qpeak for atom in res.atoms.all_atoms) == 7, "no atom was invented"
+    assert res.hklf.n == 4 and len(res.symmcards) > 0
+
+
+@pytest.mark.skipif(not find_spec("iotbx"), reason="cctbx-base is not installed (the bench extra)")
+def test_iotbx_reads_the_res(done):
+    # in a process of its own: cctbx crashes when it is imported after torch
+    script = """if 1:
+        import json, sys
+        import iotbx.shelx
+        s = iotbx.shelx.parse_smtbx_refinement_model(filename=sys.argv[1]).structure
+        atoms = [[x.element_symbol(), x.site, x.weight()] for x in s.scatterers()]
+        print(json.dumps([s.unit_cell().parameters(), atoms, s.space_group_info().type().number()]))"""
+    printed = subprocess.run([sys.executable, "-c", script, done[3][".res"]], capture_output=True, text=True, check=True).stdout
+    cell, atoms, number = json.loads(printed)
+    check_sites(done, cell, *zip(*atoms))
+    assert number == done[0].spacegroup.number
+
+
+def test_the_data_come_back_as_they_were(done):
+    again = read_measured(done[3][".hkl"])
+    data = done[1]
+    np.testing.assert_array_equal(again.hkl, data.hkl)
+    ratio = again.intensity.sum() / data.intensity.sum()
+    assert again.intensity == pytest.approx(ratio * data.intensity, abs=0.01) and again.elements == pytest.approx(data.elements)
+    text = done[3][".res"].read_text()
+    # the scale of |F|: calculated amplitudes times FVAR are the roots of the intensities in the .hkl file
+    scale = float(re.search(r"FVAR +(\S+)", text)[1])
+    assert scale == pytest.approx(np.sqrt(0.3 * ratio), rel=0.03)
+
+
+def test_the_mtz_holds_phases_of_the_atoms(done):
+    mtz = gemmi.read_mtz_file(str(done[3][".mtz"]))
+    small = output.as_crystal(done[2]).small_structure()
+    calculator = gemmi.StructureFactorCalculatorX(small.cell)
+    sf = np.array([calculator.calculate_sf_from_small_structure(small, h) for h in mtz.make_miller_array().tolist()])
+    F, FC, PHIC = (mtz.column_with_label(label).array for label in ("F", "FC", "PHIC"))
+    strong = np.abs(sf) > 3
+    turn = np.exp(1j * np.radians(PHIC)) * np.exp(-1j * np.angle(sf))
+    assert np.abs(turn[strong] - 1).max() < 1e-3
+    assert np.corrcoef(FC, np.abs(sf))[0, 1] > 0.99999 and np.abs(F - FC).sum() / F.sum() < 0.1
+
+
+def test_the_map_stands_on_the_atoms(done):
+    ccp4 = gemmi.read_ccp4_map(str(done[3][".ccp4"]))
+    ccp4.setup(float("nan"))
+    assert ccp4.grid.unit_cell.parameters == pytest.approx(done[0].cell.parameters, abs=1e-3)
+    values = ccp4.grid.array
+    for xyz in done[2].fract:
+        assert ccp4.grid.interpolate_value(gemmi.Fractional(*xyz)) > 3 * values.std()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_space_group_is_among_those_that_explain_most_absences(name):
+    crystal = random_crystal(name)
+    first = candidates(data_of(crystal))[0]
+    assert crystal.spacegroup.number in [group.number for group in first]
+    assert {"P 1 21/c 1": 1}.get(name, 9) >= len(first), "P21/c has absences of its own"
+
+
+@pytest.mark.parametrize("name", ["P -1", "P 1 21/c 1", "P 1 21 1"])
+def test_the_space_group_is_found(name):
+    crystal = random_crystal(name)
+    hidden = job.in_group(data_of(crystal), {"P -1": "P 1"}.get(name, "P 1 2 1"))
+    solution, tried = job.solve(hidden, search=True, seed=1)
+    assert solution.accepted and solution.spacegroup.xhm() == name and solution.spacegroup in tried
+    assert solved(solution, crystal)
+
+
+def test_the_contents_of_the_cell_stay_in_another_group():
+    data = data_of(random_crystal("P 1 21/c 1"))
+    assert job.in_group(data, "P 1 21 1").elements == {"S": 2, "O": 4, "N": 2, "C": 6}
+    with pytest.raises(UserError, match="not of the Laue class of P 1 21/c 1"):
+        job.in_group(data, "P -1")
+    with pytest.raises(UserError, match="'P 1 21/q 1' is no space group"):
+        job.in_group(data, "P 1 21/q 1")
+
+
+def test_without_a_structure_it_says_so():
+    data = data_of(random_crystal("P 1 21/c 1"), d_min=1.0)
+    shuffled = np.random.default_rng(0).permutation(data.intensity)
+    solution, _ = job.solve(Measured(**{**vars(data), "intensity": shuffled}), trials=2)
+    assert output.verdict(solution, []).startswith("Not solved") and output.verdict(None).startswith("Not solved")
+
+
+def test_what_is_read_is_described():
+    data = data_of(random_crystal("P -1"))
+    text = output.describe_data(data, data.merge())
+    assert "made.hkl (made up)" in text and "to 0.85 Å, 100 % complete, none measured twice" in text
+
+
+# --- the command ---
+
+
+def test_xrd_solve_writes_into_a_folder_beside_the_file(tmp_path, capsys):
+    crystal = random_crystal("P 1 21/c 1")
+    data = data_of(crystal)
+    solution, _ = job.solve(data, trials=4, seed=1)
+    output.write_solution(tmp_path / "job", solution, data)  # for the .hkl and .ins
+    for suffix in (".res", ".cif", ".mtz", ".ccp4"):
+        (tmp_path / f"job{suffix}").unlink()
+    assert run("solve", str(tmp_path / "job.hkl"), "--engine", "charge_flipping") == 0
+    printed = capsys.readouterr().out
+    assert "Solved in P 1 21/c 1: 7 atoms" in printed and "SHELX, F² by HKLF 4" in printed
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["job.hkl", "job.ins", "job_xrd"]
+    assert {p.suffix for p in (tmp_path / "job_xrd").iterdir()} == {".hkl", ".ins", ".res", ".cif", ".mtz", ".ccp4"}
+    assert solved(job.Solution(**{**vars(solution), "fract": read_cif(tmp_path / "job_xrd" / "job.cif").fract}), crystal)
+
+
+def test_xrd_solve_refuses_in_a_sentence(tmp_path, capsys):
+    data = data_of(random_crystal("P -1"))
+    solution, _ = job.solve(data, trials=4)
+    output.write_solution(tmp_path / "job", solution, data)
+
+    def message(*more):
+        assert run("solve", str(tmp_path / "job.hkl"), *more) == 2
+        return capsys.readouterr().err
+
+    assert message("--engine", "magic") == "xrd: --engine 'magic' is none of auto, shelxt and charge_flipping\n"
+    assert "config.yaml names /no/such/program as SHELXT" in message("--shelxt", "/no/such/program")
+    assert "not of the Laue class" in message("--spacegroup", "P 1 21/c 1")
+    assert message("--elements", "C Xy") == "xrd: --elements: 'Xy' is no element\n"
+    assert "nothing was measured to --d-min 90 Å" in message("--d-min", "90")
+    (tmp_path / "job.hkl").write_bytes(b"\x00\xff" * 300)
+    assert "job.hkl, line 1" in message()
+    assert run("solve", str(tmp_path / "absent.hkl")) == 2
+
+
+def run(*arguments):
+    """Exit code of the command line."""
+    with mock.patch.object(sys, "argv", ["xrd", *arguments]), pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code or 0
+
+
+@pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}: set XRD_REAL_DATA")
+def test_all_measured_data_sets_are_solved_from_their_intensities():
+    with open(MEASURED / "SOURCES.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    for row in rows:
+        data = read_measured(MEASURED / row["file"], MEASURED / row["model"] if row["model"] != row["file"] else None)
+        quality = data.quality(data.merge())
+        assert quality.n_unique == pytest.approx(int(row["n_asu"]), rel=0.01), row["id"]
+        assert quality.d_min == pytest.approx(float(row["d_min"]), abs=0.005), row["id"]
+        assert quality.completeness == pytest.approx(float(row["completeness"]), abs=0.02), row["id"]
+        published = read_cif(MEASURED / row["model"])
+        solution, _ = job.solve(data)
+        match = match_solution(solution, published)
+        assert solution.accepted and match.n_matched == match.n_true, (row["id"], match)

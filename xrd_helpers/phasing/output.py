@@ -1,0 +1,150 @@
+"""What a solution is handed on as: SHELX, CIF, CCP4 and MTZ files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from ..config import atomic_path
+from ..crystals import Crystal, count_elements
+from ..reflections import Measured, Reflections, shelx_elements, shelx_header, write_shelx_files
+from ..structure_factors import structure_factors
+from .charge_flipping import Solution
+
+
+def as_crystal(solution: Solution, name="solution") -> Crystal:
+    return Crystal(name, solution.cell, solution.spacegroup, tuple(solution.elements), solution.fract, solution.u_iso,
+                   solution.occ, source=solution.engine)
+
+
+def labels(elements) -> list[str]:
+    """C1, C2, O1 ...: each element numbered by itself."""
+    return [f"{element}{elements[:i].count(element) + 1}" for i, element in enumerate(elements)]
+
+
+def write_solution(stem, solution: Solution, measured: Measured, elements=()) -> list[Path]:
+    """Write ``.hkl``, ``.ins`` (data alone), ``.res`` (with the atoms), ``.cif``, ``.mtz`` and, where there is a map, ``.ccp4``.
+
+    Parameters
+    ----------
+    stem : path of the files without their suffix
+    solution : on the axes of the data
+    measured : the reflections it was found from
+    elements : {symbol: atoms in the asymmetric unit}, for SFAC and UNIT, by default those of the data or of the atoms
+
+    Returns
+    -------
+    list of Path
+    """
+    stem, crystal, merged = Path(stem), as_crystal(solution, Path(stem).name), measured.merge()
+    elements = count_elements(elements or measured.elements or crystal.contents)
+    elements |= {symbol: n for symbol, n in crystal.contents.items() if symbol not in elements}
+    wavelength = measured.wavelength or 0.71073
+    sf = structure_factors(crystal, merged.hkl)
+    scale = float(merged.F @ np.abs(sf) / (np.abs(sf) @ np.abs(sf)))
+    largest = max(np.abs(measured.intensity).max(), measured.sigma.max())
+    fits = 9999.0 / largest if largest > 99999.0 or largest < 100 else 1.0
+    write_shelx_files(stem, measured.hkl, measured.intensity * fits, measured.sigma * fits, 1, measured.cell,
+                      solution.spacegroup, elements, wavelength=wavelength)
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".hkl", ".ins", ".res", ".cif", ".mtz")]
+    _write_text(paths[2], _res(solution, elements, stem.name, wavelength, scale * np.sqrt(fits)))
+    _write_text(paths[3], _cif(solution, stem.name, wavelength))
+    with atomic_path(paths[4]) as temporary:
+        _mtz(merged, sf * scale, solution.spacegroup, wavelength).write_to_file(str(temporary))
+    if solution.rho is not None:
+        paths.append(stem.with_name(stem.name + ".ccp4"))
+        with atomic_path(paths[5]) as temporary:
+            _ccp4(solution).write_ccp4_map(str(temporary))
+    return paths
+
+
+def _write_text(path, lines):
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _res(solution, elements, title, wavelength, scale):
+    """Atoms for SHELXL: occupancies held fixed (10 + occ), isotropic U free, FVAR the scale of |F|."""
+    number = {symbol: i for i, symbol in enumerate(shelx_elements(elements), 1)}
+    atoms = [f"{label:<4} {number[element]:2d} " + " ".join(f"{x:9.5f}" for x in xyz) + f" {10 + occ:9.5f} {u:8.5f}"
+             for label, element, xyz, occ, u in zip(labels(solution.elements), solution.elements, solution.fract, solution.occ,
+                                                    solution.u_iso)]
+    return [*shelx_header(solution.cell, solution.spacegroup, elements, title, wavelength),
+            f"REM {solution.engine}: R1 {solution.r1:.4f}, {len(atoms)} atoms, without hydrogen", "L.S. 10", "BOND", "FMAP 2",
+            "PLAN 20", "WGHT 0.1", f"FVAR {scale:.5f}", *atoms, "HKLF 4", "END"]
+
+
+def _cif(solution, title, wavelength):
+    block = gemmi.cif.Document().add_new_block(title.replace(" ", "_") or "solution")
+    for name, value in zip(("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"),
+                           solution.cell.parameters):
+        block.set_pair(f"_cell_{name}", f"{value:.6g}")
+    block.set_pair("_cell_volume", f"{solution.cell.volume:.3f}")
+    block.set_pair("_space_group_name_H-M_alt", gemmi.cif.quote(solution.spacegroup.xhm()))
+    block.set_pair("_space_group_IT_number", str(solution.spacegroup.number))
+    block.set_pair("_diffrn_radiation_wavelength", f"{wavelength:.5f}")
+    block.set_pair("_refine_ls_R_factor_all", f"{solution.r1:.4f}")
+    symmetry = block.init_loop("_space_group_symop_", ["operation_xyz"])
+    for op in solution.spacegroup.operations():
+        symmetry.add_row([gemmi.cif.quote(op.triplet())])
+    sites = block.init_loop("_atom_site_", ["label", "type_symbol", "fract_x", "fract_y", "fract_z", "U_iso_or_equiv",
+                                            "adp_type", "occupancy", "site_symmetry_multiplicity"])
+    n_ops = len(solution.spacegroup.operations())
+    for label, element, xyz, u, occ in zip(labels(solution.elements), solution.elements, solution.fract, solution.u_iso,
+                                           solution.occ):
+        # CIF gives the share of the site that is filled: here all of it, and the site as often as symmetry repeats it
+        sites.add_row([label, element, *(f"{x:.5f}" for x in xyz), f"{u:.5f}", "Uiso", "1", str(round(n_ops * occ))])
+    return block.as_string().splitlines()
+
+
+def _mtz(merged, sf, spacegroup, wavelength):
+    """F and sigF as measured, and amplitude (on their scale) and phase of the atoms."""
+    file = gemmi.Mtz(with_base=True)
+    file.cell, file.spacegroup = merged.cell, spacegroup
+    file.add_dataset("solution").wavelength = wavelength
+    for label, kind in (("F", "F"), ("SIGF", "Q"), ("FC", "F"), ("PHIC", "P")):
+        file.add_column(label, kind)
+    columns = [merged.F, merged.sigF, np.abs(sf), np.degrees(np.angle(sf))]
+    file.set_data(np.column_stack([merged.hkl, *columns]).astype(np.float32))
+    return file
+
+
+def _ccp4(solution):
+    """The density of the whole cell; P1, since the grid need not have the symmetry of the space group."""
+    ccp4 = gemmi.Ccp4Map()
+    ccp4.grid = gemmi.FloatGrid(np.ascontiguousarray(solution.rho, np.float32))
+    ccp4.grid.set_unit_cell(solution.cell)
+    ccp4.grid.spacegroup = gemmi.SpaceGroup("P 1")
+    ccp4.update_ccp4_header()
+    return ccp4
+
+
+def describe_data(measured: Measured, merged: Reflections) -> str:
+    """What was read and how good it is, in words."""
+    q = measured.quality(merged)
+    agreement = "none measured twice" if q.r_int is None else f"R_int {q.r_int:.3f}"
+    return (f"{measured.files[0]} ({measured.kind}): {q.n_measured} measurements of {q.n_unique} reflections in "
+            f"{measured.spacegroup.xhm()}, to {q.d_min:.2f} Å, {100 * q.completeness:.0f} % complete, {agreement}, "
+            f"mean I/sigma {q.i_over_sigma:.1f}")
+
+
+def verdict(solution: Solution | None, tried=()) -> str:
+    """Solved or not, and why one should believe it, in words."""
+    where = f" in {solution.spacegroup.xhm()}" if solution else ""
+    if len(tried) > 1:
+        where += f" (tried: {', '.join(group.xhm() for group in tried)})"
+    if solution is None:
+        return f"Not solved{where}: no random start led to atoms."
+    found = (f"{len(solution.elements)} atoms, R1 {solution.r1:.3f} without hydrogen, {solution.engine}, {solution.trials} random "
+             f"starts, {solution.seconds:.1f} s")
+    return f"Solved{where}: {found}." if solution.accepted else (
+        f"Not solved{where}: the best of what was found is written, but wrong atoms explain data as well ({found}).")
+
+
+def watch_on_terminal(stage, seconds):
+    """Show what SHELXT is busy with, on one line of a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[KSHELXT, {seconds:.0f} s: {stage}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,57 @@
+"""Which space groups a data set allows: those of its Laue class whose absent reflections are absent.
+
+International Tables for Crystallography, Vol. A, chapter 1.6 (reflection conditions).
+"""
+
+from __future__ import annotations
+
+import gemmi
+import numpy as np
+
+from ..crystals import rotations_and_translations
+from ..reflections import Measured
+
+ABSENT = 0.08   # mean intensity of absent reflections, of that of all at their resolution, at most
+SIGMAS = 3.0    # or so many standard uncertainties of their mean
+
+
+def laue_group(spacegroup):
+    """The rotations of a space group and the inversion, as a set of triplets: the same for all groups of a Laue class
+    in one setting of the axes."""
+    rot, _ = rotations_and_translations(spacegroup)
+    return frozenset(map(lambda r: tuple(r.ravel()), np.concatenate([rot, -rot])))
+
+
+def candidates(measured: Measured) -> list[list[gemmi.SpaceGroup]]:
+    """Space groups that the data allow, in the setting of the data; those that explain the most absences come first.
+
+    Groups of one inner list have the same absences, so that the data alone do not tell them apart. The lattice centring
+    is that of the data.
+    """
+    laue = laue_group(measured.spacegroup)
+    centring = measured.spacegroup.operations().find_centering()
+    # what the lattice forbids tells nothing about the other operators
+    lattice = gemmi.GroupOps([gemmi.Op().translated(list(shift)) for shift in measured.spacegroup.operations().cen_ops])
+    present = ~np.array(lattice.systematic_absences(measured.hkl.astype(np.int32)), bool)
+    hkl, intensity, sigma = (x[present] for x in (measured.hkl.astype(np.int32), measured.intensity, measured.sigma))
+    d = measured.cell.calculate_d_array(hkl)
+    order = np.argsort(d)
+    expected = np.empty(len(d))
+    for part in np.array_split(order, max(1, len(d) // 100)):
+        expected[part] = max(intensity[part].mean(), 1e-9)
+    ratio, sigma = intensity / expected, sigma / expected
+    found = {}
+    for group in gemmi.spacegroup_table():
+        if group.ext == "1" or laue_group(group) != laue or group.operations().find_centering() != centring:
+            continue
+        absent = np.array(group.operations().systematic_absences(hkl), bool)
+        if absent.any():
+            mean, error = ratio[absent].mean(), np.sqrt((sigma[absent] ** 2).sum()) / absent.sum()
+            if mean > ABSENT and mean > SIGMAS * error:
+                continue
+        alike = found.setdefault(absent.tobytes(), (int(absent.sum()), []))[1]
+        if group.number not in [other.number for other in alike]:  # the same group on another origin, as C 1 21 1 is C 1 2 1
+            alike.append(group)
+    # centrosymmetric ones first: they are more common, and half as many parameters
+    return [sorted(groups, key=lambda group: not group.is_centrosymmetric())
+            for _, groups in sorted(found.values(), key=lambda entry: -entry[0])]
