@@ -124,7 +124,7 @@ def _read_block(block, path, name, keep_disordered):
     except RuntimeError as error:  # a cell angle of zero
         raise CifError(f"{path} has no usable unit cell: {error}", "no cell") from None
     cell = small.cell
-    spacegroup, other_symbol = _spacegroup(small, path)
+    spacegroup, other_symbol = spacegroup_of_cif(small, path)
     occupancy = np.array([site.occ for site in small.sites])
     small.change_occupancies_to_crystallographic()
     rows = block.find("_atom_site_", ["label", "?calc_flag", "?disorder_group"])
@@ -155,7 +155,7 @@ def _read_block(block, path, name, keep_disordered):
     return CifEntry(str(path), name, crystal, without_u=int((~stated).sum()), other_symbol=other_symbol)
 
 
-def _spacegroup(small, path):
+def spacegroup_of_cif(small, path):
     """The space group in the setting of the file, and whether a symbol or number of the file names another one.
 
     By the operators first, completed by the symbols where they do not suffice.

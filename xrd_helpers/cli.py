@@ -135,7 +135,7 @@ def train(
     minutes: Annotated[float, typer.Option(min=0, help="End after so many minutes; 0 is no limit.")] = 0,
     steps: Annotated[int, typer.Option(min=0, help="End after so many steps; 0 is no limit.")] = 0,
     n_crystals: Annotated[int, typer.Option(min=0, help="End after so many crystals; 0 is no limit.")] = 0,
-    crystals: Annotated[str, typer.Option(help="File of crystals, as xrd generate writes it. Default: made while training.")] = "",
+    crystals: Annotated[str, typer.Option(help="File of crystals, of xrd generate. Default: made while training.")] = "",
     recipe: Annotated[str, typer.Option(help="Without a file, what crystals are made of: atoms or molecules.")] = "molecules",
     n_validation: Annotated[int, typer.Option(min=0, help="Crystals that are kept aside, to see how it goes.")] = 32,
     n_validations: Annotated[int, typer.Option(min=0, help="How often these are looked at.")] = 20,
@@ -149,7 +149,7 @@ def train(
         tuple[float, float], typer.Option(help="Draw the resolution of each training crystal between two, as in 1.3 1.7.")
     ] = (0, 0),
     missing: Annotated[float, typer.Option(help="Hide up to this share of the measured reflections, as in 0.15.")] = 0,
-    noise: Annotated[float, typer.Option(help="Errors of intensities, up to this share of their mean, beside 2 % of each.")] = 0,
+    noise: Annotated[float, typer.Option(help="Errors of intensities: up to this share of the mean, and 2 % of each.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the start of the weights, and of all that is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Devices of each node; on a CPU, processes.")] = 1,
@@ -198,7 +198,7 @@ def evaluate(
     d_input: Annotated[float, typer.Option(help="Resolution of the measured amplitudes, in Å.")] = 1.5,
     d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
     missing: Annotated[float, typer.Option(help="Hide up to this share of the measured reflections, as in 0.15.")] = 0,
-    noise: Annotated[float, typer.Option(help="Errors of intensities, up to this share of their mean, beside 2 % of each.")] = 0,
+    noise: Annotated[float, typer.Option(help="Errors of intensities: up to this share of the mean, and 2 % of each.")] = 0,
     curve: Annotated[int, typer.Option(min=20, help="Random crystals that the shell mean is taken from.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the choice of crystals to phase, of the starts and of the shuffling.")] = 0,
     keep_disordered: Annotated[bool, typer.Option("--keep-disordered", help="Keep disordered crystals too.")] = False,
@@ -246,7 +246,8 @@ def evaluate(
         if {"all", "phase_first"} & set(model):
             methods["phase first"] = partial(phase_first_boxes, mean=mean, trials=trials, seed=seed)
         methods |= ev.know_nothing(mean, seed)
-        result = ev.evaluate(crystals, methods, box, d_input, d_target, solve, trials, seed, measurement=Measurement(None, missing, noise),
+        measurement = Measurement(None, missing, noise)
+        result = ev.evaluate(crystals, methods, box, d_input, d_target, solve, trials, seed, measurement=measurement,
                              progress=True)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
@@ -261,7 +262,7 @@ def evaluate(
 def extend(
     file: Annotated[str, typer.Argument(help="Measured reflections: .hkl or .ins of SHELX, .cif, .fcf or .mtz.")],
     model: Annotated[
-        str, typer.Option(help="phase_first: by the atoms found in what was measured. Or a file in weights, as unet; a path; shell_mean.")
+        str, typer.Option(help="phase_first, by the atoms found in what was measured; a file in weights, as unet; a path; shell_mean.")
     ] = "phase_first",
     about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",
     out: Annotated[str, typer.Option(help="Path of what is written, without suffix. Default: FILE with _extended.")] = "",
@@ -337,7 +338,7 @@ def solve(
         str, typer.Option(help="As in 'P 1 21/c 1'; or search, among those that the absences allow. Default: the file's.")
     ] = "",
     extend: Annotated[
-        str, typer.Option(help="Predict what was not measured, before phasing: a file in weights, as unet; a path; shell_mean.")
+        str, typer.Option(help="Predict what was not measured, before phasing: a file in weights, as unet; shell_mean.")
     ] = "",
     engine: Annotated[str, typer.Option(help="auto (SHELXT where it is found), shelxt or charge_flipping.")] = "auto",
     shelxt: Annotated[str, typer.Option(help="Path of the SHELXT program. Default: look for it on PATH.")] = "",

@@ -24,7 +24,8 @@ def count_elements(elements, amounts=None) -> dict[str, float]:
     elements : sequence of symbols, or already such a dict
     amounts : how much each of a sequence counts, by default 1
     """
-    pairs = elements.items() if hasattr(elements, "items") else zip(elements, itertools.repeat(1) if amounts is None else amounts)
+    amounts = itertools.repeat(1) if amounts is None else amounts
+    pairs = elements.items() if hasattr(elements, "items") else zip(elements, amounts)
     numbers = {}
     for symbol, amount in sorted(pairs, key=lambda pair: -gemmi.Element(pair[0]).atomic_number):
         numbers[symbol] = numbers.get(symbol, 0) + float(amount)

@@ -128,7 +128,7 @@ def select_fitting(crystals, box: Box, d_target: float):
 
 
 @lru_cache(maxsize=256)
-def _symmetry(box_name, spacegroup_symbol):
+def absences_and_epsilon(box_name, spacegroup_symbol):
     """(absent (n,) bool, epsilon (n,)) of the voxels of a box in a space group; the same for every crystal of it."""
     box, group = BOXES[box_name], gemmi.SpaceGroup(spacegroup_symbol).operations()
     hkl = np.ascontiguousarray(box.hkl, dtype=np.int32)
@@ -191,7 +191,7 @@ class AmplitudeBoxes:
         d = inverse_d2.clamp(min=1e-12).rsqrt()
         d[inverse_d2 == 0] = torch.inf
         target, measured = (d >= d_target) & d.isfinite(), (d >= d_input) & d.isfinite()
-        symmetry = [_symmetry(box.name, crystal.spacegroup.xhm()) for crystal in crystals]
+        symmetry = [absences_and_epsilon(box.name, crystal.spacegroup.xhm()) for crystal in crystals]
         absent = torch.as_tensor(np.array([s[0] for s in symmetry]), device=device)
         epsilon = torch.as_tensor(np.array([s[1] for s in symmetry]), dtype=dtype, device=device)
         needed = target.any(dim=0)

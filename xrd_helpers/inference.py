@@ -20,7 +20,7 @@ from safetensors.torch import save
 from . import locate
 from .config import UserError, atomic_path, shown
 from .crystals import Crystal
-from .gridding import BOXES, AmplitudeBoxes, _symmetry, check_fit, to_box_setting
+from .gridding import BOXES, AmplitudeBoxes, absences_and_epsilon, check_fit, to_box_setting
 from .metrics import UNKNOWN_R, ShellMean, shells
 from .models import MODELS, TITLES
 from .phasing.charge_flipping import Solution
@@ -193,7 +193,7 @@ def measured_box(merged: Reflections, box="monoclinic", d_target=0.8, d_shown=0.
     crystal = to_box_setting(data)
     check_fit(crystal, BOXES[box], d_target)
     box = BOXES[box]
-    absent, epsilon = _symmetry(box.name, crystal.spacegroup.xhm())
+    absent, epsilon = absences_and_epsilon(box.name, crystal.spacegroup.xhm())
     with np.errstate(divide="ignore"):
         d = crystal.cell.calculate_1_d2_array(box.hkl.astype(np.int32)) ** -0.5
     target = (d >= d_target) & np.isfinite(d)

@@ -116,8 +116,8 @@ class ShellMean:
 
     ``s2`` (m,) is 1/d² in Å⁻² and ``curve`` (m,) the mean amplitude there. A crystal's mean is
     k exp(-B/4d²) curve(1/d²); k and B follow from its measured amplitudes (Wilson, Nature 150, 152, 1942), with the
-    median ``B`` and the spread ``sigma_B`` (Å²) of the training crystals as prior: to 1.5 Å the data alone leave B too uncertain to
-    extrapolate, which would make the row weaker than it has to be.
+    median ``B`` and the spread ``sigma_B`` (Å²) of the training crystals as prior: to 1.5 Å the data alone leave B too
+    uncertain to extrapolate, which would make the row weaker than it has to be.
     """
 
     s2: np.ndarray

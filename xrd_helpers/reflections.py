@@ -10,7 +10,7 @@ from typing import NamedTuple
 import gemmi
 import numpy as np
 
-from .cif import _spacegroup as spacegroup_of_cif
+from .cif import spacegroup_of_cif
 from .config import UserError, atomic_path
 from .crystals import count_elements, rotations_and_translations
 
@@ -394,7 +394,7 @@ class Quality(NamedTuple):
 
 @dataclass(frozen=True)
 class _About:
-    """What a file says of the crystal; None or empty where it says nothing. hklf: 3 or 4, how its .hkl is to be read, or 0."""
+    """What a file says of the crystal; None or empty where it says nothing. hklf: 3 or 4, how its .hkl is read, or 0."""
 
     cell: gemmi.UnitCell | None = None
     spacegroup: gemmi.SpaceGroup | None = None
@@ -418,8 +418,8 @@ def look_like_amplitudes(value, d) -> bool:
 def read_measured(path, about=None) -> Measured:
     """Read measured reflections of any of these kinds, told by what the file holds rather than by its name.
 
-    - SHELX ``.hkl``; F² or F as the HKLF line of the .ins or .res says (where there is none, ``look_like_amplitudes``). The ``.ins`` or ``.res``
-      may be named instead.
+    - SHELX ``.hkl``; F² or F as the HKLF line of the .ins or .res says (``look_like_amplitudes`` without).
+      The ``.ins`` or ``.res`` may be named instead.
     - CIF and ``.fcf`` with a list of F², intensities or F with their uncertainties (``_refln_``, ``_diffrn_refln_``), or
       a CIF with the text of a SHELX file in it (``_shelx_hkl_file``). Reflections flagged as unreliable (x) are left out.
     - MTZ: the first intensities with their uncertainties, else the first amplitudes.

@@ -375,9 +375,9 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
     trained, optimizer = fabric.setup(model, optimizer)
     averaged = copy.deepcopy(model).requires_grad_(False) if ema else model
     # what a checkpoint has to agree in
-    order = dict(model=repr(getattr(model, "config", type(model).__name__)), crystals=source.label, box=box.name, d_input=d_input, d_target=d_target,
-                 measurement=repr(measurement), steps=budget.steps, minutes=minutes, batch=size, lr=lr,
-                 weight_decay=weight_decay, ema=ema, seed=seed)
+    order = dict(model=repr(getattr(model, "config", type(model).__name__)), crystals=source.label, box=box.name,
+                 d_input=d_input, d_target=d_target, measurement=repr(measurement), steps=budget.steps, minutes=minutes,
+                 batch=size, lr=lr, weight_decay=weight_decay, ema=ema, seed=seed)
     history = _resume(checkpoint, order, model, averaged, optimizer) if checkpoint else []
     last = seconds = history[-1]["seconds"] if history else 0.0
     start = time.perf_counter() - seconds
@@ -646,7 +646,8 @@ def train(name, out, *, crystals="", recipe="molecules", box="monoclinic", d_inp
     if box not in BOXES:
         raise UserError(f"there is no box {box!r}: the boxes are {', '.join(BOXES)}")
     if out.suffix != ".safetensors":
-        raise UserError(f"weights are written as safetensors: name the file {out.with_suffix('.safetensors').name}, not {out.name}")
+        right = out.with_suffix(".safetensors").name
+        raise UserError(f"weights are written as safetensors: name the file {right}, not {out.name}")
     if out.exists() and not checkpoint.exists() and not overwrite:
         raise UserError(f"{shown(out)} is there already: choose another name, or add --overwrite")
     settings = dict(box=BOXES[box], d_input=d_input, d_target=d_target)

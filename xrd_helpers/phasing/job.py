@@ -72,10 +72,10 @@ def _phase(measured, extra, trials, seed):
     return phase(_together(measured, extra), measured.elements, trials, seed)
 
 
-def solve_with_shelxt(measured: Measured, folder, program, extra: Reflections | None = None, timeout=600.0, watch=None) -> Solved:
+def solve_with_shelxt(measured: Measured, folder, program, extra=None, timeout=600.0, watch=None) -> Solved:
     """The same by SHELXT, which finds the space group by itself; see ``shelxt.run_shelxt`` for what it raises."""
-    solution = shelxt.run_shelxt(_together(measured, extra), measured.elements or ["C", "H", "N", "O"], Path(folder), timeout,
-                                 program, watch=watch)
+    elements = measured.elements or ["C", "H", "N", "O"]
+    solution = shelxt.run_shelxt(_together(measured, extra), elements, Path(folder), timeout, program, watch=watch)
     return Solved(solution, [solution.spacegroup])
 
 

@@ -26,7 +26,7 @@ def labels(elements) -> list[str]:
 
 
 def write_solution(stem, solution: Solution, measured: Measured, elements=()) -> list[Path]:
-    """Write ``.hkl``, ``.ins`` (data alone), ``.res`` (with the atoms), ``.cif``, ``.mtz`` and, where there is a map, ``.ccp4``.
+    """Write ``.hkl``, ``.ins`` (no atoms), ``.res``, ``.cif``, ``.mtz`` and, where there is a map, ``.ccp4``.
 
     Parameters
     ----------
@@ -138,8 +138,8 @@ def verdict(solution: Solution | None, tried=()) -> str:
         where += f" (tried: {', '.join(group.xhm() for group in tried)})"
     if solution is None:
         return f"Not solved{where}: no random start led to atoms."
-    found = (f"{len(solution.elements)} atoms, R1 {solution.r1:.3f} without hydrogen, {solution.engine}, {solution.trials} random "
-             f"starts, {solution.seconds:.1f} s")
+    found = (f"{len(solution.elements)} atoms, R1 {solution.r1:.3f} without hydrogen, {solution.engine}, {solution.trials} "
+             f"random starts, {solution.seconds:.1f} s")
     return f"Solved{where}: {found}." if solution.accepted else (
         f"Not solved{where}: the best of what was found is written, but wrong atoms explain data as well ({found}).")
 
