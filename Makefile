@@ -22,8 +22,10 @@ lab: .venv/.installed
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/structure_factors.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/shifted_crystals.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/kill_training.py
+	$(BIN)/python benchmarks/phasing.py
 
 # runs/ stays: a full run takes hours.
 clean:

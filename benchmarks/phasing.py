@@ -1,0 +1,216 @@
+"""Phasing beside cctbx's charge flipping: the same amplitudes, in one run on one core.
+
+Sets: *loose*, cells of C14 N3 O3 in P2₁/c with atoms anywhere (cctbx's random_structure); *chains*, light random
+molecules of recipe ``molecules`` in P2₁/c with 15-25 non-H atoms; *light* and *heavier*, real molecules of P2₁/c, P2₁, P-1
+and P2₁2₁2₁ from a folder of CIF files. Amplitudes are exact. A structure is solved when 80 % of its non-H atoms are found
+within 0.5 Å, at the best allowed origin and hand; *claimed* is what the program itself takes for solved. cctbx gets as
+many of its highest peaks as there are atoms, and three in ten more. d50 is the d_min at which half are solved.
+
+Usage: python benchmarks/phasing.py --crystals FOLDER [--n 60] [--cap 12] [--no-peer]
+It writes RUNS/benchmarks/phasing.csv (a row a structure), .json and .png
+"""
+
+import argparse
+import os
+import random
+import time
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+try:  # before torch: the other way round cctbx 2025.11 crashes on import
+    from cctbx import crystal as cctbx_crystal
+    from cctbx import miller, sgtbx
+    from cctbx.array_family import flex
+    from cctbx.development import random_structure
+    from smtbx.ab_initio import charge_flipping as peer_flipping
+except ImportError:
+    flex = None
+
+import gemmi  # noqa: E402
+import matplotlib  # noqa: E402
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from xrd_helpers.cif import read_cif_folders  # noqa: E402
+from xrd_helpers.config import run_folder, write_json  # noqa: E402
+from xrd_helpers.crystals import Crystal  # noqa: E402
+from xrd_helpers.phasing import charge_flipping  # noqa: E402
+from xrd_helpers.phasing.origin import solved  # noqa: E402
+from xrd_helpers.phasing.peaks import MapGrid, find_peaks  # noqa: E402
+from xrd_helpers.random_crystals import random_crystals  # noqa: E402
+from xrd_helpers.reflections import Reflections, unique_hkl  # noqa: E402
+from xrd_helpers.structure_factors import structure_factors  # noqa: E402
+from xrd_helpers.summary import git_state, machine  # noqa: E402
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+RESOLUTIONS = {"loose": (0.8, 1.0, 1.2, 1.3, 1.4, 1.5), "chains": (0.8, 1.0, 1.2, 1.3, 1.4, 1.5),
+               "light": (0.8, 1.0, 1.2, 1.5), "heavier": (0.8, 1.0, 1.2, 1.5)}
+REAL_GROUPS = {14, 4, 2, 19}
+OURS, PEER = "xrd_helpers", "cctbx"
+
+
+class Attempts(int):
+    """cctbx 2025.11 multiplies its limit of iterations by 1.5 and then needs an int: this one stays an int."""
+
+    def __mul__(self, factor):
+        return Attempts(int(int(self) * factor))
+
+
+def loose_atoms(seed):
+    random.seed(seed)
+    flex.set_random_seed(seed)
+    made = random_structure.xray_structure(
+        space_group_info=sgtbx.space_group_info("P21/c"), elements=["C"] * 14 + ["N"] * 3 + ["O"] * 3, volume_per_atom=18.0,
+        min_distance=1.3, general_positions_only=True, use_u_iso=True, random_u_iso=True, random_u_iso_min=0.02,
+        random_u_iso_scale=0.04)
+    atoms = made.scatterers()
+    return Crystal(f"loose{seed}", gemmi.UnitCell(*made.unit_cell().parameters()), gemmi.SpaceGroup("P 1 21/c 1"),
+                   tuple(a.element_symbol() for a in atoms), np.array([a.site for a in atoms]),
+                   np.array([a.u_iso for a in atoms]), np.ones(len(atoms)))
+
+
+def chains(n):
+    found, first = [], 0
+    while len(found) < n:
+        drawn = random_crystals(64, 5, ["P 1 21/c 1"], first, "molecules")
+        found += [c for c in drawn if c.light and 15 <= c.heavy.sum() <= 25 and (c.occ > 0.99).all()]
+        first += 64
+    return found[:n]
+
+
+def real(folder, n):
+    """{light: n / 2 crystals, heavier: n / 2}, drawn with a fixed seed."""
+    crystals, _ = read_cif_folders([folder])
+    crystals = [c for c in crystals if c.spacegroup.number in REAL_GROUPS]
+    order = np.random.default_rng(0).permutation(len(crystals))
+    sets = {"light": [], "heavier": []}
+    for i in order:
+        sets["light" if crystals[i].light else "heavier"].append(crystals[i])
+    return {name: part[:n // 2] for name, part in sets.items()}
+
+
+def by_us(crystal, reflections, trials):
+    solution = charge_flipping.solve(reflections, crystal.contents, trials=trials)
+    return solution and solution.fract, bool(solution and solution.accepted)
+
+
+def by_peer(crystal, reflections, cap):
+    """As its documentation shows, with quasi-normalised amplitudes, for `cap` seconds at most."""
+    symmetry = cctbx_crystal.symmetry(unit_cell=crystal.cell.parameters, space_group_symbol=f"Hall: {crystal.spacegroup.hall}")
+    indices = flex.miller_index([tuple(h) for h in reflections.hkl.tolist()])
+    array = miller.set(symmetry, indices, anomalous_flag=False).array(flex.double(reflections.F))
+    array = array.set_observation_type_xray_amplitude().map_to_asu()
+    flex.set_random_seed(1000)
+    iterator = peer_flipping.weak_reflection_improved_iterator(delta=None)
+    search = peer_flipping.solving_iterator(
+        iterator, array, yield_during_delta_guessing=True, yield_solving_interval=5,
+        normalisations_for=peer_flipping.amplitude_quasi_normalisations, max_solving_iterations=Attempts(500))
+    began, in_time = time.perf_counter(), True
+    try:
+        for _ in search:
+            if search.state is search.finished:
+                break
+            if time.perf_counter() - began > cap:
+                in_time = False
+                break
+    except AssertionError:  # its normalisation fails where a shell has no intensity
+        return None, False
+    best, n_atoms = None, crystal.heavy.sum()
+    for sf, *_ in list(search.f_calc_solutions)[:3]:
+        hkl = np.array(list(sf.indices()), int)
+        rho = MapGrid(hkl, crystal.cell, crystal.spacegroup, reflections.d_min / 3).map(np.array(list(sf.data())))
+        fract = find_peaks(rho, crystal.cell, crystal.spacegroup, 1.3 * n_atoms, 0.9).fract
+        if best is None or solved(fract, crystal):
+            best = fract
+    return best, bool(len(search.f_calc_solutions)) and in_time
+
+
+def run(name, crystals, d_min, programs):
+    rows = []
+    for crystal in crystals:
+        hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_min)
+        F = np.abs(structure_factors(crystal, hkl))
+        reflections = Reflections.of_good_data(hkl, F, crystal.cell, crystal.spacegroup)
+        for program, solve in programs.items():
+            began = time.perf_counter()
+            fract, claimed = solve(crystal, reflections)
+            seconds = time.perf_counter() - began
+            rows.append({"set": name, "d_min": d_min, "program": program, "name": crystal.name, "atoms": int(crystal.heavy.sum()),
+                         "volume": crystal.cell.volume, "solved": fract is not None and solved(fract, crystal),
+                         "claimed": claimed, "seconds": seconds})
+    return rows
+
+
+def d50(shares):
+    """d_min where half are solved, between the resolutions that were tried (a Series by d_min); nan if never half."""
+    d, share = shares.index.to_numpy(float), shares.to_numpy(float)
+    below = np.flatnonzero(share < 0.5)
+    if not len(below):
+        return np.inf
+    i = below[0]
+    return np.nan if i == 0 else d[i - 1] + (share[i - 1] - 0.5) / (share[i - 1] - share[i]) * (d[i] - d[i - 1])
+
+
+def draw(table, path):
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for i, (name, part) in enumerate(table.groupby("set", sort=False)):
+        for program, style in ((OURS, "-o"), (PEER, ":s")):
+            share = part[part["program"] == program].groupby("d_min")["solved"].mean()
+            if len(share):
+                left.plot(share.index, 100 * share, style, color=f"C{i}", ms=4, label=f"{name}, {program}")
+    left.set(xlabel="d_min / Å", ylabel="solved / %", ylim=(-3, 103))
+    left.legend(frameon=False, fontsize=7)
+    for i, program in enumerate((OURS, PEER)):
+        part = table[(table["program"] == program) & table["solved"] & (table["d_min"] <= 1.2)]
+        if len(part) > 2:
+            slope, offset = np.polyfit(np.log(part["volume"]), np.log(part["seconds"]), 1)
+            right.loglog(part["volume"], part["seconds"], ".", color=f"C{i}", label=f"{program}, slope {slope:.1f}")
+            x = np.array([part["volume"].min(), part["volume"].max()])
+            right.loglog(x, np.exp(offset) * x**slope, color=f"C{i}")
+    right.set(xlabel="cell volume / Å³", ylabel="s a solved structure, to 1.2 Å")
+    right.legend(frameon=False, fontsize=8)
+    fig.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--crystals", default="data/molecules", help="folder with CIF files of real molecules")
+    parser.add_argument("--n", type=int, default=60, help="real molecules; a sixth of it of the made-up ones")
+    parser.add_argument("--cap", type=float, default=12, help="seconds that cctbx may take for one structure")
+    parser.add_argument("--trials", type=int, default=24, help="random starts of this package")
+    parser.add_argument("--sets", nargs="+", default=list(RESOLUTIONS), choices=list(RESOLUTIONS))
+    parser.add_argument("--no-peer", action="store_true")
+    given = parser.parse_args()
+    programs = {OURS: lambda crystal, reflections: by_us(crystal, reflections, given.trials)}
+    if flex and not given.no_peer:
+        programs[PEER] = lambda crystal, reflections: by_peer(crystal, reflections, given.cap)
+    elif not flex:
+        print("cctbx is not installed: its rows and the set loose are left out (`make bench` installs it)")
+    few = max(2, given.n // 6)
+    sets = {"loose": [loose_atoms(seed) for seed in range(few)] if flex else [], "chains": chains(few),
+            **real(given.crystals, given.n)}
+    folder, rows = run_folder("benchmarks"), []
+    jobs = [(name, d) for name in given.sets for d in RESOLUTIONS[name] if sets[name]]
+    for name, d in tqdm(jobs):
+        rows += run(name, sets[name], d, programs)
+        table = pd.DataFrame(rows)
+        table.to_csv(folder / "phasing.csv", index=False)
+    shares = table.groupby(["set", "program", "d_min"], sort=False).agg(
+        structures=("solved", "size"), solved=("solved", "sum"), claimed=("claimed", "sum"), median_s=("seconds", "median"))
+    wrong = (table["claimed"] & ~table["solved"]).groupby([table["set"], table["program"], table["d_min"]]).sum()
+    shares["claimed wrongly"] = wrong
+    print(shares.round(2).to_string())
+    halves = {f"{name}, {program}": d50(part.set_index("d_min")["solved"] / part.set_index("d_min")["structures"])
+              for (name, program), part in shares.reset_index().groupby(["set", "program"], sort=False)}
+    print("d50 / Å: " + ", ".join(f"{name} {value:.2f}" for name, value in halves.items()))
+    draw(table, folder / "phasing.png")
+    write_json(folder / "phasing.json", {"table": shares.reset_index().to_dict("records"), "d50": {
+        name: None if not np.isfinite(value) else round(float(value), 3) for name, value in halves.items()},
+        "commit": git_state(), "machine": machine(), "options": vars(given)})
+
+
+if __name__ == "__main__":
+    main()
