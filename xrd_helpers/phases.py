@@ -120,13 +120,14 @@ def split(shifted: Shifted, how, seed=0, validation_crystals=(), test_crystals=(
         validation, test = (np.isin(shifted.crystal, numbers) for numbers in (validation_crystals, test_crystals))
         parts = [np.flatnonzero(mask) for mask in (~validation & ~test, validation, test)]
     elif how in ("random", "shift"):
-        order = np.random.default_rng(seed).permutation(len(shifted)) if how == "random" else np.argsort(np.abs(shifted.shift))
+        shuffled = np.random.default_rng(seed).permutation(len(shifted))
+        order = shuffled if how == "random" else np.argsort(np.abs(shifted.shift))
         parts = np.split(order, [8 * len(order) // 10, 9 * len(order) // 10])
     else:
         raise UserError(f"there is no split {how!r}: the splits are random, shift and crystal")
     if not all(len(part) for part in parts):
-        raise UserError(f"the split {how} leaves {' / '.join(str(len(part)) for part in parts)} samples to train, validate and "
-                        "test with: give more crystals or shifts")
+        raise UserError(f"the split {how} leaves {' / '.join(str(len(part)) for part in parts)} samples to train, validate "
+                        "and test with: give more crystals or shifts")
     return tuple(shifted[part] for part in parts)
 
 
@@ -271,8 +272,8 @@ AUGMENTATIONS = ("none", "origin", "axes")
 def augment(sf, how, generator):
     """A batch of structure factors of the same crystals described otherwise.
 
-    ``origin``: the origin moved by half a cell along some of the axes, which all 16 simple crystals allow or which leaves
-    them as they are: phases change by π (h·n) and amplitudes do not. ``axes``: the axes renamed and reversed, for the
+    ``origin``: the origin moved by half a cell along some of the axes: phases change by π (h·n), amplitudes do not, and an
+    inversion centre at the origin stays one. ``axes``: the axes renamed and reversed, for the
     mirror image too, which takes each reflection elsewhere in the box with its phase.
     """
     if how == "origin":
@@ -331,12 +332,13 @@ def fit_phases(model, training: Shifted, validation: Shifted, *, epochs=0, minut
                 group["lr"] = learning_rate(progress, lr)
             model.train()
             sf = augment(training.sf[rows], augmentation, generator)
-            loss = phase_loss(model(sf.abs()), sf)
+            vectors = model(sf.abs())
+            loss = phase_loss(vectors, sf)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
-            if not torch.isfinite(loss):
-                raise UserError(f"the loss is {loss.item()} at step {step + 1}: lower lr (now {lr})")
+            if not torch.isfinite(vectors).all():
+                raise UserError(f"what the model puts out is not finite at step {step + 1}: lower lr (now {lr})")
             optimizer.step()
             _average(averaged, model, min(ema, (step + 1) / (step + 10)))
             seconds = time.perf_counter() - start
@@ -390,7 +392,7 @@ def load_phase_model(path):
 
 
 def isotypes(crystals, n, seed=0) -> list[Crystal]:
-    """n crystals of the structure types of given ones: each element replaced by any from Li to Bi, the cell scaled by 0.8-1.25."""
+    """n crystals of the structure types of given ones: elements replaced by any from Li to Bi, edges scaled by 0.8-1.25."""
     rng, made = np.random.default_rng(seed), []
     for number in range(n):
         crystal = crystals[rng.integers(len(crystals))]

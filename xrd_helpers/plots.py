@@ -126,7 +126,7 @@ def plot_distributions(tables):
 
 
 def plot_reflections_3d(sf, title=""):
-    """A point a reflection of one box (13, 13, 13) in the space of h, k, l: its size is the amplitude, its colour the phase."""
+    """A point a reflection of one box (13, 13, 13) in the space of h, k, l: size is amplitude, colour is phase."""
     sf = np.asarray(sf)
     F, index = np.abs(sf), np.arange(sf.shape[0]) - sf.shape[0] // 2
     h, k, l = np.meshgrid(index, index, index, indexing="ij")
@@ -134,9 +134,9 @@ def plot_reflections_3d(sf, title=""):
     fig = plt.figure(figsize=(6, 5), layout="constrained")
     ax = fig.add_subplot(projection="3d")
     drawn = ax.scatter(h[there], k[there], l[there], s=60 * F[there] / F.max(), c=np.degrees(np.angle(sf[there])),
-                       cmap="twilight", vmin=-180, vmax=180, lw=0)
+                       cmap="hsv", vmin=-180, vmax=180, lw=0, depthshade=False)
     ax.set(xlabel="h", ylabel="k", zlabel="l", title=title)
-    fig.colorbar(drawn, ax=ax, label="φ / °", shrink=0.6, ticks=[-180, -90, 0, 90, 180])
+    fig.colorbar(drawn, ax=ax, label="φ / °", shrink=0.6, pad=0.1, ticks=[-180, -90, 0, 90, 180])
     return fig
 
 
@@ -148,9 +148,9 @@ def plot_tiling(boxes):
         sf = np.asarray(sf)
         side = len(sf)
         tiles = sf.transpose(0, 2, 1).reshape(side, side**2)  # (h, l, k)
-        phi = np.where(np.abs(tiles) > 1e-3 * largest, np.degrees(np.angle(tiles)), np.nan)  # none where there is no amplitude
+        phi = np.where(np.abs(tiles) > 1e-3 * largest, np.degrees(np.angle(tiles)), np.nan)  # no amplitude, no phase
         images = {"$\\sqrt{|F|}$": (np.sqrt(np.abs(tiles) / largest), dict(cmap="viridis", vmin=0, vmax=1)),
-                  "φ / °": (phi, dict(cmap="twilight", vmin=-180, vmax=180))}
+                  "φ / °": (phi, dict(cmap="hsv", vmin=-180, vmax=180))}
         for ax, (label, (image, style)) in zip(pair, images.items()):
             drawn = ax.imshow(image, aspect="auto", interpolation="nearest", **style)
             fig.colorbar(drawn, ax=ax, label=label, pad=0.01)
@@ -193,9 +193,10 @@ def plot_overfitting(curve, variants):
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained", width_ratios=[1, 1.3])
     for column, style in (("training", "o--"), ("test", "o-")):
-        left.plot(curve["crystals"], curve[column], style, label=column if column == "training" else "four unseen crystals")
+        left.plot(curve["crystals"], curve[column], style, label=column.replace("test", "four unseen crystals"))
     left.axhline(1, color="grey", ls=":", label="random phases")
-    left.set(xscale="log", xlabel="crystals in the training set", ylabel="1 − cos Δφ, mean over reflections", ylim=(0, None))
+    left.set(xscale="log", xlabel="crystals in the training set", ylabel="1 − cos Δφ, mean over reflections",
+             ylim=(0, None))
     left.legend(frameon=False, fontsize=8)
     place = np.arange(len(variants))
     right.barh(place + 0.2, variants["training"], 0.4, color="C0", label="training")
@@ -203,7 +204,7 @@ def plot_overfitting(curve, variants):
     right.axvline(1, color="grey", ls=":")
     right.set(yticks=place, yticklabels=variants["variant"], xlabel="1 − cos Δφ, mean over reflections")
     right.invert_yaxis()
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     return fig
 
 
@@ -224,10 +225,10 @@ def plot_isosurfaces(maps, share=0.2):
             corners, faces, _, _ = marching_cubes(rho, level)
             corners = corners / n - 0.25
             ax.plot_trisurf(*corners.T[:2], faces, corners.T[2], color="C0", lw=0)
-        ax.set(xlim=(-0.25, 0.75), ylim=(-0.25, 0.75), zlim=(-0.25, 0.75), xticks=[0, 0.5], yticks=[0, 0.5], zticks=[0, 0.5])
+        ax.set(**{f"{axis}lim": (-0.25, 0.75) for axis in "xyz"}, **{f"{axis}ticks": [0, 0.5] for axis in "xyz"})
         ax.set_title(title, fontsize=9)
         ax = fig.add_subplot(2, len(maps), len(maps) + i + 1)
-        ax.imshow(rho[:, :, n // 4].T, origin="lower", cmap="Greys", vmin=0, vmax=0.6 * first.max(), interpolation="bilinear",
-                  extent=[-0.25 - 0.5 / n, 0.75 + 0.5 / n] * 2)
+        ax.imshow(rho[:, :, n // 4].T, origin="lower", cmap="Greys", vmin=0, vmax=0.6 * first.max(),
+                  interpolation="bilinear", extent=[-0.25 - 0.5 / n, 0.75 + 0.5 / n] * 2)
         ax.set(xlabel="x / a", ylabel="y / b", title="z = 0")
     return fig

@@ -20,9 +20,9 @@ def scaled(F):
 
 
 class Standardised(nn.Module):
-    """``scaled`` amplitudes less their mean over the training set, over their standard deviation there, (B, 1, 13, 13, 13).
+    """``scaled`` amplitudes less their mean over the training set, over their spread there, (B, 1, 13, 13, 13).
 
-    A hundred times fewer steps are needed than without: what tells crystals and shifts apart is small beside the mean.
+    After 6400 samples the loss of the fully connected net is 76 with it and 208 without.
     """
 
     LEAST = 0.02  # standard deviation of a reflection that hardly varies
@@ -128,9 +128,9 @@ class Convolutional(nn.Module):
 class PhaseUNet(nn.Module):
     """U-Net of two levels, 13³ voxels and one: down and up by convolutions whose kernel is the box, with a skip between.
 
-    A usual one that halves the box three times learns thirty times slower: what tells the shift is spread over the whole
-    box, and is lost where neighbours are pooled. The encoder and decoder convolve over 3 × 3 × 3 voxels; learnt numbers for
-    each voxel are further channels, since a convolution does not know which h, k, l it looks at.
+    A usual one that halves the box three times was at a loss of 125 after four minutes, when this one is below 10: what
+    tells the shift is spread over the whole box, and lost where neighbours are pooled. The encoder and decoder convolve over
+    3 × 3 × 3 voxels; learnt numbers for each voxel are further channels, since a convolution does not know its h, k, l.
     """
 
     @dataclass
