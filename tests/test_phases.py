@@ -381,3 +381,16 @@ def test_other_figures_draw_what_they_are_given(closed):
     assert [bar.get_width() for bar in right.patches] == [0.1, 0.2, 0.9, 0.7]
     bars = plots.plot_shifts(np.zeros(100), 0.05).axes[0].patches
     assert sum(bar.get_height() * bar.get_width() for bar in bars) == pytest.approx(1)
+
+
+def test_the_upper_level_of_the_unet_begins_where_the_lower_one_has_got_to():
+    torch.manual_seed(0)
+    model, F = PHASE_MODELS["unet"]().eval(), sample(4).sf.abs()
+    both = model(F)
+    model.bottom_only = True
+    assert torch.allclose(model(F), both, atol=1e-6)
+    training, validation, _ = phases.split(sample(), "random")
+    phases.fit_phases(model, training, validation, epochs=2)
+    both = phases.predict_phases(model, validation)
+    model.bottom_only = True
+    assert not torch.allclose(phases.predict_phases(model, validation), both, atol=1e-3), "the upper level is trained, too"

@@ -28,6 +28,7 @@ from .training import Budget, _average, learning_rate
 PHASE_BOX = Box("phases", (-6, -6, -6), (6, 6, 6), "P 1")
 ENERGY = 10.0   # keV
 SIGMA = 0.05    # standard deviation of the shifts, fractions of a
+BOTTOM_FIRST = 0.5  # share of a training in which a U-net is its lower level alone
 ABSENT = 1e-5   # of the largest amplitude: what is below is rounding, and has no phase
 COLUMNS = ["step", "samples", "seconds", "loss", "validation"]  # of the history of a training
 
@@ -330,6 +331,7 @@ def fit_phases(model, training: Shifted, validation: Shifted, *, epochs=0, minut
             rows = order[step % per_epoch * batch_size:][:batch_size]
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(progress, lr)
+            model.bottom_only = averaged.bottom_only = progress < BOTTOM_FIRST  # of use to the U-net only
             model.train()
             sf = augment(training.sf[rows], augmentation, generator)
             vectors = model(sf.abs())
@@ -354,6 +356,7 @@ def fit_phases(model, training: Shifted, validation: Shifted, *, epochs=0, minut
                     watch(pd.DataFrame(history, columns=COLUMNS))
             bar.update(progress - bar.n)
     model.load_state_dict(best[1])
+    model.bottom_only = False
     model.eval()
     return pd.DataFrame(history, columns=COLUMNS)
 
