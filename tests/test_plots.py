@@ -128,7 +128,8 @@ def test_r_against_resolution_has_d_on_a_scale_of_its_inverse_square():
         np.testing.assert_allclose(line.get_xdata(), [1 / 1.96, 1, 1 / 0.6724])
         np.testing.assert_array_equal(line.get_ydata(), curve["r_ext"])
         assert (line.get_color() == "grey") == (name in KNOW_NOTHING)
-    assert COLOURS.keys() == set(TITLES.values()) and [line.get_color() for line in ax.lines[3:6]] == list(COLOURS.values())
+    assert COLOURS.keys() == {*TITLES.values(), "phase first"}
+    assert [line.get_color() for line in ax.lines[3:-1]] == [COLOURS[name] for name in TITLES.values()]
     assert ax.get_ylim()[0] == 0
     assert_nothing_is_cut_off(fig)
     assert ax.get_legend().get_window_extent().x0 > ax.get_window_extent().x1, "beside the curves, not on them"

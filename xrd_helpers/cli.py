@@ -130,7 +130,7 @@ def generate(
 
 @app.command(epilog="Example: xrd train --model fft_unet --minutes 120 --out weights/mine.safetensors")
 def train(
-    model: Annotated[str, typer.Option(help="Name of the model, as in unet, fft_unet or xrd_transformer.")],
+    model: Annotated[str, typer.Option(help="unet, fft_unet, xrd_transformer or patterson_net.")],
     out: Annotated[str, typer.Option(help="File for the weights (.safetensors); the log is put beside it, as CSV.")],
     minutes: Annotated[float, typer.Option(min=0, help="End after so many minutes; 0 is no limit.")] = 0,
     steps: Annotated[int, typer.Option(min=0, help="End after so many steps; 0 is no limit.")] = 0,
@@ -141,6 +141,7 @@ def train(
     n_validations: Annotated[int, typer.Option(min=0, help="How often these are looked at.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Crystals a step, of each device.")] = 4,
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-3,
+    start: Annotated[str, typer.Option(help="File of weights of the same model to begin with.")] = "",
     ema: Annotated[float, typer.Option(min=0, max=0.99999, help="Decay of the running mean of weights; 0 for none.")] = 0.999,
     box: Annotated[str, typer.Option(help="Amplitude box: monoclinic, orthorhombic or triclinic.")] = "monoclinic",
     d_input: Annotated[float, typer.Option(help="Resolution of the measured amplitudes, in Å.")] = 1.5,
@@ -169,7 +170,7 @@ def train(
     try:
         made = training.train(
             model, out, crystals=crystals, recipe=recipe, box=box, d_input=d_input, d_target=d_target,
-            n_validation=n_validation, workers=workers, seed=seed, overwrite=overwrite, measurement=measurement,
+            n_validation=n_validation, workers=workers, seed=seed, start=start, overwrite=overwrite, measurement=measurement,
             minutes=minutes, steps=steps, n_crystals=n_crystals, n_validations=n_validations, batch_size=batch_size, lr=lr,
             ema=ema, device=device, devices=devices, nodes=nodes, checkpoint_minutes=checkpoint_minutes)
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import gemmi
 import numpy as np
@@ -13,17 +13,15 @@ from tqdm.auto import tqdm
 
 from .config import UserError
 from .crystals import Crystal
-from .gridding import BOXES, AmplitudeBoxes, select_fitting, to_box_setting
-from .metrics import SCORES, ShellMean, correlation, r_factor, score, shell_permuted, zero_fill
+from .gridding import BOXES, AmplitudeBoxes, to_box_setting
+from .metrics import SCORES, ShellMean, correlation, r_factor, score, shell_mean, shell_permuted, zero_fill
 from .phasing.extension import phase, phase_first_boxes
 from .phasing.origin import solved
-from .random_crystals import MOLECULE_SPACEGROUPS, random_crystals
 from .reflections import Reflections
 from .training import Measurement
 
 KNOW_NOTHING = ("shell mean", "shell permuted", "zero fill")
 TRUE, NOTHING = "true amplitudes", "nothing added"  # phased beside the methods: what is the most, and the least
-CURVE_SEED = 20_000_000  # no crystals to train or validate on are drawn with it
 N_SHELLS = 8
 
 
@@ -38,21 +36,6 @@ class Evaluation:
 
     table: pd.DataFrame
     resolution: pd.DataFrame
-
-
-@lru_cache(maxsize=8)
-def shell_mean(n=200, seed=CURVE_SEED, box="monoclinic", d_input=1.5, d_target=0.8) -> ShellMean:
-    """The fall-off of n random crystals of recipe ``molecules`` that fit the box: what anybody knows beforehand."""
-    laue = gemmi.SpaceGroup(BOXES[box].spacegroup).laue_str()
-    groups = [symbol for symbol in MOLECULE_SPACEGROUPS if gemmi.SpaceGroup(symbol).laue_str() == laue]
-    fitting, first = [], 0
-    while len(fitting) < n:
-        drawn = random_crystals(n, seed, groups, first=first, recipe="molecules")
-        fitting += select_fitting(drawn, BOXES[box], d_target)[0]
-        first += n
-        if first >= 50 * n:
-            raise UserError(f"too few random crystals fit the {box} box to {d_target} Å to take a mean from")
-    return ShellMean.fit(AmplitudeBoxes.from_crystals(fitting[:n], BOXES[box], d_input, d_target))
 
 
 def know_nothing(mean: ShellMean, seed=0):

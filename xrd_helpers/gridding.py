@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -219,6 +219,10 @@ class AmplitudeBoxes:
         samples = tuple(self.samples[row] for row in every) if self.samples else ()
         return AmplitudeBoxes(box=self.box, redundant=self.redundant, samples=samples,
                               **{name: getattr(self, name)[rows] for name in per_crystal})
+
+    def to(self, device) -> AmplitudeBoxes:
+        """The same on another device."""
+        return replace(self, **{name: x.to(device) for name, x in vars(self).items() if torch.is_tensor(x)})
 
     def reflections(self, row, F) -> tuple[np.ndarray, np.ndarray]:
         """(hkl (n, 3), F (n,) in electrons) of one crystal from a box of scaled amplitudes F (*box.shape)."""

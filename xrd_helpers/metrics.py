@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import gemmi
 import numpy as np
 import pandas as pd
 from skimage.metrics import structural_similarity
 
-from .gridding import AmplitudeBoxes
+from .config import UserError
+from .gridding import BOXES, AmplitudeBoxes, select_fitting
+from .random_crystals import MOLECULE_SPACEGROUPS, random_crystals
 
 SCORES = ("mse_box", "r_all", "r_ext", "cc_ext", "cc_e", "ssim")
+CURVE_SEED = 20_000_000  # no crystals to train or validate on are drawn with it
 UNKNOWN_R = 0.6  # r_ext of amplitudes of which nothing but the fall-off is known (DESIGN.md, section 7)
 N_SHELLS = 10  # resolution shells of equal count, for E and for permuting
 
@@ -179,3 +184,18 @@ class ShellMean:
             d = boxes.d[i].double().numpy()
             F[i][beyond] = self.at(F[i][measured], d[measured], d[beyond])
         return F
+
+
+@lru_cache(maxsize=8)
+def shell_mean(n=200, seed=CURVE_SEED, box="monoclinic", d_input=1.5, d_target=0.8) -> ShellMean:
+    """The fall-off of n random crystals of recipe ``molecules`` that fit the box: what anybody knows beforehand."""
+    laue = gemmi.SpaceGroup(BOXES[box].spacegroup).laue_str()
+    groups = [symbol for symbol in MOLECULE_SPACEGROUPS if gemmi.SpaceGroup(symbol).laue_str() == laue]
+    fitting, first = [], 0
+    while len(fitting) < n:
+        drawn = random_crystals(n, seed, groups, first=first, recipe="molecules")
+        fitting += select_fitting(drawn, BOXES[box], d_target)[0]
+        first += n
+        if first >= 50 * n:
+            raise UserError(f"too few random crystals fit the {box} box to {d_target} Å to take a mean from")
+    return ShellMean.fit(AmplitudeBoxes.from_crystals(fitting[:n], BOXES[box], d_input, d_target))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 
-COLOURS = {"UNet": "C0", "FFT_UNet": "C1", "XRD_Transformer": "C2", "phase first": "C3"}  # the same in every figure
+COLOURS = {"UNet": "C0", "FFT_UNet": "C1", "XRD_Transformer": "C2", "phase first": "C3",
+           "PattersonNet": "C4"}  # the same in every figure
 KNOW_NOTHING = {"shell mean": ":", "shell permuted": "-.", "zero fill": "--"}  # grey lines
 
 

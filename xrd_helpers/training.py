@@ -40,7 +40,7 @@ from tqdm.auto import tqdm
 from .config import UserError, atomic_path, shown
 from .gridding import BOXES, AmplitudeBoxes, select_fitting
 from .inference import load_model, predict, save_model
-from .metrics import ShellMean, score
+from .metrics import ShellMean, score, shell_mean
 from .models import MODELS, TITLES
 from .random_crystals import MOLECULE_SPACEGROUPS, RECIPES, SPACEGROUPS, random_crystals
 from .storage import iter_crystals, read_crystals, row_groups
@@ -483,7 +483,10 @@ def _budget(source, size, epochs, minutes, steps, n_crystals) -> Budget:
 def _step(fabric, trained, optimizer, seen, boxes, step, lr) -> float:
     """One step of the optimizer; the loss is that of the crystals of all processes together."""
     trained.train()
-    loss = extension_loss(trained(seen.F_in, seen.measured, seen.target, seen.absent), boxes)
+    if getattr(trained.module, "takes_boxes", False):
+        loss = trained(seen, boxes)
+    else:
+        loss = extension_loss(trained(seen.F_in, seen.measured, seen.target, seen.absent), boxes)
     mean, weight = loss.detach(), 1.0
     if fabric.world_size > 1:  # the mean over all reflections is not the mean of the processes' means
         count = boxes.extension.sum().double()
@@ -629,13 +632,14 @@ def describe(history, validation, model, training=(), *, box=BOXES["monoclinic"]
 
 
 def train(name, out, *, crystals="", recipe="molecules", box="monoclinic", d_input=1.5, d_target=0.8, n_validation=32,
-          workers=1, seed=0, run="", overwrite=False, **options) -> dict:
+          workers=1, seed=0, start="", run="", overwrite=False, **options) -> dict:
     """Train one of ``models.MODELS`` and write its weights to `out`, with a CSV log beside it; returns what describes them.
 
     Parameters
     ----------
     crystals : a file of crystals, of which the first ``n_validation`` that fit the box are for validation; else ``recipe``
         says what is generated while the network trains, by ``workers`` processes.
+    start : a file of weights of the same model to begin with; its crystals and minutes are counted in the description.
     run : name of the run, for the description.
     options : as for ``fit``; a killed training goes on from ``<out>.checkpoint`` with the same call.
     """
@@ -656,6 +660,14 @@ def train(name, out, *, crystals="", recipe="molecules", box="monoclinic", d_inp
     # only the transformer has the shape of the box in its weights
     shape = dict(shape=BOXES[box].shape) if "shape" in {field.name for field in fields(model_class.Config)} else {}
     model = model_class(model_class.Config(**shape))
+    before = {}
+    if start:
+        begun, before = load_model(start)
+        if type(begun) is not model_class or begun.config != model.config:
+            raise UserError(f"{shown(start)} holds weights of another model than {name} as it is trained here")
+        model.load_state_dict(begun.state_dict())
+    elif hasattr(model, "set_shell_mean"):
+        model.set_shell_mean(shell_mean(box=box, d_input=d_input, d_target=d_target))
     source, validation, sample = _sets(crystals, recipe, BOXES[box], d_target, n_validation, workers)
     try:
         history = fit(model, source, validation, **settings, seed=seed, checkpoint=checkpoint, log=log, **options)
@@ -664,6 +676,9 @@ def train(name, out, *, crystals="", recipe="molecules", box="monoclinic", d_inp
     imperfect = {key: value for key, value in vars(options.get("measurement", Measurement())).items() if value}
     made = describe(history, validation, model, sample, **settings, **(dict(run=run) if run else {}), seed=seed, **imperfect,
                     **{key: options[key] for key in ("batch_size", "lr", "ema") if key in options})
+    if before:
+        made |= {key: round(made[key] + before.get(key, 0), 1) for key in ("crystals_seen", "minutes")}
+        made["started_from"] = {key: before[key] for key in ("crystals_seen", "minutes", "seed", "lr", "commit") if key in before}
     if is_first_process():
         save_model(out, name, model, **made)
         checkpoint.unlink(missing_ok=True)

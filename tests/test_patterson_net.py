@@ -1,0 +1,218 @@
+"""PattersonNet against direct Fourier sums over the whole sphere, and what it must not depend on."""
+
+from dataclasses import replace
+
+import gemmi
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as nnf
+
+from xrd_helpers.crystals import Crystal
+from xrd_helpers.gridding import BOXES, AmplitudeBoxes
+from xrd_helpers.inference import load_model, predict, save_model
+from xrd_helpers.metrics import ShellMean, normalize
+from xrd_helpers.models import run
+from xrd_helpers.models.patterson_net import Block, PattersonMap, PattersonNet, grid_points, pad
+from xrd_helpers.training import fit
+
+MEAN = ShellMean(s2=np.linspace(0.02, 1.55, 40), curve=0.3 * np.exp(-np.linspace(0.02, 1.55, 40)), B=3.0, sigma_B=1.0)
+D = dict(d_input=2.2, d_target=1.4)
+GROUPS = {"P 1 21/c 1": (7.3, 9.1, 8.4, 90, 111, 90), "P 1 21 1": (6.1, 8.3, 6.2, 90, 103, 90),
+          "C 1 2/c 1": (8.3, 7.1, 9.4, 90, 107, 90), "P 1 n 1": (6.3, 7.1, 9.4, 90, 98, 90)}
+
+
+def crystal(name, seed=0):
+    rng = np.random.default_rng(seed)
+    return Crystal(name, gemmi.UnitCell(*GROUPS[name]), gemmi.SpaceGroup(name), tuple("CCCNOO"), rng.random((6, 3)),
+                   np.full(6, 0.04), np.ones(6))
+
+
+def boxes_of(*names, **settings):
+    return AmplitudeBoxes.from_crystals([crystal(name, i) for i, name in enumerate(names)], **(D | settings))
+
+
+def network(seed=0, **choices):
+    """One whose heads do something, as after a training."""
+    torch.manual_seed(seed)
+    model = PattersonNet(PattersonNet.Config(channels=4, blocks=1, d_target=1.4, **choices))
+    model.set_shell_mean(MEAN)
+    for head in model.head:
+        torch.nn.init.normal_(head.weight, std=0.3)
+    return model.eval()
+
+
+def sphere(boxes, values):
+    """(hkl (m, 3), values (m,)) of one crystal over the whole sphere, from values (n,) of the box, by 2/m and Friedel."""
+    found = {}
+    for hkl, value in zip(boxes.box.hkl.tolist(), values):
+        h, k, l = hkl
+        for image in ((h, k, l), (-h, k, -l), (-h, -k, -l), (h, -k, l)):
+            if not np.isnan(value):
+                found[image] = value
+    return np.array(list(found)), np.array(list(found.values()))
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_the_map_is_the_transform_of_the_measured_sphere(name):
+    boxes = boxes_of(name)
+    found = PattersonMap(boxes, 0, MEAN, 1.4)
+    group = boxes.samples[0].spacegroup.operations()
+    box, F, absent = boxes.box, boxes.F[0].flatten().double().numpy(), boxes.absent[0].flatten().numpy()
+    measured, once = boxes.measured[0].flatten().numpy(), ~boxes.redundant.flatten().numpy()
+    epsilon = group.epsilon_factor_without_centering_array(np.where((box.hkl == 0).all(1)[:, None], 1, box.hkl).astype("i4"))
+    use = measured & once & ~absent
+    E2 = np.zeros(len(F))
+    E2[use] = normalize(F[use], boxes.d[0].flatten().double().numpy()[use], epsilon[use], max(3, min(10, use.sum() // 20))) ** 2
+    values = np.where(absent, -1, epsilon * E2 - 1)
+    lattice = gemmi.GroupOps([gemmi.Op().translated(list(t)) for t in group.cen_ops])
+    inside = measured & once & ~np.array(lattice.systematic_absences(box.hkl.astype("i4")), bool)
+    hkl, values = sphere(boxes, np.where(inside, values, np.nan))
+    rho = found.to_map()[0, 0].numpy()
+    assert rho.shape == (found.size[0] // 2 + 1, found.size[1] // 2 + 1, found.size[2])
+    for point in ((0, 0, 0), (1, 2, 3), (4, 0, 7), (2, 5, 1), (3, 3, found.size[2] - 1)):
+        direct = (values * np.cos(2 * np.pi * hkl @ (np.array(point) / found.size))).sum() / np.sqrt(len(found.inner))
+        assert rho[point] == pytest.approx(direct, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_map_of_what_is_beyond_comes_back_from_the_sphere(name):
+    """The transform of a map that holds the measured values and E² beyond is, beyond, ε E² - 1 up to the map's factor."""
+    boxes = boxes_of(name)
+    found = PattersonMap(boxes, 0, MEAN, 1.4)
+    by_voxel = torch.rand(len(boxes.box.hkl), generator=torch.Generator().manual_seed(1)) * 3
+    by_voxel = by_voxel[torch.as_tensor(boxes.box.index(boxes.box.hkl))]  # equivalent voxels are equal
+    lattice = gemmi.GroupOps([gemmi.Op().translated(list(t)) for t in boxes.samples[0].spacegroup.operations().cen_ops])
+    allowed = ~torch.as_tensor(np.array(lattice.systematic_absences(boxes.box.hkl.astype("i4")), bool))
+    E2 = by_voxel[(boxes.target[0] & ~boxes.measured[0]).flatten() & allowed]
+    back = found.to_sphere(found.to_map(E2)[0, 0]) * np.sqrt(len(found.inner) / np.prod(found.size))
+    assert back.numpy() == pytest.approx((found.epsilon * E2 - 1).numpy(), abs=1e-4)
+    assert len(back) == len(E2) > 50
+
+
+def test_padding_is_the_symmetry_of_the_whole_cell():
+    n = (8, 6, 10)
+    whole = torch.zeros(*n)
+    generator = torch.Generator().manual_seed(0)
+    for x in range(n[0]):
+        for y in range(n[1]):
+            for z in range(n[2]):
+                images = {(x, y, z), (-x % n[0], y, -z % n[2]), (x, -y % n[1], z), (-x % n[0], -y % n[1], -z % n[2])}
+                if min(images) == (x, y, z):
+                    value = torch.rand(1, generator=generator)
+                    for image in images:
+                        whole[image] = value
+    quarter = whole[:n[0] // 2 + 1, :n[1] // 2 + 1]
+    padded = pad(quarter[None, None])[0, 0]
+    for (x, y, z), value in np.ndenumerate(padded.numpy()):
+        assert value == whole[(x - 1) % n[0], (y - 1) % n[1], (z - 1) % n[2]]
+
+
+def test_without_training_it_is_the_squared_map_and_with_none_of_that_the_mean():
+    boxes = boxes_of("P 1 21/c 1")
+    model, found = PattersonNet(PattersonNet.Config(channels=4, blocks=1, d_target=1.4)), PattersonMap(boxes, 0, MEAN, 1.4)
+    model.set_shell_mean(MEAN)
+    F = predict(model, boxes)[0].ravel()[found.voxels]
+    expected = found.base * nnf.softplus(0.3 * found.squared()[found.present] + np.log(np.e - 1))
+    assert F == pytest.approx(expected.numpy(), rel=1e-4)
+    with torch.no_grad():
+        model.start.zero_()
+    assert predict(model, boxes)[0].ravel()[found.voxels] == pytest.approx(found.base.numpy(), rel=1e-4)
+    # the mean differs from the shell mean by what ε and centric reflections do to it, and by nothing on average
+    at = MEAN.predict(boxes)[0].ravel()[found.voxels]
+    ratio = found.base.numpy() / at
+    assert ratio.mean() == pytest.approx(1, abs=0.01) and len(np.unique(ratio.round(4))) == 2  # h0l twice as intense
+    assert ratio.max() / ratio.min() == pytest.approx(np.sqrt(2), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_what_is_known_without_a_network(name):
+    boxes, model = boxes_of(name), network()
+    F = predict(model, boxes)[0]
+    measured, absent = boxes.measured[0].numpy(), boxes.absent[0].numpy()
+    np.testing.assert_array_equal(F[measured & ~absent], boxes.F[0].double().numpy()[measured & ~absent])
+    assert (F[absent | ~boxes.target[0].numpy()] == 0).all() and (F >= 0).all()
+    assert (F[boxes.extension[0].numpy()] > 0).all()
+    flat, same = F.ravel(), boxes.box.index(boxes.box.hkl)
+    assert np.abs(flat[same] - flat).max() < 1e-5, "equivalent voxels agree"
+
+
+def test_what_was_not_measured_is_not_looked_at():
+    boxes, model = boxes_of(*GROUPS), network()
+    hidden = replace(boxes, F=torch.where(boxes.measured, boxes.F, torch.rand_like(boxes.F)))
+    np.testing.assert_array_equal(predict(model, hidden), predict(model, boxes))
+    other = replace(boxes, F=boxes.F * (1 + 0.5 * torch.rand_like(boxes.F)))
+    assert np.abs(predict(model, other) - predict(model, boxes))[boxes.extension.numpy()].max() > 1e-3
+
+
+def test_crystals_of_a_batch_do_not_see_each_other():
+    boxes, model = boxes_of(*GROUPS), network()
+    together = predict(model, boxes)
+    for i in range(len(boxes)):
+        np.testing.assert_allclose(predict(model, boxes[[i]])[0], together[i], atol=1e-6)
+
+
+def test_the_scale_of_the_data_does_not_matter():
+    boxes, model = boxes_of("P 1 21 1"), network()
+    np.testing.assert_allclose(predict(model, replace(boxes, F=7 * boxes.F)), 7 * predict(model, boxes), rtol=1e-3, atol=1e-5)
+
+
+def test_an_unknown_formula_is_taken_as_carbon():
+    boxes = boxes_of("P 1 21/c 1")
+    unknown = replace(boxes, samples=tuple(sample._replace(contents={}) for sample in boxes.samples))
+    carbon = replace(boxes, samples=tuple(s._replace(contents={"C": s.cell.volume / 4 / 18}) for s in boxes.samples))
+    np.testing.assert_allclose(predict(network(), unknown), predict(network(), carbon))
+
+
+@pytest.mark.parametrize("edge", [3.1, 7.26, 9.99, 20.4])
+def test_points_of_the_map(edge):
+    n = grid_points(edge, 0.8)
+    assert n % 2 == 0 and edge / n <= 0.4 and int(edge / 0.8) < n / 2
+    for prime in (2, 3, 5, 7):
+        while n % prime == 0:
+            n //= prime
+    assert n == 1
+
+
+def test_gradient_reaches_every_parameter():
+    boxes, model = boxes_of("P 1 21/c 1", "C 1 2/c 1"), network().train()
+    model(boxes, boxes).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+
+
+def test_the_loss_by_hand():
+    boxes, model = boxes_of("P 1 21/c 1", "P 1 21 1"), network(passes=1)
+    F = torch.as_tensor(predict(model, boxes), dtype=torch.float32)
+    expected = []
+    for i in range(2):
+        found = PattersonMap(boxes, i, MEAN, 1.4)
+        pred, true = (x[i].flatten()[torch.as_tensor(found.voxels)] for x in (F, boxes.F))
+        expected.append(((pred - true) ** 2 / found.base).mean() / found.base.mean())
+    with torch.no_grad():
+        assert model(boxes, boxes).item() == pytest.approx(float(sum(expected)) / 2, rel=1e-4)
+
+
+def test_training_learns_and_comes_back_from_its_file(tmp_path):
+    crystals = [crystal(name, seed) for name in GROUPS for seed in (1, 2)]
+    model, boxes = network(), boxes_of("P 1 21/c 1")
+    with torch.no_grad():
+        before = float(model(*[AmplitudeBoxes.from_crystals(crystals, **D)] * 2))
+    history = fit(model, crystals, crystals[:2], epochs=8, batch_size=4, lr=3e-3, ema=0, n_validations=2, device="cpu", **D)
+    with torch.no_grad():
+        after = float(model(*[AmplitudeBoxes.from_crystals(crystals, **D)] * 2))
+    assert after < 0.97 * before and history["cc_ext"].dropna().between(-1, 1).all()
+    save_model(tmp_path / "p.safetensors", "patterson_net", model, box="monoclinic")
+    loaded, _ = load_model(tmp_path / "p.safetensors")
+    assert loaded.config == model.config
+    np.testing.assert_allclose(predict(loaded, boxes), predict(model, boxes), atol=2e-3)
+    assert torch.equal(run(loaded, boxes), loaded(boxes))
+
+
+def test_parameters_against_the_closed_form():
+    def conv(c_in, c_out, n=27):
+        return c_in * c_out * n + c_out
+    c, blocks = 24, 3
+    expected = conv(7, c) + conv(1, c) + 2 * blocks * (2 * conv(c, c) + 1) + 2 * conv(c, 1, 1) + 8 * c + c + 1
+    assert sum(p.numel() for p in PattersonNet().parameters()) == expected
+    assert Block(4)(torch.zeros(1, 4, 5, 5, 5)).shape == (1, 4, 5, 5, 5)
+    assert BOXES["monoclinic"].shape == (26, 18, 23)

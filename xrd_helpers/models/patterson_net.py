@@ -1,0 +1,239 @@
+"""PattersonNet: extends amplitudes in the space of interatomic vectors. The whole model is in this file.
+
+E² - 1 on the whole measured sphere is the transform of the sharpened Patterson function without its origin peak (Patterson,
+1934, Phys. Rev. 46, 372; International Tables, Vol. B, chapter 2.3): a map of the vectors between atoms, blurred to the
+resolution of the data. The missing reflections are its missing detail. So the map is laid on a periodic grid of about
+0.4 Å, whatever the cell, a network of 3 × 3 × 3 convolutions that knows the map's period and symmetry sharpens it, and its
+transform gives E beyond the data; a second pass sees the map of measured and predicted E². It starts from what needs no
+training: the square of the positive map, whose transform already holds a third of what there is to know (as Sayre's
+equation does for a density: 1952, Acta Cryst. 5, 60). The fall-off with resolution is put back from the crystal's own
+Wilson fit, so that without any knowledge the prediction is the shell mean.
+
+Monoclinic crystals (Laue class 2/m, unique axis b): the network sees a quarter of the cell, padded by the symmetry.
+"""
+
+import math
+from dataclasses import dataclass
+
+import gemmi
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as nnf
+
+from ..crystals import all_operators
+from ..metrics import ShellMean, normalize
+
+STEP = 0.4                              # Å between points of the map, about
+ORIGIN_PEAKS = (0.6, 1.3, 2.6)          # Å, widths of the peaks at the origin that the network is shown
+HARKER = 0.35                           # Å, width of Harker planes and lines
+N_MAPS = len(ORIGIN_PEAKS) + 3          # maps besides the Patterson
+N_NUMBERS = 8                           # that describe the crystal
+ONE = math.log(math.e - 1)              # softplus of this is 1
+MEAN_E = {True: 0.798, False: 0.886}    # mean of |E|, centric and acentric (Wilson, 1949, Acta Cryst. 2, 318)
+
+
+def grid_points(edge, d_target) -> int:
+    """Points along an edge (Å): even, no prime factor above 7, and every index to d_target below one half of them."""
+    least = 2 * int(edge / d_target) + 2
+    return next(n for n in range(max(least, 2 * round(edge / STEP / 2)), 10_000, 2) if 210**20 % n == 0)
+
+
+class PattersonMap:
+    """One crystal of boxes of amplitudes, as the network sees it: nothing in it depends on what was not measured.
+
+    present : (n,) flat voxels of the box to be predicted, `base` (n,) scaled amplitudes of them that are expected without
+    any knowledge of the structure: the shell mean, times what ε and centric reflections change in the mean of |E|.
+    """
+
+    def __init__(self, boxes, i, mean: ShellMean, d_target):
+        self.sample, box = boxes.samples[i], boxes.box
+        cell, group = self.sample.cell, self.sample.spacegroup
+        self.size = [grid_points(edge, d_target) for edge in (cell.a, cell.b, cell.c)]
+        absent, epsilon, d, target, measured = (x[i].flatten().cpu().numpy() for x in (
+            boxes.absent, boxes.epsilon, boxes.d, boxes.target, boxes.measured))
+        epsilon, d = epsilon.astype(float), d.astype(float)
+        hkl, once = box.hkl, ~boxes.redundant.flatten().cpu().numpy()
+        centring = np.zeros(len(hkl), bool)  # their E² is not known to be zero: the lattice has no such reflections
+        for shift in group.operations().cen_ops:
+            centring |= (hkl @ np.array(shift)) % gemmi.Op.DEN != 0
+        use, F = measured & ~absent & once, boxes.F_in[i].flatten().double().cpu().numpy()
+        E2 = np.zeros(len(hkl))
+        E2[use] = normalize(F[use], d[use], epsilon[use], max(3, min(10, use.sum() // 20))) ** 2
+        inner, outer = measured & ~centring, target & ~measured & ~centring
+        # a screw axis or a glide plane makes known zeros
+        values = np.where(absent, -1, epsilon * E2[box.index(hkl)] - 1)[inner]
+        self.values = torch.as_tensor(np.tile(values, 4), dtype=torch.float32)
+        self.inner, self.outer = self._places(hkl[inner]), self._places(hkl[outer])
+        self.read = self.outer[:outer.sum()]
+        self.epsilon = torch.as_tensor(np.where(absent, 0, epsilon)[outer], dtype=torch.float32)
+        wanted = outer & ~absent & once
+        self.voxels, self.present = np.flatnonzero(wanted), torch.as_tensor(np.flatnonzero(wanted[outer]))
+        centric = np.array(group.operations().centric_flag_array(np.ascontiguousarray(hkl[wanted], np.int32)), bool)
+        factor = np.sqrt(epsilon[wanted]) * np.where(centric, MEAN_E[True], MEAN_E[False])
+        self.base = torch.as_tensor(mean.at(F[use], d[use], d[wanted]) * factor / factor.mean(), dtype=torch.float32)
+        self._geometry()
+
+    def _places(self, hkl):
+        """Flat places in a half-complex transform of (h, k, l >= 0) and their images under 2/m: four runs, (4 n,)."""
+        n, images = self.size, [hkl, hkl * [1, -1, 1]]
+        images += [np.where(hkl[:, 2:] == 0, -x, x) for x in images]  # the plane l = 0 holds Friedel mates, too
+        h, k, l = np.concatenate(images).T % np.array(n)[:, None]
+        return torch.as_tensor((h * n[1] + k) * (n[2] // 2 + 1) + l)
+
+    def _geometry(self):
+        """``maps``: peaks at the origin, the distance from it, Harker planes and lines. ``numbers`` of the crystal."""
+        cell, group, contents = self.sample
+        n, orth = self.size, np.array(cell.orth.mat.tolist())
+        fract = np.stack(np.meshgrid(np.arange(n[0] // 2 + 1) / n[0], np.arange(n[1] // 2 + 1) / n[1],
+                                     np.arange(n[2]) / n[2], indexing="ij"), -1)
+
+        def distance(u, axes):
+            """To the nearest point of the lattice, along some of the axes."""
+            u = u - np.round(u)
+            shifted = ((u + [x, 0, z]) * axes @ orth.T for x in (-1, 0, 1) for z in (-1, 0, 1))
+            return np.sqrt(np.min([(v**2).sum(-1) for v in shifted], axis=0))
+
+        r, planes, lines = distance(fract, [1, 1, 1]), np.zeros(fract.shape[:3]), np.zeros(fract.shape[:3])
+        for rot, tran in zip(*all_operators(group)):
+            if (np.diag(rot) == (-1, 1, -1)).all():
+                planes = np.maximum(planes, np.exp(-0.5 * (distance(fract - tran, [0, 1, 0]) / HARKER) ** 2))
+            elif (np.diag(rot) == (1, -1, 1)).all():
+                lines = np.maximum(lines, np.exp(-0.5 * (distance(fract - tran, [1, 0, 1]) / HARKER) ** 2))
+        peaks = [np.exp(-0.5 * (r / width) ** 2) for width in ORIGIN_PEAKS]
+        self.maps = torch.as_tensor(np.stack([*peaks, np.minimum(r, 8) / 4 - 1, planes, lines]), dtype=torch.float32)[None]
+        z = np.array([gemmi.Element(element).atomic_number for element in contents] or [6], float)
+        z2 = z**2 * np.array(list(contents.values()) or [cell.volume / len(group.operations()) / 18])
+        n_equal = z2.sum() ** 2 / (z2 * z**2).sum() * len(group.operations())  # equal atoms of the same contrast
+        step = np.array([cell.a, cell.b, cell.c]) / n / STEP - 1
+        self.numbers = torch.tensor([*(step * 5), np.cos(np.radians(cell.beta)) * 3, np.log(n_equal / 50),
+                                     np.log(cell.volume / 1200), float(group.is_centrosymmetric()),
+                                     z2[z > 9].sum() / z2.sum()], dtype=torch.float32)
+
+    def to(self, device):
+        for name, value in vars(self).items():
+            if torch.is_tensor(value):
+                setattr(self, name, value.to(device))
+        return self
+
+    def to_map(self, E2=None):
+        """(1, 1, x, y, z) a quarter of the map of the measured values, and of E² (m,) beyond where it is given."""
+        n = self.size
+        full = torch.zeros(n[0] * n[1] * (n[2] // 2 + 1), device=self.values.device).index_put((self.inner,), self.values)
+        if E2 is not None:
+            full = full.index_put((self.outer,), (self.epsilon * E2 - 1).repeat(4))
+        full = full.view(n[0], n[1], n[2] // 2 + 1)
+        rho = torch.fft.irfftn(torch.complex(full, torch.zeros_like(full)), s=n, norm="forward")
+        return rho[None, None, :n[0] // 2 + 1, :n[1] // 2 + 1] / math.sqrt(len(self.inner))
+
+    def to_sphere(self, rho):
+        """Coefficients (m,) of the reflections beyond, of a quarter of a map (x, y, z)."""
+        rho = torch.cat([rho, rho[:, 1:-1].flip(1)], 1)                       # the mirror plane
+        rho = torch.cat([rho, rho[1:-1].flip(0).flip(2).roll(1, 2)])          # the twofold axis
+        return torch.fft.rfftn(rho.float(), norm="ortho").real.flatten()[self.read]
+
+    def squared(self):
+        """Coefficients (m,) of the square of the positive map: mean 0 and deviation 1 over those that are present."""
+        g = self.to_sphere(self.to_map()[0, 0].clamp(min=0) ** 2)
+        return (g - g[self.present].mean()) / g[self.present].std()
+
+
+def pad(x):
+    """One voxel on all sides of (..., x, y, z), by the symmetry 2/m and the period."""
+    def turn(s):
+        return s.flip(4).roll(1, 4)
+    x = torch.cat([turn(x[:, :, 1:2]), x, turn(x[:, :, -2:-1])], 2)
+    x = torch.cat([x[:, :, :, 1:2], x, x[:, :, :, -2:-1]], 3)
+    return torch.cat([x[..., -1:], x, x[..., :1]], 4)
+
+
+class Block(nn.Module):
+    """x + two convolutions; no normalisation, since the height of the map means something."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.one, self.two = nn.Conv3d(c, c, 3), nn.Conv3d(c, c, 3)
+        self.scale = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x):
+        return x + self.scale * self.two(pad(nnf.silu(self.one(pad(nnf.silu(x))))))
+
+
+class PattersonNet(nn.Module):
+    """Called with ``AmplitudeBoxes``, which have to say what is known of each crystal (``samples``)."""
+
+    takes_boxes = True
+
+    @dataclass
+    class Config:
+        channels: int = 24
+        blocks: int = 3      # in each pass
+        passes: int = 2
+        d_target: float = 0.8
+        n_points: int = 40   # of the mean amplitude against resolution
+
+    def __init__(self, config=None):
+        super().__init__()
+        self.config = c = config or self.Config()
+        self.stem = nn.ModuleList(nn.Conv3d(1 if i else 1 + N_MAPS, c.channels, 3) for i in range(c.passes))
+        self.numbers = nn.Linear(N_NUMBERS, c.channels)
+        self.start = nn.Parameter(torch.tensor(0.3))  # how much the squared map counts
+        self.blocks = nn.ModuleList(nn.Sequential(*[Block(c.channels) for _ in range(c.blocks)]) for _ in range(c.passes))
+        self.head = nn.ModuleList(nn.Conv3d(c.channels, 1, 1) for _ in range(c.passes))
+        for head in self.head:
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        # of a crystal's fall-off: points in 1/d² (Å⁻²), the mean amplitude there, B (Å²) and its spread
+        self.register_buffer("mean_s2", torch.linspace(0.02, 1.55, c.n_points))
+        self.register_buffer("mean_F", torch.ones(c.n_points))
+        self.register_buffer("mean_B", torch.tensor([3.0, 1.0]))
+
+    def set_shell_mean(self, mean: ShellMean) -> None:
+        """What is expected of a crystal before it is looked at (``metrics.shell_mean``)."""
+        self.mean_s2.copy_(torch.as_tensor(mean.s2))
+        self.mean_F.copy_(torch.as_tensor(mean.curve))
+        self.mean_B.copy_(torch.tensor([mean.B, mean.sigma_B]))
+
+    def forward(self, boxes, truth=None):
+        """Amplitudes (B, H, K, L) of boxes; or, with boxes that hold the true ones, the loss to train with.
+
+        The loss is the squared error of F over the expected amplitude, relative to it: between an error in E and one in F.
+        Passes before the last one count for 0.3.
+        """
+        s2, curve, B = (x.double().cpu().numpy() for x in (self.mean_s2, self.mean_F, self.mean_B))
+        mean = ShellMean(s2, curve, B=float(B[0]), sigma_B=float(B[1]))
+        losses, filled = [], []
+        for i in range(len(boxes)):
+            crystal = PattersonMap(boxes, i, mean, self.config.d_target).to(self.mean_F.device)
+            passes = self._predict(crystal)
+            if truth is not None:
+                F = truth.F[i].flatten()[torch.as_tensor(crystal.voxels, device=truth.F.device)].to(crystal.base)
+                parts = [(crystal.base * (E - F / crystal.base).square()).mean() / crystal.base.mean() for E in passes]
+                losses.append(parts[-1] + 0.3 * sum(parts[:-1]))
+            else:
+                filled.append(self._fill(boxes, i, crystal.voxels, crystal.base * passes[-1]))
+        return torch.stack(losses).mean() if truth is not None else torch.stack(filled)
+
+    def _predict(self, crystal):
+        """[E (n,) of the reflections to be predicted, after each pass], on a scale where 1 is expected of all."""
+        g, found = self.start * crystal.squared(), []
+        for i, (stem, blocks, head) in enumerate(zip(self.stem, self.blocks, self.head)):
+            if i == 0:
+                x = stem(pad(torch.cat([crystal.to_map(), crystal.maps], 1))) + self.numbers(crystal.numbers).view(1, -1, 1, 1, 1)
+            else:
+                x = x + stem(pad(crystal.to_map(E.square())))
+            x = blocks(x)
+            g = g + 0.3 * crystal.to_sphere(head(x)[0, 0])
+            E = nnf.softplus(g + ONE)
+            found.append(E[crystal.present])
+        return found
+
+    @staticmethod
+    def _fill(boxes, i, voxels, F):
+        """A box (H, K, L) with the measured amplitudes, F (n,) at its voxels, and equal values where voxels are equivalent."""
+        box, out = boxes.box, boxes.F_in[i].flatten().clone()
+        known = boxes.measured[i].flatten()
+        out[torch.as_tensor(voxels, device=out.device)] = F.to(out)
+        same = torch.as_tensor(box.index(box.hkl), device=out.device)
+        out = torch.where(known, boxes.F_in[i].flatten(), out[same])
+        return (out * (boxes.target[i] & ~boxes.absent[i]).flatten()).view(box.shape)
