@@ -1,15 +1,17 @@
 """Phase first: against structure factors of the crystal by gemmi, which the code under test has never seen."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import gemmi
 import numpy as np
 import pytest
+import torch
 
 from test_phasing_charge_flipping import random_crystal
 from xrd_helpers.gridding import AmplitudeBoxes, to_box_setting
-from xrd_helpers.inference import describe_solution, extend_by_structure
-from xrd_helpers.metrics import UNKNOWN_R, ShellMean, score
+from xrd_helpers.inference import describe_solution, extend_by_mean, extend_by_structure
+from xrd_helpers.metrics import ShellMean, score
 from xrd_helpers.phasing import extension
 from xrd_helpers.reflections import Measured, ReflectionError, Reflections, unique_hkl
 
@@ -33,7 +35,7 @@ def split(name, d_input=1.2, d_target=0.9, scale=1.0):
 @pytest.mark.parametrize("name, scale", [("P -1", 1.0), ("P 1 21/c 1", 0.037), ("C 1 c 1", 250.0)])
 def test_what_was_not_measured_follows_from_the_atoms(name, scale):
     crystal, measured, hkl, F = split(name, scale=scale)
-    found = extension.phase_first(measured, hkl, crystal.elements, MEAN, seed=1)
+    found = extension.phase_first(measured, hkl, crystal.elements, seed=1)
     assert np.corrcoef(found.F, F)[0, 1] > 0.98
     assert np.abs(found.F - F).sum() / F.sum() < 0.15, "on the scale of the data"
     assert found.r_ext == pytest.approx(2.5 * found.solution.r1) and len(found.solution.elements) == 7
@@ -47,14 +49,25 @@ def hopeless():
     return Reflections.of_good_data(measured.hkl, shuffled, measured.cell, measured.spacegroup), hkl
 
 
-def test_without_a_structure_the_mean_is_taken_and_said_so(hopeless):
+def test_without_a_structure_something_else_stands_in(hopeless):
     measured, hkl = hopeless
-    found = extension.phase_first(measured, hkl, ["S", *"OONCCC"], MEAN, trials=4)
-    assert found.solution is None and found.r_ext == UNKNOWN_R and "no structure was found" in describe_solution(None)
+    assert extension.phase_first(measured, hkl, ["S", *"OONCCC"], trials=4) is None
+    assert "no structure was found" in describe_solution(None)
+    noise = Measured(measured.hkl, measured.F**2, 0.05 * measured.F**2 + 1, measured.cell, measured.spacegroup,
+                     {"C": 7}, 0.71073, (Path("made.hkl"),), "made up")
+    assert extend_by_structure(noise, d_target=0.9, trials=2) == (None, None)
     # the mean is a function of d alone: k exp(-B/4d²) exp(-1/d²), a line of ln F against 1/d²
-    x = measured.cell.calculate_1_d2_array(hkl.astype(np.int32))
-    slope, offset = np.polyfit(x, np.log(found.F), 1)
-    assert np.abs(np.log(found.F) - offset - slope * x).max() < 0.02 and slope < 0
+    predicted = extend_by_mean(noise, MEAN, d_target=0.9).predicted
+    x = 1 / predicted.d**2
+    slope, offset = np.polyfit(x, np.log(predicted.F), 1)
+    assert np.abs(np.log(predicted.F) - offset - slope * x).max() < 0.02 and slope < 0 and len(predicted) == len(hkl)
+    boxes = AmplitudeBoxes.from_crystals([to_box_setting(random_crystal("P 1 21/c 1"))], d_input=1.0, d_target=0.9)
+    shuffled = boxes.F.clone()
+    inside = (boxes.measured & ~boxes.absent & ~boxes.redundant)
+    shuffled[inside] = shuffled[inside][torch.randperm(int(inside.sum()), generator=torch.Generator().manual_seed(0))]
+    boxes = replace(boxes, F=shuffled)
+    stood_in = extension.phase_first_boxes(boxes, lambda b: np.full(b.F.shape, 0.123), trials=2)
+    assert (stood_in[boxes.extension.numpy()] == 0.123).all()
 
 
 def test_a_list_of_kinds_is_filled_up_with_carbon(monkeypatch):
@@ -69,7 +82,7 @@ def test_a_list_of_kinds_is_filled_up_with_carbon(monkeypatch):
 def test_boxes_hold_what_the_reflections_say():
     crystal = to_box_setting(random_crystal("C 1 c 1"))
     boxes = AmplitudeBoxes.from_crystals([crystal, to_box_setting(random_crystal("P 1 21/c 1"))], d_input=1.2, d_target=0.9)
-    F = extension.phase_first_boxes(boxes, MEAN, seed=1)
+    F = extension.phase_first_boxes(boxes, MEAN.predict, seed=1)
     measured, absent = boxes.measured.numpy(), boxes.absent.numpy()
     np.testing.assert_allclose(F[measured], boxes.F.double().numpy()[measured])
     assert (F[absent | ~boxes.target.numpy()] == 0).all() and (score(F, boxes)["cc_ext"] > 0.98).all()
@@ -77,7 +90,7 @@ def test_boxes_hold_what_the_reflections_say():
     at = {tuple(h): i for i, h in enumerate(boxes.box.hkl.tolist())}
     for h, k in ((5, 5), (3, 7), (7, 3), (6, 4)):
         assert F[0].flat[at[-h, k, 0]] == F[0].flat[at[h, k, 0]]
-    again = extension.phase_first_boxes(boxes[[1]], MEAN, seed=1)
+    again = extension.phase_first_boxes(boxes[[1]], MEAN.predict, seed=1)
     np.testing.assert_allclose(again[0], F[1])
 
 
@@ -85,13 +98,13 @@ def test_measured_data_of_any_space_group_are_extended():
     crystal, reflections, hkl, F = split("P -1", scale=3.0)
     measured = Measured(reflections.hkl, reflections.F**2, 0.05 * reflections.F**2 + 1, crystal.cell, crystal.spacegroup,
                         crystal.contents, 0.71073, (Path("made.hkl"),), "made up")
-    extended, solution = extend_by_structure(measured, MEAN, d_target=0.9)
+    extended, solution = extend_by_structure(measured, d_target=0.9)
     assert len(extended.predicted) == len(hkl) and solution.accepted
     row = {tuple(h): i for i, h in enumerate(extended.predicted.hkl.tolist())}
     P = extended.predicted.F[[row[tuple(h)] for h in hkl.tolist()]]
     assert np.corrcoef(P, F)[0, 1] > 0.98 and np.abs(P - F).sum() / F.sum() < 0.15
     with pytest.raises(ReflectionError, match="nothing to extend"):
-        extend_by_structure(measured, MEAN, d_target=1.3)
+        extend_by_structure(measured, d_target=1.3)
     few = Measured(measured.hkl[:20], measured.intensity[:20], measured.sigma[:20], *list(vars(measured).values())[3:])
     with pytest.raises(ReflectionError, match="made.hkl: only 20 reflections"):
-        extend_by_structure(few, MEAN)
+        extend_by_structure(few)

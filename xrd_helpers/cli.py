@@ -245,7 +245,8 @@ def evaluate(
         methods = {title: partial(predict, network) for title, (network, _) in models.items()}
         mean = ev.shell_mean(curve, box=box, d_input=d_input, d_target=d_target)
         if {"all", "phase_first"} & set(model):
-            methods["phase first"] = partial(phase_first_boxes, mean=mean, trials=trials, seed=seed)
+            otherwise = methods.get("PattersonNet", mean.predict)
+            methods["phase first"] = partial(phase_first_boxes, otherwise=otherwise, trials=trials, seed=seed)
         methods |= ev.know_nothing(mean, seed)
         measurement = Measurement(None, missing, noise)
         result = ev.evaluate(crystals, methods, box, d_input, d_target, solve, trials, seed, measurement=measurement,
@@ -306,16 +307,25 @@ def _extend(measured, model, symbols, d_target, trials, seed):
     """(Extended, d_shown in Å, what it is worth in words) by a method of that name."""
     from functools import partial
 
-    from xrd_helpers import evaluation, inference
-    from xrd_helpers.metrics import UNKNOWN_R
+    from xrd_helpers import inference
+    from xrd_helpers.crystals import CrystalError
+    from xrd_helpers.metrics import UNKNOWN_R, shell_mean
 
-    d_shown = 0.0
+    d_shown, words = 0.0, ""
     if model == "phase_first":
-        result, solution = inference.extend_by_structure(measured, evaluation.shell_mean(), symbols, d_target, trials, seed)
+        result, solution = inference.extend_by_structure(measured, symbols, d_target, trials, seed)
         words = inference.describe_solution(solution)
-    elif model == "shell_mean":
-        result = inference.extend(measured, evaluation.shell_mean().predict, d_target=d_target)
-        words = "Shell mean: the fall-off with resolution of random crystals, which knows nothing of this one."
+        if solution:
+            return result, d_shown, words
+        try:  # the next best; it knows monoclinic crystals only
+            result, d_shown, more = _extend(measured, "patterson_net", symbols, d_target, trials, seed)
+            return result, d_shown, f"{words} Instead: {more}"
+        except (inference.WeightsError, CrystalError) as error:
+            model, words = "shell_mean", f"{words} ({error}.) Instead: "
+    if model == "shell_mean":
+        result = inference.extend_by_mean(measured, shell_mean(), d_target)
+        words += ("Shell mean: the fall-off with resolution of random crystals, which knows nothing of this one. Do not expect "
+                  "these amplitudes to solve a structure.")
     else:
         (title, path), = inference.find_weights([model]).items()
         network, made = inference.load_model(path)

@@ -245,30 +245,41 @@ def extend(measured: Measured, method, r_ext=UNKNOWN_R, box="monoclinic", d_targ
     return _extended(measured, merged, hkl[new], F[new], r_ext)
 
 
-def extend_by_structure(measured: Measured, mean: ShellMean, elements=(), d_target=0.8, trials=TRIALS, seed=0):
+def extend_by_structure(measured: Measured, elements=(), d_target=0.8, trials=TRIALS, seed=0):
     """``extend`` without a network and for any space group: by the atoms that charge flipping finds in what was measured.
 
     Parameters
     ----------
-    mean : what is predicted where no structure is found (see ``phasing.extension.phase_first``)
     elements : as for ``charge_flipping.solve``; those of the data by default
 
     Returns
     -------
-    Extended, and the Solution that the amplitudes come from or None
+    Extended and the Solution that the amplitudes come from, or None and None where no structure was found
 
     Raises
     ------
     ReflectionError
         As ``extend``, or if fewer than LEAST reflections are measured.
     """
+    merged, hkl = _to_predict(measured, d_target)
+    found = phase_first(merged, hkl, elements or measured.elements, trials, seed)
+    return (_extended(measured, merged, hkl, found.F, found.r_ext), found.solution) if found else (None, None)
+
+
+def extend_by_mean(measured: Measured, mean: ShellMean, d_target=0.8) -> Extended:
+    """``extend`` by the mean amplitude at each resolution, for any space group."""
+    merged, hkl = _to_predict(measured, d_target)
+    F = mean.at(merged.F, merged.d, merged.cell.calculate_d_array(hkl.astype(np.int32)))
+    return _extended(measured, merged, hkl, F, UNKNOWN_R)
+
+
+def _to_predict(measured, d_target):
+    """(merged, hkl (n, 3) to d_target that were not measured)."""
     merged = measured.merge()
     if len(merged) < LEAST:
         raise ReflectionError(f"{measured.files[0]}: only {len(merged)} reflections are measured, of {LEAST} at least")
     hkl = unique_hkl(merged.cell, merged.spacegroup, d_target)
-    hkl = hkl[_not_in(merged, hkl, d_target)]
-    found = phase_first(merged, hkl, elements or measured.elements, mean, trials, seed)
-    return _extended(measured, merged, hkl, found.F, found.r_ext), found.solution
+    return merged, hkl[_not_in(merged, hkl, d_target)]
 
 
 def _not_in(merged, hkl, d_target):
@@ -362,10 +373,9 @@ def describe(extended: Extended, d_target, d_shown=0.0) -> str:
 def describe_solution(solution: Solution | None) -> str:
     """What phase first found, in words."""
     if solution is None:
-        return ("Phase first: no structure was found in the measured part, or none that explains it. The predicted amplitudes "
-                "are the mean at their resolution, and say nothing of this crystal: do not expect them to solve it.")
-    return (f"Phase first: {len(solution.elements)} atoms found in the measured part, R1 {solution.r1:.3f} without hydrogen; "
-            "the predicted amplitudes are calculated from them.")
+        return "Phase first: no structure was found in the measured part, or none that explains it."
+    return (f"Phase first: {len(solution.elements)} atoms found in the measured part, R1 {solution.r1:.3f} without "
+            "hydrogen; the predicted amplitudes are calculated from them.")
 
 
 def verdict(title, made) -> str:

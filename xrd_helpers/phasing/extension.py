@@ -2,7 +2,7 @@
 
 A network has to guess amplitudes from amplitudes. But data to 1.5 Å, which direct methods give up, still hold many a
 structure for charge flipping with its atoms refined; and atoms give every amplitude at once. Where no structure is
-found, the mean amplitude at that resolution is the best that is known.
+found, something else has to stand in: PattersonNet, or the mean amplitude at that resolution.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..crystals import Crystal, count_elements
 from ..gridding import AmplitudeBoxes
-from ..metrics import UNKNOWN_R, ShellMean
+from ..metrics import UNKNOWN_R
 from ..reflections import Reflections
 from ..structure_factors import structure_factors
 from . import charge_flipping
@@ -25,11 +25,11 @@ R_PER_R1 = 2.5  # r_ext over R1, of 59 accepted structures of real molecules; th
 
 
 class Extension(NamedTuple):
-    """F (n,) on the scale of the data; r_ext to be expected; the Solution it comes from, None where it is the shell mean."""
+    """F (n,) on the scale of the data; r_ext to be expected of them; the Solution they come from."""
 
     F: np.ndarray
     r_ext: float
-    solution: Solution | None
+    solution: Solution
 
 
 def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0) -> Solution | None:
@@ -50,8 +50,8 @@ def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0) -> Solut
         return None
 
 
-def phase_first(reflections: Reflections, hkl, elements, mean: ShellMean, trials=TRIALS, seed=0) -> Extension:
-    """Amplitudes at hkl (n, 3), none of them measured: of the atoms found, if the engine accepts them, else `mean`.
+def phase_first(reflections: Reflections, hkl, elements, trials=TRIALS, seed=0) -> Extension | None:
+    """Amplitudes at hkl (n, 3), none of them measured, of the atoms found; None if the engine accepts none.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def phase_first(reflections: Reflections, hkl, elements, mean: ShellMean, trials
     """
     solution = phase(reflections, elements, trials, seed)
     if solution is None or not solution.accepted:
-        return Extension(mean.at(reflections.F, reflections.d, _d(reflections, hkl)), UNKNOWN_R, None)
+        return None
     atoms = Crystal("found", solution.cell, solution.spacegroup, tuple(solution.elements), solution.fract, solution.u_iso,
                     solution.occ)
     known, new = (np.abs(structure_factors(atoms, indices)) for indices in (reflections.hkl, hkl))
@@ -68,19 +68,19 @@ def phase_first(reflections: Reflections, hkl, elements, mean: ShellMean, trials
     return Extension(scale * new, min(UNKNOWN_R, R_PER_R1 * solution.r1), solution)
 
 
-def _d(reflections, hkl):
-    return reflections.cell.calculate_d_array(np.asarray(hkl, np.int32))
+def phase_first_boxes(boxes: AmplitudeBoxes, otherwise, trials=TRIALS, seed=0) -> np.ndarray:
+    """``phase_first`` of each crystal of boxes that say what is known of it -> (B, *box.shape) scaled amplitudes.
 
-
-def phase_first_boxes(boxes: AmplitudeBoxes, mean: ShellMean, trials=TRIALS, seed=0) -> np.ndarray:
-    """``phase_first`` of each crystal of boxes that say what is known of it -> (B, *box.shape) scaled amplitudes."""
-    F, hkl = boxes.F_in.double().numpy(), boxes.box.hkl.astype(np.int32)
+    ``otherwise``, a function of the boxes with the same result, stands in for crystals without a structure.
+    """
+    F, hkl = np.array(otherwise(boxes), float), boxes.box.hkl.astype(np.int32)
     same = boxes.box.index(boxes.box.hkl)  # where the equivalent stands that counts
     for i, sample in enumerate(boxes.samples):
         present = (boxes.target[i] & ~boxes.absent[i] & ~boxes.redundant).numpy().ravel()
-        measured, one = boxes.measured[i].numpy().ravel(), F[i].ravel()
+        measured, one = boxes.measured[i].numpy().ravel(), boxes.F_in[i].double().numpy().ravel()
         known, wanted = (np.flatnonzero(present & rows) for rows in (measured, ~measured))
         reflections = Reflections.of_good_data(hkl[known], one[known], sample.cell, sample.spacegroup)
-        one[wanted] = phase_first(reflections, hkl[wanted], sample.contents, mean, trials, seed).F
-        F[i] = np.where(measured, one, one[same]).reshape(boxes.box.shape)
+        if found := phase_first(reflections, hkl[wanted], sample.contents, trials, seed):
+            one[wanted] = found.F
+            F[i] = np.where(measured, one, one[same]).reshape(boxes.box.shape)
     return F
