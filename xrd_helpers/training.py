@@ -618,6 +618,8 @@ def describe(history, validation, model, training=(), *, box=BOXES["monoclinic"]
     seen = dict(crystals_seen=int(history["crystals"].iloc[-1]), minutes=round(float(history["seconds"].iloc[-1]) / 60, 1))
     scores = {}
     if validation:
+        looked_at = history.dropna(subset="r_ext")[["crystals", "r_ext", "cc_ext"]]
+        scores["curve"] = [[int(n), round(r, 4), round(cc, 4)] for n, r, cc in looked_at.itertuples(index=False)]
         known = AmplitudeBoxes.from_crystals(validation, **settings)
         rows = {"": predict(model, known)}
         if training:
@@ -678,6 +680,8 @@ def train(name, out, *, crystals="", recipe="molecules", box="monoclinic", d_inp
                     **{key: options[key] for key in ("batch_size", "lr", "ema") if key in options})
     if before:
         made |= {key: round(made[key] + before.get(key, 0), 1) for key in ("crystals_seen", "minutes")}
+        if "curve" in made:
+            made["curve"] = [[n + before.get("crystals_seen", 0), r, cc] for n, r, cc in made["curve"]]
         made["started_from"] = {key: before[key] for key in ("crystals_seen", "minutes", "seed", "lr", "commit") if key in before}
     if is_first_process():
         save_model(out, name, model, **made)
@@ -721,15 +725,19 @@ def weights_readme(folder) -> str:
     if not paths:
         raise UserError(f"there are no weights in {shown(folder)}")
     head = ["file", "parameters", *README_COLUMNS.values(), "size"]
-    rows = []
+    rows, curves = [], []
     for path in paths:
         model, made = load_model(path)
         name = next(key for key, model_class in MODELS.items() if type(model) is model_class)
         made = {"model": TITLES.get(name, name)} | made
         cells = [f"{x:,}" if isinstance(x, int) else str(x) for x in (made.get(key, "") for key in README_COLUMNS)]
         n_parameters = sum(p.numel() for p in model.parameters())
+        if points := made.get("curve"):
+            curves += [[f"`{path.name}`" if i == 0 else "", f"{n:,}", *map(str, scores)] for i, (n, *scores) in enumerate(points)]
         rows.append([f"`{path.name}`", f"{n_parameters:,}", *cells, f"{path.stat().st_size / 2**20:.0f} MB"])
-    table = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+    head_of_curves = ["file", "crystals seen", "`r_ext`", "`cc_ext`"]
+    table, curve = ("\n".join("| " + " | ".join(row) + " |" for row in [names, ["---"] * len(names), *body])
+                    for names, body in ((head, rows), (head_of_curves, curves)))
     return f"""# Weights
 
 Written by `python -c "from xrd_helpers.training import write_weights_readme; write_weights_readme('weights')"` from what
@@ -740,6 +748,10 @@ the files say of themselves; change nothing here by hand.
 The scores are means over the crystals that were kept aside for validation; those on real crystals stand in the project's
 README. *shell mean* is the row that knows nothing about a crystal but its fall-off, on the same crystals: a model whose
 `r_ext` is above it, or whose `cc_ext` is below, has learnt nothing that is of use yet.
+
+What the running mean of the weights scored while it was trained, on the same crystals:
+
+{curve}
 
 Each file is safetensors in half precision. Its metadata hold the model's name and choices, and how it was made and scored:
 seed, crystals seen, minutes, learning rate, commit and kind of machine. Nothing in it is unpickled:
