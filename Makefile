@@ -8,8 +8,9 @@ run: .venv/.installed
 	$(BIN)/xrd run --profile quick
 
 # Three steps, cheapest first: units and notebook form; every notebook as a user runs it; the command line end to end.
-# TEST_ENV keeps what the tests write out of the user's runs/, and another "python3" kernel out of the way.
-TEST_ENV := XRD_RUNS="$(CURDIR)/.pytest_cache/runs" JUPYTER_PREFER_ENV_PATH=1
+# TEST_ENV keeps what the tests write out of the user's runs/, and another "python3" kernel out of the way. One thread:
+# on a busy machine two that wait for each other take several times as long.
+TEST_ENV := XRD_RUNS="$(CURDIR)/.pytest_cache/runs" JUPYTER_PREFER_ENV_PATH=1 OMP_NUM_THREADS=1
 test: .venv/.installed
 	$(TEST_ENV) $(BIN)/python -m pytest
 	rm -rf .pytest_cache/runs
