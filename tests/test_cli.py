@@ -377,7 +377,7 @@ def test_extend_writes_beside_the_file_and_says_what_the_model_is_worth(xrd, cap
 def test_extend_looks_for_atoms_unless_told_otherwise(xrd, capsys, job):
     assert xrd("extend", str(job), "--trials", "1", "--out", str(job.parent / "mine")) == 0  # amplitudes of no crystal
     printed = capsys.readouterr().out
-    assert "no structure was found in the measured part" in printed and "Instead: " in printed
+    assert "no structure was found in the measured part" in printed and "Instead: PattersonNet, on crystals of its" in printed
     assert (job.parent / "mine.hkl").read_text().count("   2\n") > 400
 
 

@@ -1,6 +1,8 @@
 """PattersonNet against direct Fourier sums over the whole sphere, and what it must not depend on."""
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import gemmi
 import numpy as np
@@ -9,11 +11,13 @@ import torch
 from torch.nn import functional as nnf
 
 from xrd_helpers.crystals import Crystal
-from xrd_helpers.gridding import BOXES, AmplitudeBoxes
-from xrd_helpers.inference import load_model, predict, save_model
+from xrd_helpers.gridding import BOXES, AmplitudeBoxes, to_box_setting
+from xrd_helpers.inference import extend, load_model, predict, save_model
 from xrd_helpers.metrics import ShellMean, normalize
 from xrd_helpers.models import run
 from xrd_helpers.models.patterson_net import Block, PattersonMap, PattersonNet, grid_points, pad
+from xrd_helpers.reflections import Measured, unique_hkl
+from xrd_helpers.structure_factors import structure_factors
 from xrd_helpers.training import fit
 
 MEAN = ShellMean(s2=np.linspace(0.02, 1.55, 40), curve=0.3 * np.exp(-np.linspace(0.02, 1.55, 40)), B=3.0, sigma_B=1.0)
@@ -216,3 +220,20 @@ def test_parameters_against_the_closed_form():
     assert sum(p.numel() for p in PattersonNet().parameters()) == expected
     assert Block(4)(torch.zeros(1, 4, 5, 5, 5)).shape == (1, 4, 5, 5, 5)
     assert BOXES["monoclinic"].shape == (26, 18, 23)
+
+
+def test_measured_data_are_extended_as_the_crystal_would_be():
+    """In P2₁/a with a > c: the box holds it with a and c exchanged."""
+    swapped = Crystal("x", gemmi.UnitCell(8.4, 9.1, 7.3, 90, 111, 90), gemmi.SpaceGroup("P 1 21/a 1"), tuple("CCCNOO"),
+                      np.random.default_rng(3).random((6, 3)), np.full(6, 0.04), np.ones(6))
+    hkl = unique_hkl(swapped.cell, swapped.spacegroup, 2.2)
+    F = np.abs(structure_factors(swapped, hkl))
+    measured = Measured(hkl, F**2, 0.02 * F**2 + 1e-3, swapped.cell, swapped.spacegroup, swapped.contents, 0.7,
+                        (Path("made.hkl"),), "made")
+    model = network()
+    predicted = extend(measured, partial(predict, model), d_target=1.4).predicted
+    boxes = AmplitudeBoxes.from_crystals([to_box_setting(swapped)], **D)
+    expected = dict(zip(map(tuple, boxes.box.hkl.tolist()), predict(model, boxes)[0].ravel() * float(boxes.scale[0])))
+    for (h, k, l), amplitude in zip(predicted.hkl.tolist(), predicted.F):
+        image = next(i for i in ((l, -k, h), (l, k, h), (-l, k, -h), (-l, -k, -h)) if i in expected)
+        assert amplitude == pytest.approx(expected[image], rel=0.02, abs=0.02)

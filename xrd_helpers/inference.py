@@ -20,7 +20,7 @@ from safetensors.torch import save
 from . import locate
 from .config import UserError, atomic_path, shown
 from .crystals import Crystal
-from .gridding import BOXES, AmplitudeBoxes, absences_and_epsilon, check_fit, to_box_setting
+from .gridding import BOXES, AmplitudeBoxes, Sample, absences_and_epsilon, check_fit, to_box_setting
 from .metrics import UNKNOWN_R, ShellMean, shells
 from .models import MODELS, TITLES, run
 from .phasing.charge_flipping import Solution
@@ -173,10 +173,10 @@ class Extended:
         return pd.concat(parts, ignore_index=True)
 
 
-def measured_box(merged: Reflections, box="monoclinic", d_target=0.8, d_shown=0.0, name="the data"):
+def measured_box(merged: Reflections, box="monoclinic", d_target=0.8, d_shown=0.0, name="the data", contents=None):
     """Measured amplitudes in the box, as a model sees them.
 
-    Data with d >= d_shown (Å) are measured, systematic absences inside them too, as in training; F is zero elsewhere.
+    `contents` is {symbol: atoms in the asymmetric unit}. Data with d >= d_shown (Å) are measured, systematic absences inside them too, as in training; F is zero elsewhere.
 
     Returns
     -------
@@ -212,7 +212,7 @@ def measured_box(merged: Reflections, box="monoclinic", d_target=0.8, d_shown=0.
     numbers = {name: torch.as_tensor(x.reshape(grid), dtype=torch.float32) for name, x in
                {"F": F / scale, "d": d, "epsilon": epsilon}.items()}
     boxes = AmplitudeBoxes(box=box, scale=torch.tensor([scale]), redundant=torch.as_tensor(box.redundant).reshape(box.shape),
-                           **tensors, **numbers)
+                           samples=(Sample(crystal.cell, crystal.spacegroup, contents or {}),), **tensors, **numbers)
     return boxes, crystal is not data
 
 
@@ -237,7 +237,7 @@ def extend(measured: Measured, method, r_ext=UNKNOWN_R, box="monoclinic", d_targ
         As ``measured_box``, or if all reflections to d_target were measured.
     """
     merged = measured.merge()
-    boxes, swapped = measured_box(merged, box, d_target, d_shown, measured.files[0].name)
+    boxes, swapped = measured_box(merged, box, d_target, d_shown, measured.files[0].name, measured.elements)
     hkl, F = boxes.reflections(0, method(boxes)[0])
     asu, ops = gemmi.ReciprocalAsu(merged.spacegroup), merged.spacegroup.operations()
     hkl = np.array([asu.to_asu(h, ops)[0] for h in box_indices(hkl, swapped).tolist()])
