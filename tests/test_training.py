@@ -718,7 +718,8 @@ def test_validation_crystals_are_apart_and_the_same_for_every_seed(crystals, tmp
 
 def test_the_readme_of_the_weights_is_what_the_files_say(tmp_path):
     save_model(tmp_path / "b.safetensors", "xrd_transformer", MODELS["xrd_transformer"](),
-               crystals_seen=12345, minutes=1.5, recipe="atoms", r_ext=0.25, shell_mean_r_ext=0.75, machine="a kind")
+               crystals_seen=12345, minutes=1.5, recipe="atoms", r_ext=0.25, shell_mean_r_ext=0.75, machine="a kind",
+               curve=[[4, 0.9, 0.1], [12345, 0.25, 0.3]])
     (tmp_path / ".b.0123abcd.safetensors").write_bytes(b"half of")  # being written
     training.write_weights_readme(tmp_path)
     lines = (tmp_path / "README.md").read_text().splitlines()
@@ -726,7 +727,8 @@ def test_the_readme_of_the_weights_is_what_the_files_say(tmp_path):
     row = dict(zip(table[0], table[2]))
     assert row["file"] == "`b.safetensors`" and row["model"] == "XRD_Transformer" and row["parameters"] == "994,989"
     assert row["crystals seen"] == "12,345" and row["`r_ext`"] == "0.25" and row["shell mean `r_ext`"] == "0.75"
-    assert row["machine"] == "a kind" and row["`cc_ext`"] == "" and row["size"] == "2 MB"
+    assert row["machine"] == "a kind" and row["`cc_ext`"] == "" and row["size"] == "1.9 MB"
+    assert table[-2:] == [["`b.safetensors`", "4", "0.9", "0.1"], ["", "12,345", "0.25", "0.3"]]
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(UserError, match="there are no weights in"):
         training.weights_readme(tmp_path)

@@ -734,7 +734,7 @@ def weights_readme(folder) -> str:
         n_parameters = sum(p.numel() for p in model.parameters())
         if points := made.get("curve"):
             curves += [[f"`{path.name}`" if i == 0 else "", f"{n:,}", *map(str, scores)] for i, (n, *scores) in enumerate(points)]
-        rows.append([f"`{path.name}`", f"{n_parameters:,}", *cells, f"{path.stat().st_size / 2**20:.0f} MB"])
+        rows.append([f"`{path.name}`", f"{n_parameters:,}", *cells, f"{path.stat().st_size / 2**20:.1f} MB"])
     head_of_curves = ["file", "crystals seen", "`r_ext`", "`cc_ext`"]
     table, curve = ("\n".join("| " + " | ".join(row) + " |" for row in [names, ["---"] * len(names), *body])
                     for names, body in ((head, rows), (head_of_curves, curves)))
