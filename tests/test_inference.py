@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import gemmi
@@ -485,6 +486,26 @@ def test_intensities_that_shelx_has_no_room_for_are_scaled(tmp_path):
         ratio = back.intensity[:n] / back.intensity[:n].max() - measured.intensity / measured.intensity.max()
         assert np.abs(ratio).max() < 1e-5
         assert "All intensities in the .hkl file were multiplied by" in inference.describe(extended, 0.9)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no measured reflections in {REAL}")
+def test_the_shipped_patterson_net_knows_more_than_the_fall_off_on_measured_data(shell_mean):
+    network, _ = load_model(ROOT / "weights" / "patterson_net.safetensors")
+    gains = []
+    for name in ("2012000.hkl", "2016452.hkl", "2021921.cif", "2200000.hkl", "2241551.cif", "4035731.cif"):
+        model = REAL / name.replace(".hkl", "_model.cif")
+        whole = read_measured(REAL / name, model if model.is_file() and name.endswith(".hkl") else None)
+        d = whole.cell.calculate_d_array(whole.hkl.astype(np.int32))
+        cut = replace(whole, hkl=whole.hkl[d >= 1.5], intensity=whole.intensity[d >= 1.5], sigma=whole.sigma[d >= 1.5])
+        merged = whole.merge()
+        truth = {tuple(h): F for h, F, d in zip(merged.hkl.tolist(), merged.F, merged.d) if 0.8 <= d < 1.5}
+        found = []
+        for method in (partial(predict, network), shell_mean.predict):
+            predicted = inference.extend(cut, method).predicted
+            F = dict(zip(map(tuple, predicted.hkl.tolist()), predicted.F))
+            found.append(np.corrcoef([F[h] for h in truth], list(truth.values()))[0, 1])
+        gains.append(found[0] - found[1])
+    assert min(gains) > 0.05 and np.mean(gains) > 0.15, gains
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no measured reflections in {REAL}")
