@@ -163,7 +163,7 @@ def test_weak_reflections_turn_by_ninety_degrees_and_stay_real():
     grid = flipping.FlippingGrid(amplitudes(crystal, 1.0))
     start = grid.random_start(1, torch.Generator().manual_seed(0))
     after = grid.run(start, lambda rho: rho, 1)
-    weak = grid.weak.numpy()
+    weak = grid.factor.numpy().imag != 0
     turn = np.degrees(np.angle((after / start)[0].numpy()[weak]))
     np.testing.assert_allclose(np.abs(turn), 90, atol=0.1)
     strong = ~weak & (grid.amplitude.numpy() > 0)
@@ -172,6 +172,54 @@ def test_weak_reflections_turn_by_ninety_degrees_and_stay_real():
     plane = after[0, :, :, 0].numpy()
     mate = np.roll(plane[::-1, ::-1], 1, axis=(0, 1))
     np.testing.assert_allclose(plane, mate.conj(), atol=1e-3)
+
+
+def test_what_was_not_measured_floats():
+    """Measured to 1.5 Å with one reflection missing: all to 0.975 Å keep 0.6 of their amplitude, absent ones and F000 none."""
+    crystal = random_crystal("P 1 21/c 1")
+    data = amplitudes(crystal, 1.5)
+    missing = int(data.F.argmax())
+    rest = Reflections(*(np.delete(x, missing, 0) for x in (data.hkl, data.F, data.sigF)), data.cell, data.spacegroup)
+    grid = flipping.FlippingGrid(rest)
+    sf = torch.fft.rfftn(torch.randn((1, *grid.size), generator=torch.Generator().manual_seed(0)), dim=(1, 2, 3))
+    after = (grid.run(sf, lambda rho: rho, 1) / sf)[0].numpy()
+    hkl = np.stack(np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in grid.size[:2]), np.arange(grid.half[2]), indexing="ij"), -1)
+    hkl = hkl.astype("i4").reshape(-1, 3)
+    known = {op for h in rest.hkl for image in crystal.spacegroup.operations().sym_ops
+             for op in (tuple(image.apply_to_hkl(h.tolist())), tuple(-x for x in image.apply_to_hkl(h.tolist())))}
+    d = np.array([crystal.cell.calculate_d(h.tolist()) if h.any() else np.inf for h in hkl])
+    absent = np.array(crystal.spacegroup.operations().systematic_absences(hkl), bool)
+    edge = np.abs(d - 0.975) < 1e-4
+    nyquist = (2 * np.abs(hkl) == grid.size).any(1)
+    inside = ~edge & ~nyquist & (d >= 0.975) & np.isfinite(d) & ~absent & np.array([tuple(h) not in known for h in hkl])
+    assert inside.sum() > 800 and tuple(data.hkl[missing]) in set(map(tuple, hkl[inside].tolist()))
+    np.testing.assert_allclose(after.ravel()[inside], 0.6, atol=1e-4)
+    assert not np.abs(after.ravel()[(absent | (d < 0.975) | np.isinf(d)) & ~edge]).any()
+    assert flipping.FlippingGrid(amplitudes(crystal, 0.8)).factor.real.max() == 0, "nothing to gain beyond 0.8 Å"
+
+
+def test_keep_peaks_by_hand():
+    rho = torch.zeros(2, 6, 5, 4)
+    rho[0, 0, 0, 0], rho[0, 5, 0, 0], rho[0, 3, 2, 1] = 3, 2, 1  # the second is a neighbour of the first, round the corner
+    rho[1, 1, 1, 1] = 5
+    kept = flipping.keep_peaks(rho, 2)
+    assert kept[0].nonzero().tolist() == [[0, 0, 0], [3, 2, 1]] and kept[0].sum() == 4
+    assert kept[1].sum() == 5 and kept[1, 1, 1, 1] == 5
+
+
+@pytest.mark.parametrize("name", ["P -1", "P 1 21/c 1", "C 1 c 1"])
+def test_symmetrised_grids_have_the_symmetry(name):
+    crystal = random_crystal(name)
+    data = amplitudes(crystal, 1.2)
+    grid = flipping.FlippingGrid(data)
+    phi = np.angle(structure_factors(crystal, data.hkl))
+    on_grid = grid.on_grid(phi[None])
+    rho = torch.fft.irfftn(on_grid, s=grid.size, dim=(1, 2, 3))
+    assert grid.agreement(on_grid)[0][0] == pytest.approx(1, abs=1e-4)
+    # the map of the grid is that of E and these phases, summed up directly
+    p1 = expand_to_p1(data.hkl, crystal.spacegroup)
+    wave = p1.structure_factors(grid.E * np.exp(1j * phi)) * np.exp(-2j * np.pi * p1.hkl @ (np.array([2, 3, 5]) / grid.size))
+    assert float(rho[0, 2, 3, 5]) * np.prod(grid.size) == pytest.approx(wave.sum().real, rel=1e-3, abs=1e-2)
 
 
 def test_map_is_the_fourier_sum():

@@ -103,24 +103,26 @@ class Refiner:
         """Refine coordinates and U by damped Gauss-Newton steps on F, unit weights; keep the best cycle."""
         best = model = self.score(model)
         F = self.reflections.F
-        n_atoms = len(model.fract)
+        n_atoms, factor = len(model.fract), self.factor.astype(np.float32)[:, None]
         for _ in range(cycles):
-            weights = self.weights(model)
-            atom_sf = np.zeros(weights.shape, complex)                        # (n, a)
-            slope = np.zeros((*weights.shape, 3), np.complex64)               # (n, a, 3)
-            for g in range(len(self.hkl_ops)):
-                cos, sin = self._waves(model, g)
-                wave = weights * (cos + 0j if self.centric else cos + 1j * sin)
-                along = weights * (-sin + 0j if self.centric else 1j * cos - sin)
-                atom_sf += wave
-                slope += 2 * np.pi * (along[:, :, None] * self.hkl_ops[g][:, None, :])
-            atom_sf, slope = atom_sf * self.factor[:, None], slope * self.factor[:, None, None]
-            sf = atom_sf.sum(1)
-            unit = (sf / np.maximum(np.abs(sf), 1e-9)).conj()[:, None]
-            d_u = (unit * atom_sf).real * (-8 * np.pi**2 * self.stol2[:, None])
-            d_x = (unit[..., None] * slope).real.reshape(len(F), -1)
-            J = np.concatenate([model.scale * d_x, model.scale * d_u, np.abs(sf)[:, None]], axis=1)
-            normal = J.T @ J
+            weights, waves = self.weights(model).astype(np.float32), [self._waves(model, g) for g in range(len(self.hkl_ops))]
+            real = weights * sum(cos for cos, _ in waves) * factor               # (n, a)
+            imag = 0 * real if self.centric else weights * sum(sin for _, sin in waves) * factor
+            sf = real.sum(1) + 1j * imag.sum(1)
+            # d|F| = cos(phi) dA + sin(phi) dB, with the phase phi of F = A + iB
+            unit = (sf / np.maximum(np.abs(sf), 1e-9))[:, None]
+            cos_phi, sin_phi = unit.real, unit.imag
+            J = np.empty((len(F), 4 * n_atoms + 1), np.float32)
+            d_x = np.zeros((3, *weights.shape), np.float32)
+            for (cos, sin), hkl in zip(waves, self.hkl_ops):
+                along = cos * sin_phi - sin * cos_phi
+                for axis in range(3):
+                    d_x[axis] += along * hkl[:, axis, None].astype(np.float32)
+            d_x *= 2 * np.pi * model.scale * weights * factor
+            J[:, :3 * n_atoms].reshape(len(F), n_atoms, 3)[:] = np.moveaxis(d_x, 0, 2)
+            J[:, 3 * n_atoms:-1] = (real * cos_phi + imag * sin_phi) * (-8 * np.pi**2 * model.scale * self.stol2[:, None])
+            J[:, -1] = np.abs(sf)
+            normal = (J.T @ J).astype(float)
             # a small ridge for parameters the data do not determine: special positions, the origin of polar groups
             normal[np.diag_indices_from(normal)] *= 1.001
             normal[np.diag_indices_from(normal)] += 1e-9 * np.trace(normal) / len(normal)
