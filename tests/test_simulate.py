@@ -39,5 +39,6 @@ def test_errors_are_as_large_as_the_uncertainties_say(tmp_path, crystal):
 
 
 def test_the_seed_decides(tmp_path, crystal):
-    texts = [simulate_measurement(tmp_path / f"{i}", crystal, d_min=1.2, seed=seed).read_text() for i, seed in enumerate((0, 0, 1))]
+    paths = [simulate_measurement(tmp_path / f"{i}", crystal, d_min=1.2, seed=seed) for i, seed in enumerate((0, 0, 1))]
+    texts = [path.read_text() for path in paths]
     assert texts[0] == texts[1] != texts[2]

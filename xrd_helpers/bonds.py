@@ -10,7 +10,7 @@ import numpy as np
 
 from .crystals import all_operators
 
-SLACK = 0.3  # Å, atoms are bonded up to the sum of their covalent radii and this; the closest contacts without a bond have 0.5
+SLACK = 0.3  # Å, atoms are bonded up to the sum of their covalent radii and this, as in statistics.neighbour_statistics
 SAME = 0.3   # Å, two images nearer than this are one atom on a special position
 
 
@@ -44,14 +44,14 @@ def whole_molecules(fract, elements, cell, spacegroup) -> list[Molecule]:
     fract = np.asarray(fract, float).reshape(-1, 3)
     orth = np.array(cell.orth.mat.tolist())
     rot, tran = all_operators(spacegroup)
-    images = (np.einsum("gij,nj->ngi", rot, fract) + tran)                         # (n, g, 3)
-    around = np.array(list(product((-1, 0, 1), repeat=3)))                         # of an oblique cell the nearest is one of these
+    images = np.einsum("gij,nj->ngi", rot, fract) + tran                           # (n, g, 3)
+    around = np.array(list(product((-1, 0, 1), repeat=3))) # one of them is nearest, in an oblique cell too
     radius, hydrogen = covalent_radii(elements), np.isin(elements, ["H", "D"])
     found, seen = [], np.zeros(len(fract), bool)
     for start in range(len(fract)):
         if seen[start]:
             continue
-        atom, place, bonds, i = [start], [fract[start]], set(), 0
+        atom, place, own, bonds, i = [start], [fract[start]], [True], set(), 0
         while i < len(atom):
             step = images - place[i]
             step = (step - np.round(step))[:, :, None] + around                    # (n, g, 27, 3)
@@ -62,15 +62,16 @@ def whole_molecules(fract, elements, cell, spacegroup) -> list[Molecule]:
                 x = place[i] + step[n, g, t]
                 same = [j for j in range(len(atom)) if atom[j] == n and _length(x - place[j], orth, True) < SAME]
                 if not same:
+                    own.append(not seen[n] and n not in atom)
                     atom.append(n)
                     place.append(x)
                     same = [len(atom) - 1]
                 if _length(x - place[same[0]], orth) < SAME:  # else it is that atom in another cell
                     bonds.add((min(i, same[0]), max(i, same[0])))
             i += 1
-        own = ~seen[atom] & (np.unique(atom, return_index=True)[1][np.unique(atom, return_inverse=True)[1]] == np.arange(len(atom)))
         seen[atom] = True
-        found.append(Molecule(np.array(atom), np.array(place) @ orth.T, np.array(sorted(bonds), int).reshape(-1, 2), own))
+        bonds = np.array(sorted(bonds), int).reshape(-1, 2)
+        found.append(Molecule(np.array(atom), np.array(place) @ orth.T, bonds, np.array(own)))
     return sorted(found, key=lambda molecule: -len(molecule.atom))
 
 

@@ -18,8 +18,8 @@ from .phasing.output import labels
 
 COLOURS = {"UNet": "C0", "FFT_UNet": "C1", "XRD_Transformer": "C2", "phase first": "C3",
            "PattersonNet": "C4"}  # the same in every figure
-ELEMENTS = {"H": "white", "D": "white", "B": "#f0a8a0", "C": "0.4", "N": "#3c5fd7", "O": "#d9281e", "F": "#8fce4a", "Si": "#c9a86a",
-            "P": "#ee8a1d", "S": "#ecc82c", "Cl": "#35b83a", "Br": "#96341f", "I": "#7a2a9b"}  # others are METAL
+ELEMENTS = {"H": "white", "D": "white", "B": "#f0a8a0", "C": "0.4", "N": "#3c5fd7", "O": "#d9281e", "F": "#8fce4a",
+            "Si": "#c9a86a", "P": "#ee8a1d", "S": "#ecc82c", "Cl": "#35b83a", "Br": "#96341f", "I": "#7a2a9b"}  # others are METAL
 METAL = "#4fb0b5"
 KNOW_NOTHING = {"shell mean": ":", "shell permuted": "-.", "zero fill": "--"}  # grey lines
 
@@ -148,9 +148,11 @@ def plot_molecule(structure, title="", most=4):
     fig.suptitle(title)
     ball, *contour = axes.flat
     for view in views:
-        _draw_ball_and_stick(ball, view, np.array(labels(structure.elements)), float(np.clip(26 * inches, 5, 10)))
+        _draw_ball_and_stick(ball, view, np.array(labels(structure.elements)), inches)
     ball.plot([0.3 - width / 2, 1.3 - width / 2], [0.3 - height / 2] * 2, "k-", lw=2)
     ball.text(0.8 - width / 2, 0.45 - height / 2, "1 Å", ha="center", va="bottom", fontsize=8)
+    if len(molecules) > most:
+        ball.text(width / 2 - 0.3, 0.3 - height / 2, f"{len(molecules) - most} more not drawn", ha="right", fontsize=8)
     ball.set_axis_off()
     for ax in contour:
         _draw_density(ax, views, rho, structure.cell)
@@ -203,7 +205,7 @@ class _View:
         return self.xyz[:, :2] + self.place
 
 
-def _draw_ball_and_stick(ax, view, names, fontsize):
+def _draw_ball_and_stick(ax, view, names, inches):
     xy, z, radius = view.xy, view.xyz[:, 2], 0.12 + 0.22 * covalent_radii(view.elements)
     for i, j in view.molecule.bonds:
         side = np.array([-1, 1]) * (xy[j] - xy[i])[::-1]
@@ -219,11 +221,14 @@ def _draw_ball_and_stick(ax, view, names, fontsize):
     taken = [xy, *(xy[i] * (1 - along) + xy[j] * along for i, j in view.molecule.bonds)]
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    fontsize = float(np.clip(26 * inches, 5, 10))
+    letter = fontsize / 72 / inches / 2  # Å, half the height of a letter; its width is about as much
     for i in np.flatnonzero(view.molecule.own & ~np.isin(view.elements, ["H", "D"])):
-        choice = xy[i] + (radius[i] + 0.42) * ring
+        half = letter * len(names[view.molecule.atom[i]])
+        choice = xy[i] + (radius[i] + 0.2) * ring + ring * [half / 1.6, letter]
         room = np.linalg.norm(choice[:, None] - np.concatenate(taken), axis=2).min(axis=1)
         place = choice[room.argmax()]
-        taken += [place[None] + [[dx, 0]] for dx in (-0.3, 0, 0.3)]
+        taken += [place[None] + [[dx, 0]] for dx in (-half / 2, 0, half / 2)]
         ax.text(*place, names[view.molecule.atom[i]], ha="center", va="center", fontsize=fontsize, zorder=4,
                 path_effects=[withStroke(linewidth=2, foreground="white")])
 
@@ -236,7 +241,8 @@ def _rank(depth, view):
 def _draw_density(ax, views, rho, cell):
     """Contours of the largest density along the line of sight between the lowest and the highest atom, as far as GAP from
     the atoms, so that neighbours are left out; bonds as thin lines."""
-    coefficients, frac = spline_filter(np.asarray(rho, float), order=3, mode="grid-wrap"), np.array(cell.frac.mat.tolist())
+    coefficients = spline_filter(np.asarray(rho, float), order=3, mode="grid-wrap")
+    frac = np.array(cell.frac.mat.tolist())
 
     def at(xyz):
         """Density at points (..., 3) in Å."""
@@ -258,13 +264,14 @@ def _draw_density(ax, views, rho, cell):
             layer = plane + z * view.axes[2]
             near = np.isfinite(tree.query(layer, distance_upper_bound=GAP)[0])
             section = np.maximum(section, np.where(near, at(layer), -np.inf))
-        ax.contour(x + view.place[0], y + view.place[1], np.where(np.isfinite(section), section, 0), levels, colors="C0", linewidths=0.6)
+        section[~np.isfinite(section)] = 0
+        ax.contour(x + view.place[0], y + view.place[1], section, levels, colors="C0", linewidths=0.6)
         for i, j in view.molecule.bonds:
             ax.plot(*view.xy[[i, j]].T, color="0.3", lw=0.8)
     what = "density in the plane of the molecule" if max(view.high[2] - view.low[2] for view in views) < 0.5 else (
         "largest density along the view")
-    ax.set_title(f"{what}\na line every {step:g} e/Å³" + (f" to {levels[2 * LEVELS - 2]:g}" if len(levels) >= 2 * LEVELS else ""),
-                 fontsize=9)
+    end = f" to {levels[2 * LEVELS - 2]:g}, then doubled" if len(levels) >= 2 * LEVELS else ""
+    ax.set_title(f"{what}\na line every {step:g} e/Å³{end}", fontsize=9)
 
 
 def plot_distributions(tables):

@@ -1,4 +1,4 @@
-"""A measurement of a known crystal that never took place: intensities with the faults of real ones, in a diffractometer's files."""
+"""A measurement that never took place: intensities of a known crystal with the faults of real ones, in SHELX files."""
 
 from __future__ import annotations
 
