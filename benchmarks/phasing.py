@@ -7,7 +7,7 @@ within 0.5 Å, at the best allowed origin and hand; *claimed* is what the progra
 many of its highest peaks as there are atoms, and three in ten more. d50 is the d_min at which half are solved.
 
 Usage: python benchmarks/phasing.py --crystals FOLDER [--n 60] [--cap 12] [--no-peer]
-It writes RUNS/benchmarks/phasing.csv (a row a structure), .json and .png
+It writes RUNS/benchmarks/phasing.csv (a row a structure), .json, and two figures
 """
 
 import argparse
@@ -38,18 +38,18 @@ from xrd_helpers.crystals import Crystal  # noqa: E402
 from xrd_helpers.phasing import charge_flipping  # noqa: E402
 from xrd_helpers.phasing.origin import solved  # noqa: E402
 from xrd_helpers.phasing.peaks import MapGrid, find_peaks  # noqa: E402
+from xrd_helpers.plots import OURS, plot_phasing_time, plot_solve_rate  # noqa: E402
 from xrd_helpers.random_crystals import random_crystals  # noqa: E402
 from xrd_helpers.reflections import Reflections, unique_hkl  # noqa: E402
 from xrd_helpers.structure_factors import structure_factors  # noqa: E402
 from xrd_helpers.summary import git_state, machine  # noqa: E402
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 RESOLUTIONS = {"loose": (0.8, 1.0, 1.2, 1.3, 1.4, 1.5), "chains": (0.8, 1.0, 1.2, 1.3, 1.4, 1.5),
                "light": (0.8, 1.0, 1.2, 1.5), "heavier": (0.8, 1.0, 1.2, 1.5)}
 REAL_GROUPS = {14, 4, 2, 19}
-OURS, PEER = "xrd_helpers", "cctbx"
+PEER = "cctbx"
 
 
 class Attempts(int):
@@ -154,27 +154,6 @@ def d50(shares):
     return np.nan if i == 0 else d[i - 1] + (share[i - 1] - 0.5) / (share[i - 1] - share[i]) * (d[i] - d[i - 1])
 
 
-def draw(table, path):
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for i, (name, part) in enumerate(table.groupby("set", sort=False)):
-        for program, style in ((OURS, "-o"), (PEER, ":s")):
-            share = part[part["program"] == program].groupby("d_min")["solved"].mean()
-            if len(share):
-                left.plot(share.index, 100 * share, style, color=f"C{i}", ms=4, label=f"{name}, {program}")
-    left.set(xlabel="d_min / Å", ylabel="solved / %", ylim=(-3, 103))
-    left.legend(frameon=False, fontsize=7)
-    for i, program in enumerate((OURS, PEER)):
-        part = table[(table["program"] == program) & table["solved"] & (table["d_min"] <= 1.2)]
-        if len(part) > 2:
-            slope, offset = np.polyfit(np.log(part["volume"]), np.log(part["seconds"]), 1)
-            right.loglog(part["volume"], part["seconds"], ".", color=f"C{i}", label=f"{program}, slope {slope:.1f}")
-            x = np.array([part["volume"].min(), part["volume"].max()])
-            right.loglog(x, np.exp(offset) * x**slope, color=f"C{i}")
-    right.set(xlabel="cell volume / Å³", ylabel="s a solved structure, to 1.2 Å")
-    right.legend(frameon=False, fontsize=8)
-    fig.savefig(path, dpi=120)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--crystals", default="data/molecules", help="folder with CIF files of real molecules")
@@ -206,7 +185,8 @@ def main():
     halves = {f"{name}, {program}": d50(part.set_index("d_min")["solved"] / part.set_index("d_min")["structures"])
               for (name, program), part in shares.reset_index().groupby(["set", "program"], sort=False)}
     print("d50 / Å: " + ", ".join(f"{name} {value:.2f}" for name, value in halves.items()))
-    draw(table, folder / "phasing.png")
+    plot_solve_rate(table).savefig(folder / "phasing.png", dpi=120)
+    plot_phasing_time(table).savefig(folder / "phasing_time.png", dpi=120)
     write_json(folder / "phasing.json", {"table": shares.reset_index().to_dict("records"), "d50": {
         name: None if not np.isfinite(value) else round(float(value), 3) for name, value in halves.items()},
         "commit": git_state(), "machine": machine(), "options": vars(given)})

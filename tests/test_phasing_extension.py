@@ -79,7 +79,7 @@ def test_a_list_of_kinds_is_filled_up_with_carbon(monkeypatch):
     assert asked == [{"O": 1, "C": 6, "H": 1}, {"C": 7}, {"S": 1, "O": 2, "N": 1, "C": 3, "H": 1}]
 
 
-def test_boxes_hold_what_the_reflections_say():
+def test_boxes_hold_what_the_reflections_say(monkeypatch):
     crystal = to_box_setting(random_crystal("C 1 c 1"))
     boxes = AmplitudeBoxes.from_crystals([crystal, to_box_setting(random_crystal("P 1 21/c 1"))], d_input=1.2, d_target=0.9)
     F = extension.phase_first_boxes(boxes, MEAN.predict, seed=1)
@@ -92,6 +92,15 @@ def test_boxes_hold_what_the_reflections_say():
         assert F[0].flat[at[-h, k, 0]] == F[0].flat[at[h, k, 0]]
     again = extension.phase_first_boxes(boxes[[1]], MEAN.predict, seed=1)
     np.testing.assert_allclose(again[0], F[1])
+    hkl, measured_F = boxes.reflections(1, boxes.F_in[1])
+    inside = boxes.reflections(1, boxes.measured[1])[1] > 0
+    sample = boxes.samples[1]
+    reflections = Reflections.of_good_data(hkl[inside], measured_F[inside], sample.cell, sample.spacegroup)
+    solution = extension.phase(reflections, sample.contents, seed=1)
+    monkeypatch.setattr(extension, "phase", None)  # what is known already is not looked for again
+    known = extension.phase_first_boxes(boxes, MEAN.predict, solutions=[None, solution])
+    np.testing.assert_allclose(known[1], F[1], rtol=0.02, atol=1e-3)
+    np.testing.assert_allclose(known[0], MEAN.predict(boxes)[0])
 
 
 def test_measured_data_of_any_space_group_are_extended():

@@ -1,5 +1,7 @@
 """Figures and widgets: what is drawn are the numbers that were given, at the right place, with labelled axes."""
 
+from types import SimpleNamespace
+
 import gemmi
 import matplotlib
 import numpy as np
@@ -10,11 +12,12 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from xrd_helpers import viewer  # noqa: E402
+from xrd_helpers import locate, viewer  # noqa: E402
+from xrd_helpers.cif import read_cif  # noqa: E402
 from xrd_helpers.gridding import AmplitudeBoxes, Box  # noqa: E402
 from xrd_helpers.models import TITLES  # noqa: E402
-from xrd_helpers.plots import (COLOURS, KNOW_NOTHING, plot_cells, plot_density, plot_extension,  # noqa: E402
-                               plot_history, plot_r_by_resolution)
+from xrd_helpers.plots import (COLOURS, ELEMENTS, KNOW_NOTHING, plot_cells, plot_density, plot_extension,  # noqa: E402
+                               plot_history, plot_molecule, plot_phasing_time, plot_r_by_resolution, plot_solve_rate)
 from xrd_helpers.random_crystals import random_crystals  # noqa: E402
 from xrd_helpers.viewer import browse_layers  # noqa: E402
 
@@ -203,6 +206,145 @@ def test_density_at_the_origin_is_drawn_on_both_sides_of_the_cell():
 def test_density_with_nothing_found():
     axes = panels(plot_density(np.ones((4, 4, 4)), CELL, atoms=POINTS, found=np.empty((0, 3))))
     assert texts(axes[2].get_legend()) == ["published"]
+
+
+# ---- a molecule ----
+
+class Structure:
+    """Benzene with a fluorine on each of two sides, on an inversion centre; its map has a ball at each atom."""
+
+    cell, spacegroup = gemmi.UnitCell(9, 10, 8, 82, 95, 104), gemmi.SpaceGroup("P -1")
+    elements = ("C", "C", "C", "F")
+
+    def __init__(self, far=0.0):
+        angle = np.radians(60 * np.arange(4) + [0, 0, 0, -120])
+        xyz = np.array([1.39, 1.39, 1.39, 2.74])[:, None] * np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+        turn = np.array([[0.6, 0, 0.8], [0.64, 0.6, -0.48], [-0.48, 0.8, 0.36]])  # the plane of the ring is none of the cell's
+        self.all = np.concatenate([xyz, -xyz]) @ turn
+        self.fract = (self.all[:4] @ np.array(self.cell.frac.mat.tolist()).T) + far
+        grid = np.stack(np.meshgrid(*[np.arange(n) / n for n in (36, 40, 32)], indexing="ij"), -1)
+        orth, self.rho = np.array(self.cell.orth.mat.tolist()), np.zeros(grid.shape[:3])
+        for x, z in zip(self.all @ np.array(self.cell.frac.mat.tolist()).T, (6, 6, 6, 9) * 2):
+            step = (grid - x + 0.5) % 1 - 0.5
+            self.rho += z * np.exp(-((step @ orth.T) ** 2).sum(-1) / 0.3)
+
+
+def circles(ax):
+    """(n, 2) places of the atoms and their colours."""
+    atoms = [p for p in ax.patches if isinstance(p, matplotlib.patches.Circle) and p.get_edgecolor()[3]]
+    return np.array([p.center for p in atoms]), [matplotlib.colors.to_hex(p.get_facecolor()) for p in atoms]
+
+
+def distances(xy):
+    return np.sort(np.linalg.norm(xy[:, None] - xy[None], axis=-1), axis=None)
+
+
+@pytest.mark.parametrize("far", [0.0, [1, -2, 3]])
+def test_a_molecule_is_drawn_whole_flat_and_in_its_true_size(far):
+    structure = Structure(far)
+    fig = plot_molecule(structure, "C6 F2")
+    ball, contour = panels(fig)
+    assert fig.get_suptitle() == "C6 F2" and "in the plane of the molecule" in contour.get_title()
+    xy, colours = circles(ball)
+    np.testing.assert_allclose(distances(xy), distances(structure.all), atol=1e-6)  # flat: nothing is foreshortened
+    assert colours.count(ELEMENTS["F"]) == 2 and len(colours) == 8
+    assert len([p for p in ball.patches if isinstance(p, matplotlib.patches.Polygon)]) == 8, "six of the ring and two to F"
+    assert sorted(text.get_text() for text in ball.texts) == ["1 Å", "C1", "C2", "C3", "F1"]
+    np.testing.assert_allclose(np.ptp(xy, axis=0).argmax(), 0)
+    assert ball.get_xlim() == contour.get_xlim() and ball.get_ylim() == contour.get_ylim() and ball.get_aspect() == 1
+    assert_nothing_is_cut_off(fig)
+
+
+def test_density_of_a_molecule_lies_on_its_atoms_and_neighbours_are_left_out():
+    ball, contour = panels(plot_molecule(Structure()))
+    xy, colours = circles(ball)
+    drawn, = contour.collections
+    for i, fluorine in enumerate([colour == ELEMENTS["F"] for colour in colours]):
+        around = [(path.contains_point(xy[i]), level) for level, path in zip(drawn.levels, drawn.get_paths())]
+        top = max(level for inside, level in around if inside)
+        assert 0.75 < top / (9 if fluorine else 6) <= 1.1
+    vertices = np.concatenate([path.vertices for path in drawn.get_paths()])
+    assert np.linalg.norm(vertices[:, None] - xy, axis=2).min(axis=1).max() < 1.7
+
+
+def test_a_thick_molecule_is_tilted_until_every_atom_is_seen():
+    crystal = read_cif(locate("data/molecules/sucrose.cif"))
+    heavy = crystal.heavy
+    crystal = SimpleNamespace(fract=crystal.fract[heavy], elements=tuple(np.array(crystal.elements)[heavy]),
+                              cell=crystal.cell, spacegroup=crystal.spacegroup)
+    fig = plot_molecule(crystal)
+    ball, = panels(fig)  # without a map
+    xy, _ = circles(ball)
+    assert len(xy) == 23 and distances(xy)[23] > 0.5
+    places = [text.get_position() for text in ball.texts if text.get_text() != "1 Å"]
+    assert len(places) == 23 and distances(np.array(places))[23] > 0.25, "labels do not lie on each other"
+    assert_nothing_is_cut_off(fig)
+
+
+def test_several_molecules_do_not_overlap_and_the_largest_is_on_top():
+    ball, = panels(plot_molecule(read_cif(locate("data/molecules/glycine_dihydrate.cif"))))
+    xy, _ = circles(ball)
+    groups = xy[:10], xy[10:13], xy[13:16]
+    apart = [np.linalg.norm(a[:, None] - b, axis=2).min() for i, a in enumerate(groups) for b in groups[i + 1:]]
+    assert min(apart) > 2 and groups[0][:, 1].min() > max(groups[1][:, 1].max(), groups[2][:, 1].max())
+    ball, = panels(plot_molecule(read_cif(locate("data/molecules/glycine_dihydrate.cif")), most=1))
+    assert len(circles(ball)[0]) == 10 and "2 more not drawn" in [text.get_text() for text in ball.texts]
+
+
+def test_a_single_atom_is_a_picture_too():
+    one = SimpleNamespace(fract=np.zeros((1, 3)), elements=("Cl",), cell=gemmi.UnitCell(6, 6, 6, 90, 90, 90),
+                          spacegroup=gemmi.SpaceGroup("P m -3 m"))
+    assert len(circles(panels(plot_molecule(one))[0])[0]) == 1
+
+
+# ---- benchmarks ----
+
+def benchmark():
+    rows = []
+    for group, atoms in (("light", 8), ("heavier", 25)):
+        for i in range(4):
+            for d_min in (0.8, 1.2, 1.5):
+                for program, more in (("xrd_helpers", 1), ("cctbx", 0)):
+                    rows.append({"set": group, "d_min": d_min, "program": program, "name": f"{group}{i}", "atoms": atoms + i % 2,
+                                 "volume": 100.0 * (i + 1), "solved": i <= {0.8: 2, 1.2: 1, 1.5: 0}[d_min] + more,
+                                 "claimed": True, "seconds": 0.01 * (i + 1) ** 2})
+    return pd.DataFrame(rows)
+
+
+def test_solve_rate_against_resolution_and_size():
+    fig = plot_solve_rate(benchmark())
+    left, right = panels(fig)
+    assert left.get_xlabel() == "$d_{min}$ / Å" and left.get_ylabel() == "solved / %" and "non-H atoms" in right.get_xlabel()
+    rates = {line.get_label(): line for line in left.lines}
+    assert list(rates) == ["light, xrd_helpers", "light, cctbx", "heavier, xrd_helpers", "heavier, cctbx"]
+    for name, line in rates.items():
+        np.testing.assert_array_equal(line.get_xdata(), [0.8, 1.2, 1.5])
+        np.testing.assert_array_equal(line.get_ydata(), [100, 75, 50] if "xrd" in name else [75, 50, 25])
+        assert line.get_linestyle() == ("-" if "xrd" in name else ":")
+        assert line.get_color() == ("C0" if "light" in name else "C1")
+    np.testing.assert_array_equal(right.lines[0].get_xydata(), [[8.5, 75], [25.5, 75]])   # 1.2 Å, ours
+    np.testing.assert_array_equal(right.lines[3].get_xydata(), [[8.5, 25], [25.5, 25]])   # 1.5 Å, the other's
+    assert texts(right.get_legend())[0] == "1.2 Å, xrd_helpers (n = 4, 4)"
+    assert_nothing_is_cut_off(fig)
+
+
+def test_phasing_time_of_solved_structures_has_its_power_of_the_volume():
+    table = benchmark()
+    fig = plot_phasing_time(table)
+    ax, = panels(fig)
+    assert ax.get_xscale() == ax.get_yscale() == "log" and ax.get_xlabel() == "cell volume / Å³" and "to 1.2 Å" in ax.get_ylabel()
+    assert texts(ax.get_legend()) == ["xrd_helpers, slope 2.0", "cctbx, slope 2.0"]
+    points = [line for line in ax.lines if line.get_linestyle() == "None"]
+    ours = table[(table["program"] == "xrd_helpers") & table["solved"] & (table["d_min"] < 1.3)]
+    np.testing.assert_array_equal(points[0].get_xydata(), ours[["volume", "seconds"]])
+    assert_nothing_is_cut_off(fig)
+
+
+def test_benchmark_of_one_program_or_of_nothing_solved():
+    one = benchmark().query("program == 'cctbx' and d_min == 0.8")
+    left, right = panels(plot_solve_rate(one))
+    assert [line.get_linestyle() for line in left.lines] == [":", ":"] and not right.lines
+    assert not panels(plot_phasing_time(one.assign(solved=False)))[0].lines
 
 
 # ---- the widget ----

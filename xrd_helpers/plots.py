@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import Circle, Polygon
+from matplotlib.patheffects import withStroke
+from scipy.ndimage import map_coordinates, spline_filter
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist
+from scipy.spatial.transform import Rotation
+
+from .bonds import covalent_radii, whole_molecules
+from .phasing.output import labels
 
 COLOURS = {"UNet": "C0", "FFT_UNet": "C1", "XRD_Transformer": "C2", "phase first": "C3",
            "PattersonNet": "C4"}  # the same in every figure
+ELEMENTS = {"H": "white", "D": "white", "B": "#f0a8a0", "C": "0.4", "N": "#3c5fd7", "O": "#d9281e", "F": "#8fce4a",
+            "Si": "#c9a86a", "P": "#ee8a1d", "S": "#ecc82c", "Cl": "#35b83a", "Br": "#96341f", "I": "#7a2a9b"}  # others are METAL
+METAL = "#4fb0b5"
 KNOW_NOTHING = {"shell mean": ":", "shell permuted": "-.", "zero fill": "--"}  # grey lines
 
 
@@ -102,6 +116,164 @@ def plot_density(rho, cell, title="", atoms=None, found=None):
     return fig
 
 
+# --- a molecule (notebook 06) ---
+
+GAP = 1.6      # Å, from the molecule to the edge of its picture, and from its atoms to where their density is drawn
+APART = 0.7    # Å, a molecule is tilted until no two atoms are nearer than this in the picture
+TILTS = (0, 10, -10, 20, -20, 30, -30, 40, -40)  # degrees, about both axes of the picture
+LEVELS = 8     # contour lines up to the density at a typical atom
+
+
+def plot_molecule(structure, title="", most=4):
+    """Ball and stick, and where there is a map the density in the plane of the molecule, both seen along its least extent
+    (tilted, where atoms would hide behind others).
+
+    Molecules are completed by symmetry; atoms without a label are equivalents of labelled ones. Several molecules stand
+    beside each other, the largest on top, each seen along its own least extent.
+
+    Parameters
+    ----------
+    structure : Solution or Crystal: fract (n, 3), elements (n,), cell, spacegroup, and rho (nx, ny, nz) in e/Å³ or None
+    most : so many molecules are drawn
+    """
+    molecules = whole_molecules(structure.fract, structure.elements, structure.cell, structure.spacegroup)
+    views = [_View(molecule, structure.elements) for molecule in molecules[:most]]
+    width, height = _arrange(views)
+    rho = getattr(structure, "rho", None)
+    n = 1 if rho is None else 2
+    across = 1 if height < 0.45 * width else n  # pictures of long molecules stand one above the other
+    inches = min(5.5 / height, (11 if across > 1 else 8) / across / width, 0.7)  # for an Å
+    fig, axes = plt.subplots(n // across, across, squeeze=False, layout="constrained",
+                             figsize=(across * max(4, width * inches + 0.5), n // across * (height * inches + 0.7)))
+    fig.suptitle(title)
+    ball, *contour = axes.flat
+    for view in views:
+        _draw_ball_and_stick(ball, view, np.array(labels(structure.elements)), inches)
+    ball.plot([0.3 - width / 2, 1.3 - width / 2], [0.3 - height / 2] * 2, "k-", lw=2)
+    ball.text(0.8 - width / 2, 0.45 - height / 2, "1 Å", ha="center", va="bottom", fontsize=8)
+    if len(molecules) > most:
+        ball.text(width / 2 - 0.3, 0.3 - height / 2, f"{len(molecules) - most} more not drawn", ha="right", fontsize=8)
+    ball.set_axis_off()
+    for ax in contour:
+        _draw_density(ax, views, rho, structure.cell)
+        ax.set(xlabel="Å", ylabel="Å")
+    for ax in axes.flat:
+        ax.set(xlim=(-width / 2, width / 2), ylim=(-height / 2, height / 2), aspect="equal")
+    return fig
+
+
+def _arrange(views):
+    """Set the places of views in rows no wider than the widest; width and height of all, Å."""
+    widest, rows = max(view.size[0] for view in views), []
+    for view in views:
+        if not rows or sum(other.size[0] for other in rows[-1]) + view.size[0] > widest:
+            rows.append([])
+        rows[-1].append(view)
+    heights = [max(view.size[1] for view in row) for row in rows]
+    top = sum(heights) / 2
+    for row, height in zip(rows, heights):
+        x = -sum(view.size[0] for view in row) / 2
+        for view in row:
+            view.place = np.array([x, top - height / 2]) + view.size / 2 * [1, 0] - (view.low + view.high)[:2] / 2
+            x += view.size[0]
+        top -= height
+    return widest, sum(heights)
+
+
+class _View:
+    """A molecule turned so that x is its longest direction and the view is along the shortest, or tilted from there as
+    little as it takes to see every atom; the hand is kept."""
+
+    def __init__(self, molecule, elements):
+        self.molecule, self.place = molecule, np.zeros(2)
+        self.elements = [elements[i] for i in molecule.atom]
+        self.centre = molecule.xyz.mean(axis=0)
+        axes = np.linalg.svd(molecule.xyz - self.centre)[2]                  # rows, from the longest to the shortest extent
+        axes[2] *= np.linalg.det(axes)
+        tilted = [Rotation.from_euler("xy", tilt, degrees=True).as_matrix() @ axes
+                  for tilt in sorted(product(TILTS, TILTS), key=lambda tilt: abs(tilt[0]) + abs(tilt[1]))]
+        apart = [min(pdist((molecule.xyz - self.centre) @ axes[:2].T), default=APART) for axes in tilted]
+        # the first that shows all atoms, else the one that does so best
+        self.axes = tilted[int(np.argmax(np.minimum(apart, APART)))]
+        self.xyz = (molecule.xyz - self.centre) @ self.axes.T                # (m, 3) Å, z towards the reader
+        self.low, self.high = self.xyz.min(axis=0), self.xyz.max(axis=0)
+        self.size = (self.high - self.low)[:2] + 2 * GAP
+
+    @property
+    def xy(self):
+        """(m, 2) Å, places in the picture."""
+        return self.xyz[:, :2] + self.place
+
+
+def _draw_ball_and_stick(ax, view, names, inches):
+    xy, z, radius = view.xy, view.xyz[:, 2], 0.12 + 0.22 * covalent_radii(view.elements)
+    for i, j in view.molecule.bonds:
+        side = np.array([-1, 1]) * (xy[j] - xy[i])[::-1]
+        side = 0.08 * side / max(np.linalg.norm(side), 1e-9)
+        ax.add_patch(Polygon([xy[i] + side, xy[j] + side, xy[j] - side, xy[i] - side], fc="0.85", ec="0.2", lw=0.6,
+                             zorder=2 + _rank(min(z[i], z[j]), view)))
+    for place, depth, r, element in zip(xy, z, radius, view.elements):
+        order = 2 + _rank(depth, view) + 0.01
+        ax.add_patch(Circle(place, r, fc=ELEMENTS.get(element, METAL), ec="0.1", lw=0.7, zorder=order))
+        ax.add_patch(Circle(place + [-0.32 * r, 0.32 * r], 0.3 * r, fc="white", ec="none", alpha=0.55, zorder=order))
+    # each label goes where most room is left by atoms, bonds and labels before it
+    along = np.linspace(0, 1, 9)[:, None]
+    taken = [xy, *(xy[i] * (1 - along) + xy[j] * along for i, j in view.molecule.bonds)]
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    fontsize = float(np.clip(26 * inches, 5, 10))
+    letter = fontsize / 72 / inches / 2  # Å, half the height of a letter; its width is about as much
+    for i in np.flatnonzero(view.molecule.own & ~np.isin(view.elements, ["H", "D"])):
+        half = letter * len(names[view.molecule.atom[i]])
+        choice = xy[i] + (radius[i] + 0.2) * ring + ring * [half / 1.6, letter]
+        room = np.linalg.norm(choice[:, None] - np.concatenate(taken), axis=2).min(axis=1)
+        place = choice[room.argmax()]
+        taken += [place[None] + [[dx, 0]] for dx in (-half / 2, 0, half / 2)]
+        ax.text(*place, names[view.molecule.atom[i]], ha="center", va="center", fontsize=fontsize, zorder=4,
+                path_effects=[withStroke(linewidth=2, foreground="white")])
+
+
+def _rank(depth, view):
+    """0 for the farthest atom, 1 for the nearest."""
+    return (depth - view.low[2]) / max(view.high[2] - view.low[2], 1e-9)
+
+
+def _draw_density(ax, views, rho, cell):
+    """Contours of the largest density along the line of sight between the lowest and the highest atom, as far as GAP from
+    the atoms, so that neighbours are left out; bonds as thin lines."""
+    coefficients = spline_filter(np.asarray(rho, float), order=3, mode="grid-wrap")
+    frac = np.array(cell.frac.mat.tolist())
+
+    def at(xyz):
+        """Density at points (..., 3) in Å."""
+        voxel = np.moveaxis(xyz @ frac.T * rho.shape, -1, 0)
+        return map_coordinates(coefficients, voxel, order=3, mode="grid-wrap", prefilter=False)
+
+    typical = np.median(np.concatenate([at(view.molecule.xyz) for view in views]))
+    steps = [m * 10.0**k for k in range(-3, 3) for m in (1, 2, 5)]
+    step = min(steps, key=lambda step: abs(step - typical / LEVELS))
+    levels = list(step * np.arange(1, 2 * LEVELS))
+    while levels[-1] < rho.max():  # at heavy atoms the lines would run together
+        levels.append(2 * levels[-1])
+    for view in views:
+        x, y = (np.arange(low - GAP, high + GAP, 0.08) for low, high in zip(view.low[:2], view.high[:2]))
+        thick, tree = view.high[2] - view.low[2], cKDTree(view.molecule.xyz)
+        plane = x[:, None] * view.axes[0] + y[:, None, None] * view.axes[1] + view.centre     # (ny, nx, 3)
+        section = np.full(plane.shape[:2], -np.inf)
+        for z in np.linspace(view.low[2], view.high[2], int(thick / 0.3) + 2):
+            layer = plane + z * view.axes[2]
+            near = np.isfinite(tree.query(layer, distance_upper_bound=GAP)[0])
+            section = np.maximum(section, np.where(near, at(layer), -np.inf))
+        section[~np.isfinite(section)] = 0
+        ax.contour(x + view.place[0], y + view.place[1], section, levels, colors="C0", linewidths=0.6)
+        for i, j in view.molecule.bonds:
+            ax.plot(*view.xy[[i, j]].T, color="0.3", lw=0.8)
+    what = "density in the plane of the molecule" if max(view.high[2] - view.low[2] for view in views) < 0.5 else (
+        "largest density along the view")
+    end = f" to {levels[2 * LEVELS - 2]:g}, then doubled" if len(levels) >= 2 * LEVELS else ""
+    ax.set_title(f"{what}\na line every {step:g} e/Å³{end}", fontsize=9)
+
+
 def plot_distributions(tables):
     """Histograms of every column of tables {name: DataFrame}, one panel a column; each table has the area one."""
     columns = list(next(iter(tables.values())))
@@ -121,6 +293,63 @@ def plot_distributions(tables):
         ax.axis("off")
     axes.flat[0].legend(frameon=False, fontsize=8)
     return fig
+
+
+# --- benchmarks of phasing (notebook 06, benchmarks/phasing.py) ---
+
+OURS = "xrd_helpers"  # drawn as a solid line; other programs are dotted
+SIZES = (0, 10, 15, 20, 30, 45, 70, 10**6)  # edges of the classes of non-H atoms
+AT = (1.2, 1.5)       # Å, the resolutions at which size is looked at
+
+
+def plot_solve_rate(table):
+    """Share of structures solved against d_min, a colour a set, and against the number of atoms at d_min of AT, all sets
+    together; solid lines are ours, dotted ones another program's.
+
+    ``table`` has a row a structure, d_min and program, with columns set, d_min (Å), program, atoms (non-H), solved (bool).
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharey=True)
+    for i, (name, part) in enumerate(table.groupby("set", sort=False)):
+        for program, rows in part.groupby("program", sort=False):
+            share = rows.groupby("d_min")["solved"].mean()
+            left.plot(share.index, 100 * share, _line(program), color=f"C{i}", ms=4, label=f"{name}, {program}")
+    left.set(xlabel="$d_{min}$ / Å", ylabel="solved / %", ylim=(-3, 103))
+    size = np.digitize(table["atoms"], SIZES, right=True)
+    for i, d_min in enumerate(AT):
+        at = np.isclose(table["d_min"], d_min)
+        for program, rows in table[at].groupby("program", sort=False):
+            classes = rows.groupby(size[at & (table["program"] == program)]).agg(
+                atoms=("atoms", "median"), solved=("solved", "mean"), n=("solved", "size"))
+            right.plot(classes["atoms"], 100 * classes["solved"], _line(program), color=("k", "C3")[i], ms=4,
+                       label=f"{d_min:g} Å, {program} (n = {', '.join(map(str, classes['n']))})")
+    right.set(xlabel="non-H atoms in the asymmetric unit")
+    for ax in (left, right):
+        if ax.lines:
+            ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2 if ax is left else 1)
+    return fig
+
+
+def plot_phasing_time(table, to=1.2):
+    """Seconds of solved structures against the volume of the cell, for d_min up to ``to`` Å, with a power law for each
+    program; columns as for ``plot_solve_rate``, and volume (Å³), seconds."""
+    fig, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    solved = table[table["solved"].astype(bool) & (table["d_min"] <= to)]
+    for i, (program, part) in enumerate(solved.groupby("program", sort=False)):
+        label, colour = program, f"C{i}"
+        if part["volume"].nunique() > 2:
+            slope, offset = np.polyfit(np.log(part["volume"]), np.log(part["seconds"]), 1)
+            ends = np.array([part["volume"].min(), part["volume"].max()])
+            ax.plot(ends, np.exp(offset) * ends**slope, color=colour)
+            label = f"{program}, slope {slope:.1f}"
+        ax.plot(part["volume"], part["seconds"], ".", color=colour, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="cell volume / Å³", ylabel=f"s for a solved structure, to {to:g} Å")
+    if len(solved):
+        ax.legend(frameon=False, fontsize=8)
+    return fig
+
+
+def _line(program):
+    return "-o" if program == OURS else ":s"
 
 
 # --- shifted crystals and their phases (notebooks 07 and 08) ---

@@ -58,7 +58,11 @@ def phase_first(reflections: Reflections, hkl, elements, trials=TRIALS, seed=0) 
     reflections : what was measured
     elements : as for ``charge_flipping.solve``; empty where they are not known
     """
-    solution = phase(reflections, elements, trials, seed)
+    return extend_from(phase(reflections, elements, trials, seed), reflections, hkl)
+
+
+def extend_from(solution: Solution | None, reflections: Reflections, hkl) -> Extension | None:
+    """Amplitudes at hkl (n, 3) of the atoms of a solution of these reflections; None if the engine does not accept it."""
     if solution is None or not solution.accepted:
         return None
     atoms = Crystal("found", solution.cell, solution.spacegroup, tuple(solution.elements), solution.fract, solution.u_iso,
@@ -68,10 +72,11 @@ def phase_first(reflections: Reflections, hkl, elements, trials=TRIALS, seed=0) 
     return Extension(scale * new, min(UNKNOWN_R, R_PER_R1 * solution.r1), solution)
 
 
-def phase_first_boxes(boxes: AmplitudeBoxes, otherwise, trials=TRIALS, seed=0) -> np.ndarray:
+def phase_first_boxes(boxes: AmplitudeBoxes, otherwise, trials=TRIALS, seed=0, solutions=None) -> np.ndarray:
     """``phase_first`` of each crystal of boxes that say what is known of it -> (B, *box.shape) scaled amplitudes.
 
-    ``otherwise``, a function of the boxes with the same result, stands in for crystals without a structure.
+    ``otherwise``, a function of the boxes with the same result, stands in for crystals without a structure. ``solutions``
+    are those of what was measured, a Solution or None a crystal, where they are known already.
     """
     F, hkl = np.array(otherwise(boxes), float), boxes.box.hkl.astype(np.int32)
     same = boxes.box.index(boxes.box.hkl)  # where the equivalent stands that counts
@@ -80,7 +85,8 @@ def phase_first_boxes(boxes: AmplitudeBoxes, otherwise, trials=TRIALS, seed=0) -
         measured, one = boxes.measured[i].numpy().ravel(), boxes.F_in[i].double().numpy().ravel()
         known, wanted = (np.flatnonzero(present & rows) for rows in (measured, ~measured))
         reflections = Reflections.of_good_data(hkl[known], one[known], sample.cell, sample.spacegroup)
-        if found := phase_first(reflections, hkl[wanted], sample.contents, trials, seed):
+        solution = solutions[i] if solutions is not None else phase(reflections, sample.contents, trials, seed)
+        if found := extend_from(solution, reflections, hkl[wanted]):
             one[wanted] = found.F
             F[i] = np.where(measured, one, one[same]).reshape(boxes.box.shape)
     return F
