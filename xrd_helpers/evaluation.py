@@ -52,8 +52,8 @@ def evaluate(crystals, methods, box="monoclinic", d_input=1.5, d_target=0.8, n_s
     crystals : list of Crystal, in any setting; see ``select_fitting`` for those that fit
     methods : {name: function}, each from AmplitudeBoxes to (B, *box.shape) scaled amplitudes
     n_solve : int
-        That many of the crystals, drawn with `seed`, are phased by charge flipping with `trials` starts, from every
-        method's amplitudes, from the true ones, and from the measured ones alone. The latter stand for ``zero fill``
+        That many of the crystals, drawn with `seed`, are phased by charge flipping with `trials` starts, from the measured
+        amplitudes guided by every method's, from the true ones, and from the measured ones alone. The latter stand for ``zero fill``
         as well: who adds nothing leaves the reflections out.
     measurement : what is hidden from the methods or disturbed (see ``training.Measurement``)
 
@@ -111,14 +111,14 @@ def _phase_all(crystal, boxes, F_true, i, predictions, trials, seed):
     """{method: {solved, claimed}} of one crystal."""
     amplitudes = {TRUE: F_true, NOTHING: boxes.F_in[i],
                   **{name: F_pred[i] for name, F_pred in predictions.items() if name != "zero fill"}}
-    found = {}
+    found, inside = {}, boxes.reflections(i, boxes.measured[i])[1] > 0
     for name, F in amplitudes.items():
         hkl, F = boxes.reflections(i, F)
-        if name == NOTHING:
-            inside = boxes.reflections(i, boxes.measured[i])[1] > 0
-            hkl, F = hkl[inside], F[inside]
-        reflections = Reflections.of_good_data(hkl, F, crystal.cell, crystal.spacegroup)
-        solution = phase(reflections, crystal.contents, trials, seed)
+        measured = np.full(len(F), True) if name == TRUE else inside
+        known, beyond = (Reflections.of_good_data(hkl[rows], F[rows], crystal.cell, crystal.spacegroup)
+                         for rows in (measured, ~measured))
+        predicted = None if name in (TRUE, NOTHING) else beyond
+        solution = phase(known, crystal.contents, trials, seed, predicted)
         found[name] = {"solved": solved(solution, crystal), "claimed": bool(solution and solution.accepted)}
     return found
 

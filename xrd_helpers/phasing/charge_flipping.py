@@ -35,6 +35,9 @@ SPACING = 2.2          # points of the flipping map per d_min
 # map down to FREE_TO Å, but not below FREE_LEAST of d_min, is kept, times FREE. Of 20 light molecules at 1.5 Å some start
 # of 16 came right for 4 without, 11 with it; one cycle in PEAK_CYCLE and SYMMETRISE bring that to 14.
 FREE, FREE_TO, FREE_LEAST, FREE_SPACING = 0.6, 0.97, 0.65, 2.05
+# Where an amplitude was predicted, so much of it is added to so much of what the map has. Of 21 light molecules at 1.5 Å,
+# 60 % of the starts come right with nothing predicted, 62 % with the mean amplitude, 68 % with PattersonNet's.
+PREDICTED, FREE_BESIDE = 0.3, 0.4
 PEAK_CYCLE = 10        # every so many cycles the map is replaced by its highest peaks, one for each atom
 SYMMETRISE = 100       # every so many cycles the phases are averaged over the group, about the origin that agrees best
 # Atoms from the map are refined when their R1 is below this, at two resolutions in Å: right phases begin with 0.2-0.4
@@ -98,7 +101,7 @@ def one_thread():
 
 
 @one_thread()
-def solve(reflections, elements=None, *, trials=24, cycles=400, batch=4, seed=0, device="cpu",
+def solve(reflections, elements=None, *, predicted=None, trials=24, cycles=400, batch=4, seed=0, device="cpu",
           accept=ACCEPTED_R1, real_space_step=None) -> Solution | None:
     """Solve a structure whose space group is known.
 
@@ -112,6 +115,8 @@ def solve(reflections, elements=None, *, trials=24, cycles=400, batch=4, seed=0,
     reflections : Reflections
     elements : {symbol: atoms in the asymmetric unit}, or a sequence of symbols; H atoms are not looked for. By default an
         atom of carbon in 18 Å³.
+    predicted : Reflections, none of them measured. They guide the maps (PREDICTED); atoms are refined against, and judged
+        by, what was measured alone.
     trials, cycles : int, random starts, and cycles for each
     real_space_step : callable, maps (b, nx, ny, nz) float -> the same; ``flip`` with DELTAS by default
 
@@ -121,7 +126,7 @@ def solve(reflections, elements=None, *, trials=24, cycles=400, batch=4, seed=0,
     """
     began = time.perf_counter()
     contents = _contents(reflections, elements)
-    grid, refiner = FlippingGrid(reflections, device), Refiner(reflections)
+    grid, refiner = FlippingGrid(reflections, predicted, device), Refiner(reflections)
     generator = torch.Generator().manual_seed(seed)
     certain = certain_r1(elements or contents, reflections)
     n_peaks = max(1, round(sum(contents.values()) * len(reflections.spacegroup.operations())))
@@ -222,7 +227,7 @@ class FlippingGrid:
     The grids hold the conjugate of F(h) at h, so that torch's inverse transform is the density.
     """
 
-    def __init__(self, reflections, device="cpu"):
+    def __init__(self, reflections, predicted=None, device="cpu"):
         self.device = torch.device(device)
         self.E = normalised_amplitudes(reflections)
         p1 = expand_to_p1(reflections.hkl, reflections.spacegroup)
@@ -231,9 +236,7 @@ class FlippingGrid:
         self.size = grid_size(reflections.cell, p1.hkl, min(reflections.d_min / SPACING, free_to / FREE_SPACING))
         self.half = (*self.size[:2], self.size[2] // 2 + 1)
         # every reflection of the sphere, as a voxel of the half grid and whether it stands there as its Friedel mate
-        self.mate = p1.hkl[:, 2] < 0
-        folded = np.where(self.mate[:, None], -p1.hkl, p1.hkl)
-        self.voxel = np.ravel_multi_index((folded % self.size).T, self.half)
+        self.voxel, self.mate = self._voxels(p1.hkl), p1.hkl[:, 2] < 0
         stored = ~self.mate
         E = self.E[p1.index[stored]]
         weak = E < np.quantile(self.E, WEAK)
@@ -245,6 +248,8 @@ class FlippingGrid:
         factor.flat[self.voxel[stored]] = np.where(weak, turn, 0)
         self.amplitude, self.factor = (torch.as_tensor(grid, device=self.device) for grid in (amplitude, factor))
         self.strong = torch.where(self.factor == 0, self.amplitude, 0)
+        if predicted is not None:
+            self._be_guided(predicted)
         self._prepare_agreement(reflections.spacegroup)
 
     def random_start(self, count, generator):
@@ -266,6 +271,18 @@ class FlippingGrid:
             free[free] = reflections.cell.calculate_d_array(hkl[free]) >= free_to
             factor[free] = FREE
         return factor.reshape(self.half)
+
+    def _voxels(self, hkl):
+        return np.ravel_multi_index((np.where(hkl[:, 2:] < 0, -hkl, hkl) % self.size).T, self.half)
+
+    def _be_guided(self, predicted):
+        p1 = expand_to_p1(predicted.hkl, predicted.spacegroup)
+        inside = (2 * np.abs(p1.hkl) < self.size).all(1)
+        voxel = torch.as_tensor(self._voxels(p1.hkl[inside]), device=self.device)
+        E = torch.as_tensor(normalised_amplitudes(predicted)[p1.index[inside]].astype(np.float32), device=self.device)
+        free = self.factor.view(-1)[voxel].real > 0
+        self.factor.view(-1)[voxel[free]] = FREE_BESIDE
+        self.strong.view(-1)[voxel[free]] = PREDICTED * E[free]
 
     def on_grid(self, phases):
         """Grids (b, ...) with the measured amplitudes and phases (b, n) in radians of the asymmetric unit."""
