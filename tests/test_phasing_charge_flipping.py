@@ -142,10 +142,10 @@ def test_agreement_finds_the_origin_of_a_shifted_map(name):
     stored = p1.hkl[:, 2] >= 0
     sf = np.zeros(grid.half, np.complex64)
     sf[tuple((p1.hkl[stored] % grid.size).T)] = sphere[stored].conj()
-    agreement, shift = grid.agreement(torch.as_tensor(sf)[None])
+    agreement, shift = grid.agreement(torch.as_tensor(sf)[None], grid.links(crystal.spacegroup))
     assert agreement[0] == pytest.approx(1, abs=1e-4)
     # the shift itself is found up to an allowed origin: the phases must be the true ones
-    found = np.degrees(grid.symmetrise(torch.as_tensor(sf), shift[0]))
+    found = np.degrees(grid.symmetrise(torch.as_tensor(sf), shift[0], p1))
     result = origin.phase_error(found, np.degrees(phi), reflections.hkl, reflections.F, crystal.spacegroup)
     assert result.mean_error < 0.5 and not result.inverted
 

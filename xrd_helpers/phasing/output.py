@@ -15,6 +15,9 @@ from ..structure_factors import structure_factors
 from .charge_flipping import Solution
 
 
+MOST_NAMED = 6  # space groups named with their agreement
+
+
 def as_crystal(solution: Solution, name="solution") -> Crystal:
     return Crystal(name, solution.cell, solution.spacegroup, tuple(solution.elements), solution.fract, solution.u_iso,
                    solution.occ, source=solution.engine)
@@ -135,7 +138,9 @@ def verdict(solution: Solution | None, tried=()) -> str:
     """Solved or not, and why one should believe it, in words."""
     where = f" in {solution.spacegroup.xhm()}" if solution else ""
     if len(tried) > 1:
-        where += f" (tried: {', '.join(group.xhm() for group in tried)})"
+        best = sorted(tried, key=lambda pair: -np.nan_to_num(pair[1]))
+        agreed = ", ".join(f"{group.xhm()} {figure:.2f}" for group, figure in best[:MOST_NAMED])
+        where += f" (agreement of the phases with {len(tried)} space groups: {agreed}{', ...' * (len(tried) > MOST_NAMED)})"
     if solution is None:
         return f"Not solved{where}: no random start led to atoms."
     found = (f"{len(solution.elements)} atoms, R1 {solution.r1:.3f} without hydrogen, {solution.engine}, {solution.trials} "
