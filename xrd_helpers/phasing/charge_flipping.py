@@ -35,6 +35,7 @@ SPACING = 2.2          # points of the flipping map per d_min
 # at 1.0 Å, where refining costs more, and with 0.4-0.6 at 1.5 Å.
 SCREEN_R1 = {1.0: 0.45, 1.5: 0.65}
 ACCEPTED_R1 = 0.20     # accepted below this: right atoms without H end at 0.02-0.15, wrong light ones above 0.24
+MOST_LINKED = 1500     # strong reflections of half the sphere that tell how well phases agree with a space group
 MIN_AGREEMENT = 0.3    # agreement with the space group below which no atoms are built
 BETTER = 0.02          # a trial is looked at again when its agreement has grown by this
 MOST_REFINED = 2       # times that the atoms of one trial are refined, which costs more than all its cycles
@@ -336,8 +337,9 @@ class FlippingGrid:
         """
         rot, tran = rotations_and_translations(spacegroup)
         hkl = self.p1.hkl
+        E = self.E[self.p1.index]
         # one of two Friedel mates: the other adds the same
-        strong = np.flatnonzero((self.E[self.p1.index] > 1.0) & (hkl @ [1, 10**4, 10**8] > 0))
+        strong = np.flatnonzero((E > max(1.0, np.sort(E)[-2 * MOST_LINKED:][0])) & (hkl @ [1, 10**4, 10**8] > 0))
         hkl = hkl[strong]
         parts = [(strong, self.rows(hkl @ R), np.exp(2j * np.pi * hkl @ t), hkl @ R - hkl) for R, t in zip(rot[1:], tran[1:])]
         if not parts:
@@ -391,27 +393,24 @@ class FlippingGrid:
 
 def _climb(product, k, u, steps=12):
     """Newton steps from u (3,) to the maximum of Σ Re[product exp(-2πi k·u)] -> (u, value there)."""
-    def value(u):
-        return float((product * np.exp(-2j * np.pi * k @ u)).real.sum())
-
-    best = value(u)
+    k = k.astype(float)
+    term = product * np.exp(-2j * np.pi * (k @ u))
     for _ in range(steps):
-        term = product * np.exp(-2j * np.pi * k @ u)
-        gradient = 2 * np.pi * k.T @ term.imag
+        best = term.real.sum()
+        gradient = 2 * np.pi * term.imag @ k
         curvature, axes = np.linalg.eigh(4 * np.pi**2 * (k.T * term.real) @ k)
         # upwards along every axis, even where the curvature has the wrong sign; polar directions stay where they are
         curvature = np.maximum(np.abs(curvature), 1e-3 * np.abs(curvature).max() + 1e-12)
         move = axes @ (axes.T @ gradient / curvature)
         for _ in range(4):
-            if (now := value(u + move)) > best:
-                u, gain, best = u + move, now - best, now
+            moved = product * np.exp(-2j * np.pi * (k @ (u + move)))
+            if moved.real.sum() > best:
+                u, term = u + move, moved
                 break
             move = move / 2
-        else:
+        if term.real.sum() < best * (1 + 1e-5):
             break
-        if gain < 1e-5 * best:
-            break
-    return u, best
+    return u, float(term.real.sum())
 
 
 def _contents(reflections, elements):
