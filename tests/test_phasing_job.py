@@ -24,7 +24,7 @@ from xrd_helpers.phasing.charge_flipping import _worth_building
 from xrd_helpers.phasing.origin import match_solution, solved
 from xrd_helpers.phasing.spacegroups import candidates
 from xrd_helpers.random_crystals import random_crystals
-from xrd_helpers.reflections import Measured, read_measured
+from xrd_helpers.reflections import Measured, read_measured, write_shelx_files
 
 MEASURED = Path(os.environ.get("XRD_REAL_DATA") or ROOT.parent / "shared" / "data") / "measured"
 NAMES = ["P -1", "P 1 21/c 1", "C 1 2 1", "P 1 21 1"]
@@ -267,6 +267,16 @@ def test_xrd_solve_writes_into_a_folder_beside_the_file(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.hkl", "job.ins", "job_xrd"]
     assert {p.suffix for p in (tmp_path / "job_xrd").iterdir()} == {".hkl", ".ins", ".res", ".cif", ".mtz", ".ccp4"}
     assert solved(job.Solution(**{**vars(solution), "fract": read_cif(tmp_path / "job_xrd" / "job.cif").fract}), crystal)
+
+
+def test_xrd_solve_finds_the_space_group_and_says_which_agree(tmp_path, capsys):
+    crystal = random_crystal("P 1 21 1")
+    data = hide(data_of(crystal))
+    write_shelx_files(tmp_path / "job", data.hkl, data.intensity, data.sigma, 1, data.cell, data.spacegroup, data.elements)
+    assert run("solve", str(tmp_path / "job.hkl"), "--engine", "charge_flipping", "--spacegroup", "search") == 0
+    assert re.search(r"Solved in P 1 21 1 \(of \d+ space groups; agreement of the phases: P 1 21 1 0\.\d\d, ",
+                     capsys.readouterr().out)
+    assert solved(read_cif(tmp_path / "job_xrd" / "job.cif").fract, crystal)
 
 
 def test_xrd_solve_refuses_in_a_sentence(tmp_path, capsys):

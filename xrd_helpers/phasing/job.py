@@ -41,13 +41,15 @@ def in_group(measured: Measured, spacegroup) -> Measured:
 
 
 def solve(measured: Measured, extra: Reflections | None = None, search=False, trials=48, seed=0) -> Solved:
-    """Charge flipping in the space group of the data, or in those that their absences allow.
+    """Charge flipping, and atoms in the space group of the data or in one that their absences allow.
 
     Parameters
     ----------
     measured : unmerged reflections, cell, space group, elements
     extra : predicted reflections on the scale of the merged ones, to be used beside them
-    search : whether the space group is to be found, among those that the absences allow (``spacegroups.candidates``)
+    search : whether the space group is to be found, among those that the absences allow (``spacegroups.candidates``). The
+        two groups of an enantiomorphic pair, as P 41 and P 43, explain data without anomalous scattering equally well: it is
+        that of the hand in which the phases happened to come out.
     """
     groups = [measured.spacegroup]
     if search:
