@@ -142,10 +142,10 @@ def test_agreement_finds_the_origin_of_a_shifted_map(name):
     stored = p1.hkl[:, 2] >= 0
     sf = np.zeros(grid.half, np.complex64)
     sf[tuple((p1.hkl[stored] % grid.size).T)] = sphere[stored].conj()
-    agreement, shift = grid.agreement(torch.as_tensor(sf)[None])
+    agreement, shift = grid.agreement(torch.as_tensor(sf)[None], grid.links(crystal.spacegroup))
     assert agreement[0] == pytest.approx(1, abs=1e-4)
     # the shift itself is found up to an allowed origin: the phases must be the true ones
-    found = np.degrees(grid.symmetrise(torch.as_tensor(sf), shift[0]))
+    found = np.degrees(grid.symmetrise(torch.as_tensor(sf), shift[0], p1))
     result = origin.phase_error(found, np.degrees(phi), reflections.hkl, reflections.F, crystal.spacegroup)
     assert result.mean_error < 0.5 and not result.inverted
 
@@ -213,11 +213,11 @@ def test_symmetrised_grids_have_the_symmetry(name):
     data = amplitudes(crystal, 1.2)
     grid = flipping.FlippingGrid(data)
     phi = np.angle(structure_factors(crystal, data.hkl))
-    on_grid = grid.on_grid(phi[None])
-    rho = torch.fft.irfftn(on_grid, s=grid.size, dim=(1, 2, 3))
-    assert grid.agreement(on_grid)[0][0] == pytest.approx(1, abs=1e-4)
-    # the map of the grid is that of E and these phases, summed up directly
     p1 = expand_to_p1(data.hkl, crystal.spacegroup)
+    on_grid = grid.from_structure_factors(p1, grid.E * np.exp(1j * phi))[None]
+    rho = torch.fft.irfftn(on_grid, s=grid.size, dim=(1, 2, 3))
+    assert grid.agreement(on_grid, grid.links(crystal.spacegroup))[0][0] == pytest.approx(1, abs=1e-4)
+    # the map of the grid is that of E and these phases, summed up directly
     wave = p1.structure_factors(grid.E * np.exp(1j * phi)) * np.exp(-2j * np.pi * p1.hkl @ (np.array([2, 3, 5]) / grid.size))
     assert float(rho[0, 2, 3, 5]) * np.prod(grid.size) == pytest.approx(wave.sum().real, rel=1e-3, abs=1e-2)
 

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
 import torch
-from torch.nn.functional import max_pool3d, pad
+from scipy.fft import fftn
 from threadpoolctl import threadpool_limits
+from torch.nn.functional import max_pool3d, pad
 
 from ..config import UserError
 from ..crystals import count_elements, rotations_and_translations
 from ..metrics import normalize
 from ..reflections import expand_to_p1
 from .peaks import grid_size, without_hydrogen
-from .refine import Refiner
+from .refine import Model, Refiner
 
 # Flipping thresholds in sigmas of the map, one for each trial in turn. On ten light molecules the share of trials that
 # succeed is the same at 0.8 and 1.0 Å for all of these; at 1.2 Å it is 50 % for -0.2 to 0.1 and 25 % for 0.45, at
@@ -39,14 +41,20 @@ FREE, FREE_TO, FREE_LEAST, FREE_SPACING = 0.6, 0.97, 0.65, 2.05
 # 60 % of the starts come right with nothing predicted, 62 % with the mean amplitude, 68 % with PattersonNet's.
 PREDICTED, FREE_BESIDE = 0.3, 0.4
 PEAK_CYCLE = 10        # every so many cycles the map is replaced by its highest peaks, one for each atom
-SYMMETRISE = 100       # every so many cycles the phases are averaged over the group, about the origin that agrees best
+SYMMETRISE = 100       # every so many cycles the phases are averaged over the space group, of several that they obey best
 # Atoms from the map are refined when their R1 is below this, at two resolutions in Å: right phases begin with 0.2-0.4
 # at 1.0 Å, where refining costs more, and with 0.4-0.6 at 1.5 Å.
 SCREEN_R1 = {1.0: 0.45, 1.5: 0.65}
 ACCEPTED_R1 = 0.20     # accepted below this: right atoms without H end at 0.02-0.15, wrong light ones above 0.24
+MOST_LINKED = 1500     # strong reflections of half the sphere that tell how well phases agree with a space group
 MIN_AGREEMENT = 0.3    # agreement with the space group below which no atoms are built
 BETTER = 0.02          # a trial is looked at again when its agreement has grown by this
 MOST_REFINED = 2       # times that the atoms of one trial are refined, which costs more than all its cycles
+CLEARLY = 0.15         # a space group whose agreement is so much lower than another's is out
+# Twice the atoms fit what the model lacks, hydrogen and anisotropy, too: R1 in half the operators of the right group is
+# 0.77-0.99 of that in the right group, and 0.2-0.5 where the operators left out were wrong.
+HALVED = 0.7
+MOST_GROUPS = 2        # of as many operators, in which atoms are built from one map
 ROUND = 20             # cycles between two looks at the maps
 POLISH = 6             # cycles of low-density elimination after charge flipping
 ATOM_VOLUME = 18.0     # Å³ for each atom that is not hydrogen, in organic crystals
@@ -68,6 +76,7 @@ class Solution:
     figure_of_merit : agreement of the P1 phases with the space group, 1 is perfect, about 0 random; nan if unknown
     trials : random starts used; seconds : wall time; engine : its name
     orientation : how the axes of `cell` came from those of the data, "as input" when they are the same
+    groups : (SpaceGroup, agreement) of each in which the structure was looked for
     """
 
     fract: np.ndarray
@@ -85,6 +94,7 @@ class Solution:
     engine: str
     orientation: str = "as input"
     accepted: bool = True
+    groups: tuple[tuple[gemmi.SpaceGroup, float], ...] = ()
 
 
 @contextmanager
@@ -101,14 +111,15 @@ def one_thread():
 
 
 @one_thread()
-def solve(reflections, elements=None, *, predicted=None, trials=24, cycles=400, batch=4, seed=0, device="cpu",
+def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24, cycles=400, batch=4, seed=0, device="cpu",
           accept=ACCEPTED_R1, real_space_step=None) -> Solution | None:
-    """Solve a structure whose space group is known.
+    """Solve a structure whose space group is known, or one of several.
 
     Random phases are improved by charge flipping in P1, `batch` starts at a time. Every ROUND cycles the start whose
-    map obeys the space group best is taken as far as refined atoms. The search ends when their R1, corrected for the
-    number of parameters (``Refiner.adjusted_r1``), is what missing hydrogen explains (``certain_r1``); if it is below
-    `accept` only, the starts of the batch are followed to their end and the best one is taken.
+    map obeys a space group best is taken as far as atoms in the groups that it obeys (``_worth_building``), and they are
+    refined in the one where they explain most (``Candidate.rank``). The search ends when their R1, corrected for the number
+    of parameters (``Refiner.adjusted_r1``), is what missing hydrogen explains (``certain_r1``); if it is below `accept`
+    only, the starts of the batch are followed to their end and the best one is taken.
 
     Parameters
     ----------
@@ -117,6 +128,9 @@ def solve(reflections, elements=None, *, predicted=None, trials=24, cycles=400, 
         atom of carbon in 18 Å³.
     predicted : Reflections, none of them measured. They guide the maps (PREDICTED); atoms are refined against, and judged
         by, what was measured alone.
+    groups : sequence of gemmi.SpaceGroup, those in which the structure may be, all of one Laue class and with the lattice of
+        the reflections, whose own group is the only one by default. Reflections that are absent in some of these groups
+        only must be in the table: give it in a group without such absences.
     trials, cycles : int, random starts, and cycles for each
     real_space_step : callable, maps (b, nx, ny, nz) float -> the same; ``flip`` with DELTAS by default
 
@@ -125,46 +139,100 @@ def solve(reflections, elements=None, *, predicted=None, trials=24, cycles=400, 
     Solution, the one accepted or else the best one with ``accepted`` False; None if no start gave any atoms
     """
     began = time.perf_counter()
-    contents = _contents(reflections, elements)
-    grid, refiner = FlippingGrid(reflections, predicted, device), Refiner(reflections)
+    grid = FlippingGrid(reflections, predicted, device)
+    candidates = [Candidate(grid, reflections, group, elements) for group in groups or [reflections.spacegroup]]
     generator = torch.Generator().manual_seed(seed)
-    certain = certain_r1(elements or contents, reflections)
-    n_peaks = max(1, round(sum(contents.values()) * len(reflections.spacegroup.operations())))
+    certain = certain_r1(elements or candidates[0].contents, reflections)
+    n_peaks = max(1, round(sum(candidates[0].contents.values()) * candidates[0].n_ops))
     # a heavy atom alone explains much: there, less than `accept` has to be asked for
     accept, certain = min(accept, certain + 0.03), min(accept, certain)
     screen = np.interp(reflections.d_min, list(SCREEN_R1), list(SCREEN_R1.values()))
-    best, merit, r1, used = None, float("nan"), np.inf, 0
+    best, r1, used = None, np.inf, 0
     while used < trials and r1 >= accept:
         deltas = torch.tensor([DELTAS[i % len(DELTAS)] for i in range(used, min(used + batch, trials))])
         deltas = deltas.reshape(-1, 1, 1, 1).to(grid.device)
         step = real_space_step or partial(flip, delta=deltas)
         used += len(deltas)
-        sf, tried = grid.random_start(len(deltas), generator), np.full(len(deltas), MIN_AGREEMENT - BETTER)
-        refined = np.zeros(len(deltas), int)
+        sf = grid.random_start(len(deltas), generator)
+        tried = np.full((len(candidates), len(deltas)), MIN_AGREEMENT - BETTER)
+        left = np.full(tried.shape, MOST_REFINED)
         for cycle in range(0, cycles, ROUND):
             for _ in range(0, ROUND, PEAK_CYCLE):
                 sf = grid.run(sf, step, PEAK_CYCLE - 1)
                 sf = grid.run(sf, partial(keep_peaks, n=n_peaks), 1)
-            agreement, shift = grid.agreement(sf)
-            i = int(np.where(agreement > tried + BETTER, agreement, -1).argmax())
-            if agreement[i] > tried[i] + BETTER:
-                tried[i] = agreement[i]
-                model, figure = build_atoms(grid, refiner, sf[i:i + 1], contents)
-                if model is not None and model.r1 < screen and refined[i] < MOST_REFINED:
-                    refined[i] += 1
-                    model = refiner.complete(model, contents)
-                if model is not None and (best is None or model.r1 < best.r1):
-                    best, merit, r1 = model, figure, refiner.adjusted_r1(model)
-                    if r1 < certain:
-                        break
+            agreement, shift = map(np.stack, zip(*(grid.agreement(sf, candidate.links) for candidate in candidates)))
+            improved = agreement > tried + BETTER                             # (groups, b)
+            i = int(np.where(improved, agreement, -1).max(0).argmax())
+            if improved[:, i].any():
+                tried[:, i] = np.maximum(tried[:, i], agreement[:, i])
+                found = _look(grid, candidates, sf[i:i + 1], screen, certain, left[:, i])
+                best = min(filter(None, (best, found)), key=Found.rank, default=None)
+                r1 = best.candidate.refiner.adjusted_r1(best.model) if best else np.inf
+                if r1 < certain:
+                    break
             if (cycle + ROUND) % SYMMETRISE == 0:
-                sf = grid.on_grid(np.stack([grid.symmetrise(*each) for each in zip(sf, shift)]))
+                obeyed = agreement.argmax(0)
+                sf = torch.stack([candidates[g].symmetrised(sf[i], shift[g, i]) for i, g in enumerate(obeyed)])
     if best is None:
         return None
-    return Solution(fract=best.fract % 1, heights=best.heights, elements=best.elements, u_iso=best.u_iso,
-                    occ=best.occ, rho=refiner.map(best), cell=reflections.cell, spacegroup=reflections.spacegroup,
-                    r1=best.r1, figure_of_merit=merit, trials=used, seconds=time.perf_counter() - began,
-                    engine="charge flipping", accepted=bool(r1 < accept))
+    candidate, model = best.candidate, best.model
+    return Solution(fract=model.fract % 1, heights=model.heights, elements=model.elements, u_iso=model.u_iso, occ=model.occ,
+                    rho=candidate.refiner.map(model), cell=reflections.cell, spacegroup=candidate.spacegroup, r1=model.r1,
+                    figure_of_merit=best.agreement[candidates.index(candidate)], trials=used,
+                    seconds=time.perf_counter() - began, engine="charge flipping", accepted=bool(r1 < accept),
+                    groups=tuple((other.spacegroup, figure) for other, figure in zip(candidates, best.agreement)))
+
+
+class Found(NamedTuple):
+    """Atoms in one of the candidate groups, and how well the map they come from agrees with each of these."""
+
+    candidate: Candidate
+    model: Model
+    agreement: list[float]
+
+    def rank(self):
+        return self.candidate.rank(self.model)
+
+
+def _look(grid, candidates, sf, screen, certain, left) -> Found | None:
+    """Atoms from one P1 grid (1, ...), in the group where they explain most; None if there are none.
+
+    The likeliest group alone is refined, or the next where that has been done ``left`` (groups,) times already; but before a
+    structure is believed, every group with more operators has its turn.
+    """
+    sf = grid.run(sf, eliminate_low_density, POLISH)
+    figures, shifts = zip(*((float(figure[0]), shift[0]) for figure, shift in (
+        grid.agreement(sf, candidate.links) for candidate in candidates)))
+    built = [Found(candidates[g], model, list(figures)) for g in _worth_building(candidates, figures)
+             if (model := candidates[g].build_atoms(sf[0], shifts[g])) is not None]
+    built.sort(key=Found.rank)
+    done = None
+    for row, (candidate, model, _) in enumerate(built):
+        wanted = done is None or (done.candidate.refiner.adjusted_r1(done.model) < certain
+                                  and candidate.n_ops > done.candidate.n_ops)
+        g = candidates.index(candidate)
+        if wanted and model.r1 < screen and left[g]:
+            left[g] -= 1
+            built[row] = Found(candidate, candidate.refiner.complete(model, candidate.contents), list(figures))
+            done = done or built[row]
+    return min(built, key=Found.rank, default=None)
+
+
+def _worth_building(candidates, figures):
+    """Rows of the candidate groups in which atoms are built from one map, given the agreement of each, the likeliest first.
+
+    They are those that agree nearly as well as the best, and of those that explain most absences the ones that do so among
+    these: heavy atoms can hide a glide plane. A map that has the symmetry of a group has that of its subgroups as well, and
+    agrees with all of them to within the error of its phases; so the group with more absences comes first, then that
+    with more operators. P1 comes last: it always agrees, and what it is given as agreement is not of the same kind.
+    """
+    linked = [g for g, candidate in enumerate(candidates) if len(candidate.links[0])]
+    most = max((candidates[g].n_absent for g in linked), default=0)
+    near = set(range(len(candidates))) - set(linked)
+    for rows in (linked, [g for g in linked if candidates[g].n_absent == most]):
+        near.update(g for g in rows if figures[g] > max(figures[h] for h in rows) - CLEARLY)
+    near = sorted(near, key=lambda g: (-candidates[g].n_absent, -candidates[g].n_ops, -figures[g]))
+    return [g for i, g in enumerate(near) if sum(candidates[h].n_ops == candidates[g].n_ops for h in near[:i]) < MOST_GROUPS]
 
 
 def certain_r1(elements, reflections) -> float:
@@ -180,13 +248,47 @@ def certain_r1(elements, reflections) -> float:
     return float(0.05 + noise + np.sqrt(hydrogen / heavy))
 
 
-def build_atoms(grid, refiner, sf, contents):
-    """From one P1 map to atoms in the space group -> (Model or None, agreement with the space group)."""
-    sf = grid.run(sf, eliminate_low_density, POLISH)
-    agreement, shift = grid.agreement(sf)
-    phases = grid.symmetrise(sf[0], shift[0])
-    model = refiner.model_from_map(refiner.maps.map(grid.E * np.exp(1j * phases)), contents)
-    return model and refiner.recycle(model, contents, rounds=3), float(agreement[0])
+class Candidate:
+    """A space group in which the structure may be, with the reflections that are not absent in it.
+
+    contents : {symbol: atoms in the asymmetric unit}, from `elements`, which are those in the group of the reflections
+    links : ``FlippingGrid.links``, n_ops : operators, centring included, n_absent : reflections left out
+    """
+
+    def __init__(self, grid, reflections, spacegroup, elements):
+        present = ~np.array(spacegroup.operations().systematic_absences(reflections.hkl.astype(np.int32)), bool)
+        self.spacegroup, self.grid, self.n_absent = spacegroup, grid, int((~present).sum())
+        self.reflections = replace(reflections.select(present), spacegroup=spacegroup)
+        self.n_ops, n_ops = (len(group.operations()) for group in (spacegroup, reflections.spacegroup))
+        ratio = n_ops / self.n_ops
+        self.contents = _contents(self.reflections, {symbol: n * ratio for symbol, n in count_elements(elements or ()).items()})
+        self.links = grid.links(spacegroup)
+
+    @cached_property
+    def refiner(self):
+        return Refiner(self.reflections)
+
+    @cached_property
+    def E(self):
+        return normalised_amplitudes(self.reflections)
+
+    def build_atoms(self, sf, shift) -> Model | None:
+        """Atoms from one P1 grid in which the origin of the group lies at `shift`."""
+        maps = self.refiner.maps
+        model = self.refiner.model_from_map(maps.map(self._averaged(sf, shift)), self.contents)
+        return model and self.refiner.recycle(model, self.contents, rounds=3)
+
+    def _averaged(self, sf, shift):
+        """E with the phases of a P1 grid, averaged over the group: (n,) complex."""
+        return self.E * np.exp(1j * self.grid.symmetrise(sf, shift, self.refiner.maps.p1))
+
+    def symmetrised(self, sf, shift):
+        """A P1 grid with the symmetry of the group, its origin that of the cell."""
+        return self.grid.from_structure_factors(self.refiner.maps.p1, self._averaged(sf, shift))
+
+    def rank(self, model) -> float:
+        """Adjusted R1, which has to be lower by HALVED in a group with half the operators, and so twice the parameters."""
+        return self.refiner.adjusted_r1(model) * HALVED ** np.log2(self.n_ops)
 
 
 def flip(rho, delta=0.0):
@@ -250,7 +352,8 @@ class FlippingGrid:
         self.strong = torch.where(self.factor == 0, self.amplitude, 0)
         if predicted is not None:
             self._be_guided(predicted)
-        self._prepare_agreement(reflections.spacegroup)
+        self._row = np.full(self.size, -1)
+        self._row[tuple((p1.hkl % self.size).T)] = np.arange(len(p1.hkl))
 
     def random_start(self, count, generator):
         """`count` grids with the right amplitudes and random phases."""
@@ -284,13 +387,12 @@ class FlippingGrid:
         self.factor.view(-1)[voxel[free]] = FREE_BESIDE
         self.strong.view(-1)[voxel[free]] = PREDICTED * E[free]
 
-    def on_grid(self, phases):
-        """Grids (b, ...) with the measured amplitudes and phases (b, n) in radians of the asymmetric unit."""
-        stored = ~self.mate
-        grids = np.zeros((len(phases), np.prod(self.half)), np.complex64)
-        for grid, phi in zip(grids, phases):
-            grid[self.voxel[stored]] = self.p1.structure_factors(self.E * np.exp(1j * phi))[stored].conj()
-        return torch.as_tensor(grids.reshape(-1, *self.half), device=self.device)
+    def from_structure_factors(self, p1, sf):
+        """The grid (nx, ny, nz // 2 + 1) of structure factors (n,) of an asymmetric unit, whose mates in P1 are p1."""
+        stored = p1.hkl[:, 2] >= 0
+        grid = np.zeros(self.half, np.complex64)
+        grid.flat[self._voxels(p1.hkl[stored])] = p1.structure_factors(sf)[stored].conj()
+        return torch.as_tensor(grid, device=self.device)
 
     def run(self, sf, real_space_step, cycles):
         """Improve grids (b, ...) by some cycles of a change in real space and the known amplitudes.
@@ -309,26 +411,32 @@ class FlippingGrid:
         values = sf.reshape(len(sf), -1)[:, torch.as_tensor(self.voxel, device=self.device)].cpu().numpy()
         return np.where(self.mate, values, values.conj())
 
-    def _prepare_agreement(self, spacegroup):
-        """Pairs of reflections that an operator links, and the strong ones alone: they carry the phases."""
-        rot, tran = rotations_and_translations(spacegroup)
-        strong = np.flatnonzero(self.E[self.p1.index] > 1.0)
-        row = np.full(self.size, -1)
-        row[tuple((self.p1.hkl % self.size).T)] = np.arange(len(self.p1.hkl))
-        first, second, turn, voxel = [], [], [], []
-        for R, t in zip(rot[1:], tran[1:]):
-            hkl = self.p1.hkl[strong]
-            image = hkl @ R
-            k = image - hkl
-            moves = k.any(axis=1)  # a reflection that R leaves in place tells nothing about the origin
-            first.append(strong[moves])
-            second.append(row[tuple((image[moves] % self.size).T)])
-            turn.append(np.exp(2j * np.pi * hkl[moves] @ t))
-            voxel.append(np.ravel_multi_index((k[moves] % self.size).T, self.size))
-        self.pairs = [np.concatenate(x) if x else np.zeros(0, int) for x in (first, second, turn, voxel)]
+    def rows(self, hkl):
+        """Where reflections (m, 3) stand in the sphere of ``p1``: (m,) int."""
+        return self._row[tuple((hkl % self.size).T)]
 
-    def agreement(self, sf):
-        """How well grids obey the space group, and where its origin lies in them.
+    def links(self, spacegroup):
+        """Pairs of reflections that an operator of the group links, of the strong ones alone: they carry the phases.
+
+        Returns
+        -------
+        first, second : (pairs,) rows of h and hR in the sphere, turn : exp(2πi h·t), k : (pairs, 3) int, hR - h
+        """
+        rot, tran = rotations_and_translations(spacegroup)
+        hkl = self.p1.hkl
+        E = self.E[self.p1.index]
+        # one of two Friedel mates: the other adds the same
+        strong = np.flatnonzero((E > max(1.0, np.sort(E)[-2 * MOST_LINKED:][0])) & (hkl @ [1, 10**4, 10**8] > 0))
+        hkl = hkl[strong]
+        parts = [(strong, self.rows(hkl @ R), np.exp(2j * np.pi * hkl @ t), hkl @ R - hkl) for R, t in zip(rot[1:], tran[1:])]
+        if not parts:
+            return np.zeros(0, int), np.zeros(0, int), np.zeros(0, complex), np.zeros((0, 3), int)
+        first, second, turn, k = (np.concatenate(column) for column in zip(*parts))
+        moves = k.any(axis=1)  # a reflection that R leaves in place tells nothing about the origin
+        return first[moves], second[moves], turn[moves], k[moves]
+
+    def agreement(self, sf, links):
+        """How well grids obey a space group, given by its ``links``, and where its origin lies in them.
 
         If the density is that of the group moved by u, F(hR) conj F(h) exp(2πi h·t) = |F|² exp(2πi (hR - h)·u). The
         sum over reflections and operators is a Fourier series in u; its maximum, divided by Σ |F|², is 1 for a map
@@ -338,19 +446,21 @@ class FlippingGrid:
         -------
         agreement : (b,), shift : (b, 3) u in fractions of the cell
         """
-        first, second, turn, voxel = self.pairs
+        first, second, turn, k = links
         if not len(first):
             return self._amplitude_correlation(sf), np.zeros((len(sf), 3))
+        # all k even, as in P-1, means that the series repeats in each half of the axis: one half, twice as finely
+        period = np.maximum(np.gcd.reduce(k, axis=0), 1)
+        voxel = np.ravel_multi_index((k // period % self.size).T, self.size)
         sphere = self._sphere(sf)
         best, shifts = np.zeros(len(sf)), np.zeros((len(sf), 3))
         for i, F in enumerate(sphere):
             product = F[second] * F[first].conj() * turn                      # (pairs,)
-            series = np.bincount(voxel, product.real, np.prod(self.size)) + 1j * np.bincount(
-                voxel, product.imag, np.prod(self.size))
-            series = np.fft.fftn(series.reshape(self.size)).real
-            top = np.unravel_index(series.argmax(), self.size)
-            k = self.p1.hkl[second] - self.p1.hkl[first]
-            shifts[i], value = _climb(product, k, np.array(top) / self.size)
+            series = np.zeros(self.size, np.complex64)
+            series.real.flat = np.bincount(voxel, product.real, series.size)
+            series.imag.flat = np.bincount(voxel, product.imag, series.size)
+            top = np.unravel_index(fftn(series, overwrite_x=True).real.argmax(), self.size)
+            shifts[i], value = _climb(product, k, np.array(top) / self.size / period)
             best[i] = value / np.abs(product).sum()
         return best, shifts
 
@@ -361,38 +471,33 @@ class FlippingGrid:
         new, target = new - new.mean(1, keepdim=True), target - target.mean()
         return ((new * target).sum(1) / (new.norm(dim=1) * target.norm())).cpu().numpy()
 
-    def symmetrise(self, sf, shift) -> np.ndarray:
-        """Phases (n,) in radians of the asymmetric unit: of one grid, moved by -shift, averaged over the group."""
-        sphere = self._sphere(sf[None])[0] * np.exp(-2j * np.pi * self.p1.hkl @ shift)
-        sphere = np.where(self.p1.friedel, sphere.conj(), sphere) * np.exp(-1j * self.p1.shift)
-        n = len(self.E)
-        mean = np.bincount(self.p1.index, sphere.real, n) + 1j * np.bincount(self.p1.index, sphere.imag, n)
-        return np.angle(mean)
+    def symmetrise(self, sf, shift, p1) -> np.ndarray:
+        """Phases (n,) in radians of n reflections: of one grid, moved by -shift, averaged over their mates p1 in a group."""
+        sphere = self._sphere(sf[None])[0][self.rows(p1.hkl)] * np.exp(-2j * np.pi * p1.hkl @ shift)
+        sphere = np.where(p1.friedel, sphere.conj(), sphere) * np.exp(-1j * p1.shift)
+        return np.angle(np.bincount(p1.index, sphere.real) + 1j * np.bincount(p1.index, sphere.imag))
 
 
 def _climb(product, k, u, steps=12):
     """Newton steps from u (3,) to the maximum of Σ Re[product exp(-2πi k·u)] -> (u, value there)."""
-    def value(u):
-        return float((product * np.exp(-2j * np.pi * k @ u)).real.sum())
-
-    best = value(u)
+    k = k.astype(float)
+    term = product * np.exp(-2j * np.pi * (k @ u))
     for _ in range(steps):
-        term = product * np.exp(-2j * np.pi * k @ u)
-        gradient = 2 * np.pi * k.T @ term.imag
+        best = term.real.sum()
+        gradient = 2 * np.pi * term.imag @ k
         curvature, axes = np.linalg.eigh(4 * np.pi**2 * (k.T * term.real) @ k)
         # upwards along every axis, even where the curvature has the wrong sign; polar directions stay where they are
         curvature = np.maximum(np.abs(curvature), 1e-3 * np.abs(curvature).max() + 1e-12)
         move = axes @ (axes.T @ gradient / curvature)
         for _ in range(4):
-            if (now := value(u + move)) > best:
-                gain, u, best = now - best, u + move, now
+            moved = product * np.exp(-2j * np.pi * (k @ (u + move)))
+            if moved.real.sum() > best:
+                u, term = u + move, moved
                 break
             move = move / 2
-        else:
+        if term.real.sum() < best * (1 + 1e-5):
             break
-        if gain < 1e-5 * best:
-            break
-    return u, best
+    return u, float(term.real.sum())
 
 
 def _contents(reflections, elements):

@@ -32,7 +32,7 @@ class Extension(NamedTuple):
     solution: Solution
 
 
-def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, predicted=None) -> Solution | None:
+def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=None, predicted=None) -> Solution | None:
     """``charge_flipping.solve``, or None where it cannot start: one crystal does not end the others.
 
     Where each of `elements` is there once, and they are too few for the cell, they are kinds rather than a formula: carbon
@@ -45,7 +45,7 @@ def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, predicte
         contents["C"] = contents.get("C", 0) + n - known
     elements = count_elements(contents)
     try:
-        return charge_flipping.solve(reflections, elements, predicted=predicted, trials=trials, seed=seed)
+        return charge_flipping.solve(reflections, elements, groups=groups, predicted=predicted, trials=trials, seed=seed)
     except PhasingError:
         return None
 

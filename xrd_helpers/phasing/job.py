@@ -14,16 +14,16 @@ from ..reflections import Measured, Reflections
 from . import shelxt
 from .charge_flipping import Solution
 from .extension import phase
-from .spacegroups import candidates, laue_group
-
-SEARCH_TRIALS = 12  # random starts for each space group in a search
+from .spacegroups import candidates, laue_group, without_absences
 
 
 class Solved(NamedTuple):
-    """solution : None where no start gave any atoms; tried : space groups in which it was looked for."""
+    """solution : None where no start gave any atoms
+    tried : space groups in which it was looked for, with the agreement of the phases as in ``Solution.figure_of_merit``
+    """
 
     solution: Solution | None
-    tried: list[gemmi.SpaceGroup]
+    tried: list[tuple[gemmi.SpaceGroup, float]]
 
 
 def in_group(measured: Measured, spacegroup) -> Measured:
@@ -41,42 +41,30 @@ def in_group(measured: Measured, spacegroup) -> Measured:
 
 
 def solve(measured: Measured, extra: Reflections | None = None, search=False, trials=48, seed=0) -> Solved:
-    """Charge flipping in the space group of the data, or in those that their absences allow.
+    """Charge flipping, and atoms in the space group of the data or in one that their absences allow.
 
     Parameters
     ----------
     measured : unmerged reflections, cell, space group, elements
-    extra : predicted reflections on the scale of the merged ones, to be used beside them
-    search : whether the space group is to be found (``spacegroups.candidates``); of groups with the same absences the one
-        whose atoms explain the data best for their number of parameters is taken
+    extra : predicted reflections, a guide beside the measured ones (``charge_flipping.solve``)
+    search : whether the space group is to be found, among those that the absences allow (``spacegroups.candidates``). The
+        two groups of an enantiomorphic pair, as P 41 and P 43, explain data without anomalous scattering equally well: it is
+        that of the hand in which the phases happened to come out.
     """
-    if not search:
-        return Solved(_phase(measured, extra, trials, seed), [measured.spacegroup])
-    best, tried = None, []
-    for groups in candidates(measured):
-        for group in groups:
-            tried.append(group)
-            found = _phase(in_group(measured, group), extra, min(trials, SEARCH_TRIALS), seed)
-            best = min(filter(None, (best, found)), key=_rank, default=None)
-        if best and best.accepted:
-            break
-    return Solved(best, tried)
-
-
-def _rank(solution):
-    """Accepted ones first, then R1, which may be 0.03 worse in a group with twice the operators: half the parameters."""
-    return not solution.accepted, solution.r1 - 0.03 * np.log2(len(solution.spacegroup.operations()))
-
-
-def _phase(measured, extra, trials, seed):
-    return phase(_together(measured, extra), measured.elements, trials, seed)
+    groups = [measured.spacegroup]
+    if search:
+        groups = candidates(measured)
+        measured = replace(measured, spacegroup=without_absences(measured.spacegroup))
+    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra)
+    return Solved(solution, list(solution.groups) if solution else [(group, float("nan")) for group in groups])
 
 
 def solve_with_shelxt(measured: Measured, folder, program, extra=None, timeout=600.0, watch=None) -> Solved:
-    """The same by SHELXT, which finds the space group by itself; see ``shelxt.run_shelxt`` for what it raises."""
+    """The same by SHELXT, which finds the space group by itself and takes predicted reflections for measured ones; see
+    ``shelxt.run_shelxt`` for what it raises."""
     elements = measured.elements or ["C", "H", "N", "O"]
     solution = shelxt.run_shelxt(_together(measured, extra), elements, Path(folder), timeout, program, watch=watch)
-    return Solved(solution, [solution.spacegroup])
+    return Solved(solution, [(solution.spacegroup, solution.figure_of_merit)])
 
 
 def _together(measured, extra):

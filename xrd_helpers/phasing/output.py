@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gemmi
@@ -13,6 +14,9 @@ from ..crystals import Crystal, count_elements
 from ..reflections import Measured, Reflections, shelx_elements, shelx_header, write_shelx_files
 from ..structure_factors import structure_factors
 from .charge_flipping import Solution
+
+
+MOST_NAMED = 6  # space groups named with their agreement
 
 
 def as_crystal(solution: Solution, name="solution") -> Crystal:
@@ -33,14 +37,17 @@ def write_solution(stem, solution: Solution, measured: Measured, elements=()) ->
     stem : path of the files without their suffix
     solution : on the axes of the data
     measured : the reflections it was found from
-    elements : {symbol: atoms in the asymmetric unit}, for SFAC and UNIT, by default those of the data or of the atoms
+    elements : {symbol: atoms in the asymmetric unit of the data}, for SFAC and UNIT, by default theirs or those of the atoms
 
     Returns
     -------
     list of Path
     """
-    stem, crystal, merged = Path(stem), as_crystal(solution, Path(stem).name), measured.merge()
-    elements = count_elements(elements or measured.elements or crystal.contents)
+    stem, crystal = Path(stem), as_crystal(solution, Path(stem).name)
+    merged = replace(measured, spacegroup=solution.spacegroup).merge()
+    # a part of the cell of another size, where the group found is not that of the data
+    ratio = len(measured.spacegroup.operations()) / len(solution.spacegroup.operations())
+    elements = {symbol: n * ratio for symbol, n in count_elements(elements or measured.elements).items()} or crystal.contents
     elements |= {symbol: n for symbol, n in crystal.contents.items() if symbol not in elements}
     wavelength = measured.wavelength or 0.71073
     sf = structure_factors(crystal, merged.hkl)
@@ -133,9 +140,11 @@ def describe_data(measured: Measured, merged: Reflections) -> str:
 
 def verdict(solution: Solution | None, tried=()) -> str:
     """Solved or not, and why one should believe it, in words."""
-    where = f" in {solution.spacegroup.xhm()}" if solution else ""
-    if len(tried) > 1:
-        where += f" (tried: {', '.join(group.xhm() for group in tried)})"
+    where = f" in {solution.spacegroup.xhm()}" if solution else f" in any of {len(tried)} space groups" if len(tried) > 1 else ""
+    if solution and len(tried) > 1:
+        best = sorted(tried, key=lambda pair: (pair[0].xhm() != solution.spacegroup.xhm(), -pair[1]))
+        agreed = ", ".join(f"{group.xhm()} {figure:.2f}" for group, figure in best[:MOST_NAMED])
+        where += f" (of {len(tried)} space groups; agreement of the phases: {agreed}{', ...' * (len(tried) > MOST_NAMED)})"
     if solution is None:
         return f"Not solved{where}: no random start led to atoms."
     found = (f"{len(solution.elements)} atoms, R1 {solution.r1:.3f} without hydrogen, {solution.engine}, {solution.trials} "

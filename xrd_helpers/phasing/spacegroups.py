@@ -22,11 +22,16 @@ def laue_group(spacegroup):
     return frozenset(map(lambda r: tuple(r.ravel()), np.concatenate([rot, -rot])))
 
 
-def candidates(measured: Measured) -> list[list[gemmi.SpaceGroup]]:
+def without_absences(spacegroup):
+    """The group of the same rotations and centring, without glide planes and screw axes: P 1 2/m 1 of P 1 21/c 1."""
+    return gemmi.find_spacegroup_by_ops(spacegroup.operations().derive_symmorphic())
+
+
+def candidates(measured: Measured) -> list[gemmi.SpaceGroup]:
     """Space groups that the data allow, in the setting of the data; those that explain the most absences come first.
 
-    Groups of one inner list have the same absences, so that the data alone do not tell them apart. The lattice centring
-    is that of the data.
+    Groups with the same absences stand together, those with most operators first: the phases have to tell them apart. The
+    lattice centring is that of the data.
     """
     laue = laue_group(measured.spacegroup)
     centring = measured.spacegroup.operations().find_centering()
@@ -50,8 +55,12 @@ def candidates(measured: Measured) -> list[list[gemmi.SpaceGroup]]:
             if mean > ABSENT and mean > SIGMAS * error:
                 continue
         alike = found.setdefault(absent.tobytes(), (int(absent.sum()), []))[1]
-        if group.number not in [other.number for other in alike]:  # the same group on another origin, as C 1 21 1 is C 1 2 1
+        # the same group on another origin, as C 1 21 1 is C 1 2 1; P m 2 m is P m m 2 on other axes, and another one here
+        if _kind(group) not in map(_kind, alike):
             alike.append(group)
-    # centrosymmetric ones first: they are more common, and half as many parameters
-    return [sorted(groups, key=lambda group: not group.is_centrosymmetric())
-            for _, groups in sorted(found.values(), key=lambda entry: -entry[0])]
+    return [group for _, groups in sorted(found.values(), key=lambda entry: -entry[0])
+            for group in sorted(groups, key=lambda group: -len(group.operations()))]
+
+
+def _kind(group):
+    return group.number, frozenset(tuple(r.ravel()) for r in rotations_and_translations(group)[0])
