@@ -21,8 +21,10 @@ from ..config import UserError
 from ..crystals import count_elements, rotations_and_translations
 from ..metrics import normalize
 from ..reflections import expand_to_p1
+from . import verdict
 from .peaks import grid_size, without_hydrogen
 from .refine import Refiner
+from .verdict import Evidence
 
 # Flipping thresholds in sigmas of the map, one for each trial in turn. On ten light molecules the share of trials that
 # succeed is the same at 0.8 and 1.0 Å for all of these; at 1.2 Å it is 50 % for -0.2 to 0.1 and 25 % for 0.45, at
@@ -33,7 +35,6 @@ SPACING = 2.2          # points of the flipping map per d_min
 # Atoms from the map are refined when their R1 is below this, at two resolutions in Å: right phases begin with 0.2-0.4
 # at 1.0 Å, where refining costs more, and with 0.4-0.6 at 1.5 Å.
 SCREEN_R1 = {1.0: 0.45, 1.5: 0.65}
-ACCEPTED_R1 = 0.20     # accepted below this: right atoms without H end at 0.02-0.15, wrong light ones above 0.24
 MIN_AGREEMENT = 0.3    # agreement with the space group below which no atoms are built
 BETTER = 0.02          # a trial is looked at again when its agreement has grown by this
 MOST_REFINED = 2       # times that the atoms of one trial are refined, which costs more than all its cycles
@@ -54,10 +55,10 @@ class Solution:
     elements : (n,) symbols, u_iso : (n,) Å², occ : (n,) crystallographic occupancy as in Crystal
     rho : (nx, ny, nz) density over the cell in electrons per Å³, without F000; None where the engine gives no map
     r1 : Σ |F - |Fcalc|| / Σ F of these atoms against the amplitudes given
-    accepted : whether the engine itself takes this for the structure
     figure_of_merit : agreement of the P1 phases with the space group, 1 is perfect, about 0 random; nan if unknown
     trials : random starts used; seconds : wall time; engine : its name
     orientation : how the axes of `cell` came from those of the data, "as input" when they are the same
+    evidence : what speaks for these atoms (``verdict.weigh``); None where they were not held against data
     """
 
     fract: np.ndarray
@@ -74,7 +75,21 @@ class Solution:
     seconds: float
     engine: str
     orientation: str = "as input"
-    accepted: bool = True
+    evidence: Evidence | None = None
+
+    @property
+    def probability(self) -> float:
+        """That this is the structure: at least 80 % of its non-H atoms within 0.5 Å. nan where that is unknown."""
+        return self.evidence.probability if self.evidence else float("nan")
+
+    @property
+    def verdict(self) -> str:
+        """"solved", "uncertain" or "not solved"."""
+        return verdict.word(self.probability)
+
+    @property
+    def accepted(self) -> bool:
+        return self.verdict == "solved"
 
 
 @contextmanager
@@ -92,13 +107,13 @@ def one_thread():
 
 @one_thread()
 def solve(reflections, elements=None, *, trials=24, cycles=400, batch=4, seed=0, device="cpu",
-          accept=ACCEPTED_R1, real_space_step=None) -> Solution | None:
+          accept=None, real_space_step=None) -> Solution | None:
     """Solve a structure whose space group is known.
 
     Random phases are improved by charge flipping in P1, `batch` starts at a time. Every ROUND cycles the start whose
-    map obeys the space group best is taken as far as refined atoms. The search ends when their R1, corrected for the
-    number of parameters (``Refiner.adjusted_r1``), is what missing hydrogen explains (``certain_r1``); if it is below
-    `accept` only, the starts of the batch are followed to their end and the best one is taken.
+    map obeys the space group best is taken as far as refined atoms. The search ends when these are the structure with
+    a probability of `accept` (``verdict.weigh``) and nothing but hydrogen is missing (``certain_r1``); if something
+    else is, the starts of the batch are followed to their end and the best one is taken.
 
     Parameters
     ----------
@@ -106,22 +121,21 @@ def solve(reflections, elements=None, *, trials=24, cycles=400, batch=4, seed=0,
     elements : {symbol: atoms in the asymmetric unit}, or a sequence of symbols; H atoms are not looked for. By default an
         atom of carbon in 18 Å³.
     trials, cycles : int, random starts, and cycles for each
+    accept : float, probability; that of the verdict "solved" by default
     real_space_step : callable, maps (b, nx, ny, nz) float -> the same; ``flip`` with DELTAS by default
 
     Returns
     -------
-    Solution, the one accepted or else the best one with ``accepted`` False; None if no start gave any atoms
+    Solution, the one accepted or else the one with the lowest R1; None if no start gave any atoms
     """
     began = time.perf_counter()
     contents = _contents(reflections, elements)
     grid, refiner = FlippingGrid(reflections, device), Refiner(reflections)
     generator = torch.Generator().manual_seed(seed)
-    certain = certain_r1(elements or contents, reflections)
-    # a heavy atom alone explains much: there, less than `accept` has to be asked for
-    accept, certain = min(accept, certain + 0.03), min(accept, certain)
+    accept = verdict.calibration()["thresholds"]["solved"] if accept is None else accept
     screen = np.interp(reflections.d_min, list(SCREEN_R1), list(SCREEN_R1.values()))
-    best, merit, r1, used = None, float("nan"), np.inf, 0
-    while used < trials and r1 >= accept:
+    best, merit, evidence, used = None, float("nan"), None, 0
+    while used < trials and not (evidence and evidence.probability >= accept):
         deltas = torch.tensor([DELTAS[i % len(DELTAS)] for i in range(used, min(used + batch, trials))])
         deltas = deltas.reshape(-1, 1, 1, 1).to(grid.device)
         step = real_space_step or partial(flip, delta=deltas)
@@ -140,28 +154,18 @@ def solve(reflections, elements=None, *, trials=24, cycles=400, batch=4, seed=0,
                 refined[i] += 1
                 model = refiner.complete(model, contents)
             if model is not None and (best is None or model.r1 < best.r1):
-                best, merit, r1 = model, figure, refiner.adjusted_r1(model)
-                if r1 < certain:
+                best, merit = model, figure
+                evidence = verdict.weigh(best, refiner, elements or contents, least=accept)
+                if evidence.probability >= accept and evidence.r1 < evidence.expected:
                     break
     if best is None:
         return None
+    if np.isnan(evidence.r_free):
+        evidence = verdict.weigh(best, refiner, elements or contents)
     return Solution(fract=best.fract % 1, heights=best.heights, elements=best.elements, u_iso=best.u_iso,
                     occ=best.occ, rho=refiner.map(best), cell=reflections.cell, spacegroup=reflections.spacegroup,
                     r1=best.r1, figure_of_merit=merit, trials=used, seconds=time.perf_counter() - began,
-                    engine="charge flipping", accepted=bool(r1 < accept))
-
-
-def certain_r1(elements, reflections) -> float:
-    """R1 of a model that lacks nothing but hydrogen: 0.05 + 0.8 Σ sigF / Σ F + (n_H / Σ Z²)^1/2, an upper estimate.
-
-    Beside a heavy atom even wrong light atoms give a low R1, and so does a right model: 0.2 is no proof there. As
-    many H as C atoms are assumed where no hydrogen is listed.
-    """
-    numbers = count_elements(elements)
-    hydrogen = numbers.get("H", 0) + numbers.get("D", 0) or numbers.get("C", 0)
-    noise = 0.8 * reflections.sigF.sum() / max(reflections.F.sum(), 1e-30)
-    heavy = sum(n * gemmi.Element(symbol).atomic_number ** 2 for symbol, n in without_hydrogen(elements).items())
-    return float(0.05 + noise + np.sqrt(hydrogen / heavy))
+                    engine="charge flipping", evidence=evidence)
 
 
 def build_atoms(grid, refiner, sf, contents):
