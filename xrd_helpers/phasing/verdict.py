@@ -2,7 +2,7 @@
 
 R1 alone does not tell: a heavy atom explains much by itself, and where there are three reflections for each parameter
 wrong atoms can be fitted to them. So the atoms are also asked for reflections that they were not fitted to (the idea
-of Brünger, 1992, Nature 355, 472) and for chemical sense. A logistic function of these FEATURES, fitted by
+of Brünger, 1992, Nature 355, 472) and for chemical sense. A logistic function of these ``features``, fitted by
 ``benchmarks/verdict.py`` to many searches whose answer is known and kept in verdict.json, gives the probability.
 """
 
@@ -21,18 +21,19 @@ from ..crystals import all_operators, count_elements
 from ..reflections import merge
 from .origin import allowed_origins, same_lattice_bases
 from .peaks import without_hydrogen
-from .refine import Model, Refiner
+from .refine import U_MIN, Model, Refiner
 
 FILE = Path(__file__).with_name("verdict.json")
 WORDS = ("not solved", "uncertain", "solved")
 FOLDS = 5              # parts of the reflections, each left out once
-SHAKEN = 0.15          # Å, in every direction: what the atoms know of the reflections left out is to be forgotten
-NEAR = 0.25            # Å from where it was, as far as an atom may come back to count as held by the data
+SHAKEN = 0.1           # Å, in every direction: what the atoms know of the reflections left out is to be forgotten
+NEAR = 0.15            # Å from where it was, as far as an atom may come back to count as held by the data
 CYCLES = 6             # of least squares without them
 SHORTEST = 1.1         # Å, of a bond between atoms that are not hydrogen (C≡N is 1.14 Å)
 LOOSE = 0.2            # Å by which a bond may be longer than the sum of the covalent radii
-SHARPEST = 75          # degrees between two bonds; those of a cyclopropane, 60 degrees, are rare
-MOST_BONDS = 4         # of an atom that is no metal
+LEAST_R = 0.01         # what is below it, calculated amplitudes alone give
+BY_CHANCE = 0.5        # share of atoms with bonds that wrong ones reach: to have fewer, as ions do, counts no more than that
+MELTING = 0.15         # Å², above the U of nearly all atoms of molecules
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Evidence:
     r1 : adjusted for the number of parameters; expected : R1 of a right model without hydrogen (``certain_r1``)
     r_free : of reflections left out of the refinement in turn; nan where it was not calculated
     held : share of the atoms that come back when moved (``left_out``); nan as r_free
-    sensible : share of the atoms with bonds as molecules have them
-    per_parameter : reflections for each parameter
+    bonded : share of the atoms with another one at the length of a bond
+    steady : share of the atoms whose U is neither at its lower limit nor above MELTING
     probability : that at least 80 % of the atoms are within 0.5 Å of true ones; nan without r_free
     """
 
@@ -51,8 +52,8 @@ class Evidence:
     expected: float
     r_free: float
     held: float
-    sensible: float
-    per_parameter: float
+    bonded: float
+    steady: float
     probability: float = float("nan")
 
 
@@ -108,52 +109,31 @@ def _select(refiner, rows):
     return part
 
 
-def bonds(model, cell, spacegroup):
-    """Vectors (n, m, 3) in Å from each atom to the nearest of each image of the others, their lengths (n, m), and the
-    longest bond (n, m) that the two elements form."""
+def bonded(model, cell, spacegroup) -> float:
+    """Share of the atoms that have another one, or an image, at the length of a bond.
+
+    That is SHORTEST to the sum of the covalent radii (Cordero et al., 2008, Dalton Trans., 2832, as in gemmi) and LOOSE.
+    Of wrong atoms in a cell as full as that of a molecule a third to a half have one. Ions and water have none: what a
+    salt lacks here, its r_free has to make up for.
+    """
     rot, tran = all_operators(spacegroup)
     images = np.einsum("gij,nj->ngi", rot, model.fract) + tran                # (n, g, 3)
-    orth = np.array(cell.orth.mat.tolist())
     vectors = images[None] - model.fract[:, None, None]
-    vectors = (vectors - np.round(vectors)) @ orth.T                          # (n, n, g, 3)
-    length = np.linalg.norm(vectors, axis=-1)
-    # an atom on a special position has several images in one place
-    same = np.zeros(length.shape, bool)
-    for g in range(1, len(rot)):
-        same[:, :, g] = (np.linalg.norm(vectors[:, :, g, None] - vectors[:, :, :g], axis=-1) < 0.1).any(-1)
-    length[same | (length < 0.1) & np.eye(len(length), dtype=bool)[:, :, None]] = np.inf
+    vectors = (vectors - np.round(vectors)) @ np.array(cell.orth.mat.tolist()).T
+    length = np.linalg.norm(vectors, axis=-1)                                 # (n, n, g) Å
     radius = np.array([gemmi.Element(element).covalent_r for element in model.elements])
-    longest = np.broadcast_to((radius[:, None] + radius + LOOSE)[:, :, None], length.shape)
-    n = len(length)
-    return vectors.reshape(n, -1, 3), length.reshape(n, -1), longest.reshape(n, -1)
-
-
-def bond_shares(model, cell, spacegroup) -> dict[str, float]:
-    """Shares of the atoms: with a bond, with a contact too short, with too many bonds, with a sharp angle; `sensible`
-    have a bond and none of the rest. Metals may have any angle and any number of bonds."""
-    vectors, length, longest = bonds(model, cell, spacegroup)
-    metal = np.array([gemmi.Element(element).is_metal for element in model.elements])
-    near = length < longest
-    short = (length < SHORTEST).any(1)
-    crowded = (near.sum(1) > MOST_BONDS) & ~metal
-    sharp = np.zeros(len(near), bool)
-    for i in np.flatnonzero((near.sum(1) > 1) & ~metal):
-        unit = vectors[i, near[i]] / length[i, near[i], None]
-        cosine = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
-        sharp[i] = cosine.max() > np.cos(np.radians(SHARPEST))
-    good = near.any(1) & ~short & ~crowded & ~sharp
-    return {"bonded": float(near.any(1).mean()), "short": float(short.mean()), "crowded": float(crowded.mean()),
-            "sharp": float(sharp.mean()), "sensible": float(good.mean())}
+    longest = (radius[:, None] + radius + LOOSE)[:, :, None]
+    return float(((length > SHORTEST) & (length < longest)).any((1, 2)).mean())
 
 
 def weigh(model, refiner, elements, least=0.0) -> Evidence:
-    """Evidence for a Model; the costly part, r_free and held, is left out where even with r_free as low as r1 and
-    all atoms held the probability would be below `least`: it is then that upper limit."""
+    """Evidence for a Model; the costly part, r_free and held, is left out where even with r_free as low as R1 and all
+    atoms held the probability would be below `least`: it is then that upper limit."""
     reflections = refiner.reflections
     evidence = Evidence(r1=float(refiner.adjusted_r1(model)), expected=certain_r1(elements, reflections), r_free=float("nan"),
-                        held=float("nan"), sensible=bond_shares(model, reflections.cell, reflections.spacegroup)["sensible"],
-                        per_parameter=len(reflections) / (4 * len(model.fract) + 1))
-    most = probability(replace(evidence, r_free=evidence.r1, held=1.0))
+                        held=float("nan"), bonded=bonded(model, reflections.cell, reflections.spacegroup),
+                        steady=float(((model.u_iso > 1.2 * U_MIN) & (model.u_iso < MELTING)).mean()))
+    most = probability(replace(evidence, r_free=model.r1, held=1.0))
     if most < least:
         return replace(evidence, probability=most)
     r_free, away = left_out(refiner, model)
@@ -180,15 +160,9 @@ def weigh_solution(solution, reflections, elements) -> Evidence:
 
 
 def features(evidence: Evidence) -> dict[str, float]:
-    """What the logistic function sees, each of it better (or no worse) when it is higher.
-
-    fit : ln expected / r1; free : ln expected / r_free; held, sensible : as they are; data : ln of the reflections for
-    each parameter
-    """
-    r1, r_free = np.clip([evidence.r1, evidence.r_free], 1e-3, 10)  # r1 is infinite where parameters outnumber data
-    return {"fit": float(np.log(evidence.expected / r1)), "free": float(np.log(evidence.expected / r_free)),
-            "held": evidence.held,
-            "sensible": evidence.sensible, "data": float(np.log(evidence.per_parameter))}
+    """What the logistic function sees: ln expected / r_free, and shares; more of each is better."""
+    return {"free": float(np.log(evidence.expected / max(evidence.r_free, LEAST_R))), "held": evidence.held,
+            "bonded": max(evidence.bonded, BY_CHANCE), "steady": evidence.steady}
 
 
 @lru_cache
@@ -225,5 +199,5 @@ def in_words(evidence: Evidence) -> str:
     free = f", {evidence.r_free:.3f} for reflections left out of it" if np.isfinite(evidence.r_free) else ""
     held = f"{100 * evidence.held:.0f} % of the atoms return when they are moved, " if np.isfinite(evidence.held) else ""
     return (f"Probability {p:.3f}{record}: R1 {evidence.r1:.3f}, corrected for the number of parameters{free}, where a right "
-            f"structure without hydrogen has at most about {evidence.expected:.3f}; {held}{100 * evidence.sensible:.0f} % "
-            "have bonds as in molecules")
+            f"structure without hydrogen has at most about {evidence.expected:.3f}; {held}{100 * evidence.bonded:.0f} % "
+            "have another one at the length of a bond")
