@@ -3,7 +3,7 @@
 A case is a crystal, real (CIF files of a folder) or made up (recipe ``molecules``), with amplitudes to 0.8-1.6 Å, errors
 of 0-10 %, up to 30 % of the reflections missing, the right formula or an incomplete one, and 1-8 random starts. Some are
 looked for in another space group of their Laue class. HOPELESS cases have amplitudes that no structure explains. Of each
-the first line of a CSV file says what was found, whether it is right (80 % of the non-H atoms within 0.5 Å) and how
+a row of a CSV file says what was found, which share of the non-H atoms is right (within 0.5 Å; 80 % is solved) and how
 the features stand; other features that were thought of are written beside them. Cases are numbered: the same number and
 seed is the same case, and a run goes on where the last one stopped.
 
@@ -51,6 +51,7 @@ SYNTHETIC_GROUPS = ["P 1 21/c 1", "P -1", "P 1 21 1", "P 21 21 21", "C 1 2/c 1",
 FOLDS = 10                         # of crystals, in cross-validation
 RIDGE = 1.0                        # on weights of standardised features: of the order of one case
 SURE, NEVER = 0.01, 0.1            # wrong share among "solved", at most; probability below which it is "not solved"
+LEAST = 0.9                        # probability of "solved", at least: that of many sure ones must not hide doubtful ones
 BINS = (0, 0.02, 0.1, 0.3, 0.7, 0.9, 0.98, 0.995, 1.0)
 
 
@@ -278,7 +279,7 @@ def threshold(p, right, lost):
     fits = np.flatnonzero(share < SURE)
     least = p[order][fits[-1]] if len(fits) else 1.0
     most = np.clip(p[lost].max(initial=0.0), 0, 0.999)
-    return float(max(least, 0.5, most * np.e / (1 - most + most * np.e)))
+    return float(max(least, LEAST, most * np.e / (1 - most + most * np.e)))
 
 
 def prepared(path):
@@ -331,7 +332,7 @@ def fit(path, seed):
     summary = {
         "intercept": w[-1], "features": [{"name": name, "weight": weight, "low": a, "high": b}
                                          for name, weight, a, b in zip(FEATURES, w, low, high)],
-        "limit": limit, "thresholds": {"not solved": min(NEVER, sure / 2), "solved": sure}, "calibration": rows, "histogram": counts,
+        "limit": limit, "thresholds": {"not solved": NEVER, "solved": sure}, "calibration": rows, "histogram": counts,
         "held_out": {"cases": len(table), "crystals": int(table["name"].nunique()), "right": int(right.sum()),
                      "auc": auc(p[~lost], right[~lost]), "log_loss": log_loss(p[~lost], right[~lost]), "solved": claims,
                      "wrongly": wrong, "missed": int((right & (p < sure)).sum()),

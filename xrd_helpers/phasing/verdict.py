@@ -32,7 +32,7 @@ CYCLES = 6             # of least squares without them
 SHORTEST = 1.1         # Å, of a bond between atoms that are not hydrogen (C≡N is 1.14 Å)
 LOOSE = 0.2            # Å by which a bond may be longer than the sum of the covalent radii
 LEAST_R = 0.01         # what is below it, calculated amplitudes alone give
-BY_CHANCE = 0.5        # share of atoms with bonds that wrong ones reach: to have fewer, as ions do, counts no more than that
+BY_CHANCE = 0.6        # share of atoms with bonds that wrong ones reach: to have fewer, as ions do, counts no more than that
 MELTING = 0.15         # Å², above the U of nearly all atoms of molecules
 
 
