@@ -12,7 +12,7 @@ from xrd_helpers import ROOT
 from xrd_helpers.cif import read_cif
 from xrd_helpers.crystals import Crystal
 from xrd_helpers.phasing import charge_flipping as flipping
-from xrd_helpers.phasing import origin, peaks
+from xrd_helpers.phasing import origin, peaks, verdict
 from xrd_helpers.phasing.refine import Model, Refiner
 from xrd_helpers.reflections import Reflections, expand_to_p1, unique_hkl
 from xrd_helpers.structure_factors import structure_factors
@@ -110,8 +110,8 @@ def test_without_elements_the_volume_tells_how_many_atoms():
 
 def test_what_missing_hydrogen_explains():
     data = amplitudes(random_crystal("P -1"), 1.5)  # sigF is 0.02 F
-    assert flipping.certain_r1(["C"] * 4 + ["H"] * 9, data) == pytest.approx(0.05 + 0.016 + 3 / 12)
-    assert flipping.certain_r1(["Br", "C"], data) == pytest.approx(0.05 + 0.016 + 1 / np.sqrt(35**2 + 6**2))
+    assert verdict.certain_r1(["C"] * 4 + ["H"] * 9, data) == pytest.approx(0.05 + 0.016 + 3 / 12)
+    assert verdict.certain_r1(["Br", "C"], data) == pytest.approx(0.05 + 0.016 + 1 / np.sqrt(35**2 + 6**2))
 
 
 def test_hydrogen_alone_is_refused():

@@ -16,8 +16,9 @@ from xrd_helpers import locate, viewer  # noqa: E402
 from xrd_helpers.cif import read_cif  # noqa: E402
 from xrd_helpers.gridding import AmplitudeBoxes, Box  # noqa: E402
 from xrd_helpers.models import TITLES  # noqa: E402
-from xrd_helpers.plots import (COLOURS, ELEMENTS, KNOW_NOTHING, plot_cells, plot_density, plot_extension,  # noqa: E402
-                               plot_history, plot_molecule, plot_phasing_time, plot_r_by_resolution, plot_solve_rate)
+from xrd_helpers.plots import (COLOURS, ELEMENTS, KNOW_NOTHING, plot_calibration, plot_cells, plot_density,  # noqa: E402
+                               plot_extension, plot_history, plot_molecule, plot_phasing_time, plot_r_by_resolution,
+                               plot_solve_rate)
 from xrd_helpers.random_crystals import random_crystals  # noqa: E402
 from xrd_helpers.viewer import browse_layers  # noqa: E402
 
@@ -345,6 +346,37 @@ def test_benchmark_of_one_program_or_of_nothing_solved():
     left, right = panels(plot_solve_rate(one))
     assert [line.get_linestyle() for line in left.lines] == [":", ":"] and not right.lines
     assert not panels(plot_phasing_time(one.assign(solved=False)))[0].lines
+
+
+# ---- the calibration of phasing ----
+
+
+def test_calibration_shows_shares_counts_and_thresholds():
+    found = {"calibration": [{"low": 0, "high": 0.5, "n": 20, "right": 5, "mean": 0.2}, {"low": 0.5, "high": 0.9, "n": 0,
+                              "right": 0, "mean": None}, {"low": 0.9, "high": 1, "n": 50, "right": 50, "mean": 0.97}],
+             "histogram": {"right": [5, 50], "wrong": [15, 0], "hopeless": [9, 0]},
+             "thresholds": {"not solved": 0.1, "solved": 0.9}}
+    fig = plot_calibration(found)
+    left, right = panels(fig)
+    assert (left.get_xlabel(), left.get_ylabel()) == ("probability given", "share that was right")
+    promised, points = left.lines[0], next(line for line in left.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(promised.get_xydata(), [[0, 0], [1, 1]])
+    np.testing.assert_allclose(points.get_xydata(), [[0.2, 0.25], [0.97, 1.0]])
+    assert [text.get_text() for text in left.texts] == ["20", "50"]
+    bars = left.collections[0].get_segments()
+    # Wilson: the middle (k + z²/2) / (n + z²), half of the width (k (n - k) / n + z²/4)^1/2 / (n + z²), z = 1
+    assert [[y for _, y in bar] for bar in bars] == [pytest.approx([5.5 / 21 - 2 / 21, 5.5 / 21 + 2 / 21]),
+                                                     pytest.approx([50 / 51, 1])]
+    assert [text.get_text() for text in right.texts] == ["not solved", "solved"]
+    assert texts(right.get_legend()) == ["right", "wrong", "hopeless"] and right.get_ylabel() == "cases"
+    assert [patch.get_data().values.tolist() for patch in right.patches] == [[5, 50], [15, 0], [9, 0]]
+    assert_nothing_is_cut_off(fig)
+
+
+def test_the_stored_calibration_is_drawn():
+    fig = plot_calibration()
+    assert len(panels(fig)[0].texts) > 3
+    assert_nothing_is_cut_off(fig)
 
 
 # ---- the widget ----

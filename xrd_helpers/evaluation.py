@@ -114,11 +114,11 @@ def _phase_all(crystal, boxes, F_true, i, predictions, trials, seed):
     found, inside = {}, boxes.reflections(i, boxes.measured[i])[1] > 0
     for name, F in amplitudes.items():
         hkl, F = boxes.reflections(i, F)
-        measured = np.full(len(F), True) if name == TRUE else inside
-        known, beyond = (Reflections.of_good_data(hkl[rows], F[rows], crystal.cell, crystal.spacegroup)
-                         for rows in (measured, ~measured))
-        predicted = None if name in (TRUE, NOTHING) else beyond
-        solution = phase(known, crystal.contents, trials, seed, predicted)
+        rows = np.full(len(F), True) if name == TRUE else inside
+        known = Reflections.of_good_data(hkl[rows], F[rows], crystal.cell, crystal.spacegroup)
+        predicted = None if name in (TRUE, NOTHING) else Reflections.of_good_data(
+            hkl[~rows], F[~rows], crystal.cell, crystal.spacegroup)
+        solution = phase(known, crystal.contents, trials, seed, predicted=predicted)
         found[name] = {"solved": solved(solution, crystal), "claimed": bool(solution and solution.accepted)}
     return found
 

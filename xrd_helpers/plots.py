@@ -274,6 +274,39 @@ def _draw_density(ax, views, rho, cell):
     ax.set_title(f"{what}\na line every {step:g} e/Å³{end}", fontsize=9)
 
 
+def plot_calibration(found=None):
+    """How often phasing was right against the probability it gave, and how the probabilities are spread.
+
+    ``found`` is the content of phasing/verdict.json, by default that of the package. Bars are one standard deviation of
+    the share (Wilson's interval); beside each point stands how many cases it is of.
+    """
+    if found is None:
+        from .phasing.verdict import calibration
+        found = calibration()
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    rows = [row for row in found["calibration"] if row["n"]]
+    p, n, k = (np.array([row[name] for row in rows], float) for name in ("mean", "n", "right"))
+    middle, half = (k + 0.5) / (n + 1), np.sqrt(k * (n - k) / n + 0.25) / (n + 1)
+    left.plot([0, 1], [0, 1], color="grey", ls=":", label="as promised")
+    left.errorbar(p, k / n, yerr=[np.maximum(k / n - middle + half, 0), np.maximum(middle + half - k / n, 0)], fmt="o", ms=4,
+                  capsize=2, label="held-out crystals")
+    for i, (x, y, count) in enumerate(zip(p, k / n, n)):  # steps, since the best of them stand close together
+        step = -10 - 9 * (i % 3) if y > 0.5 else 4 + 9 * (i % 3)
+        left.annotate(f"{count:.0f}", (x, y), (5, step), textcoords="offset points", fontsize=8)
+    left.set(xlabel="probability given", ylabel="share that was right", xlim=(-0.05, 1.1), ylim=(-0.05, 1.1))
+    left.legend(frameon=False, loc="upper left")
+    edges = np.linspace(0, 1, len(found["histogram"]["right"]) + 1)
+    for (name, counts), colour in zip(found["histogram"].items(), ("C0", "C1", "C3")):
+        right.stairs(counts, edges, color=colour, label=name, lw=1.5)
+    for name, value in found["thresholds"].items():
+        right.axvline(value, color="grey", ls="--", lw=0.8)
+        right.annotate(name, (value, 0.98), (-3, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
+                       ha="right", va="top", rotation=90, fontsize=8)
+    right.set(xlabel="probability given", ylabel="cases", yscale="symlog", xlim=(0, 1), ylim=(0, None))
+    right.legend(frameon=False, loc="upper center")
+    return fig
+
+
 def plot_distributions(tables):
     """Histograms of every column of tables {name: DataFrame}, one panel a column; each table has the area one."""
     columns = list(next(iter(tables.values())))

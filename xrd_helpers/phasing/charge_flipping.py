@@ -24,8 +24,10 @@ from ..config import UserError
 from ..crystals import count_elements, rotations_and_translations
 from ..metrics import normalize
 from ..reflections import expand_to_p1
+from . import verdict
 from .peaks import grid_size, without_hydrogen
 from .refine import Model, Refiner
+from .verdict import Evidence, certain_r1
 
 # Flipping thresholds in sigmas of the map, one for each trial in turn. On ten light molecules the share of trials that
 # succeed is the same at 0.8 and 1.0 Å for all of these; at 1.2 Å it is 50 % for -0.2 to 0.1 and 25 % for 0.45, at
@@ -45,7 +47,6 @@ SYMMETRISE = 100       # every so many cycles the phases are averaged over the s
 # Atoms from the map are refined when their R1 is below this, at two resolutions in Å: right phases begin with 0.2-0.4
 # at 1.0 Å, where refining costs more, and with 0.4-0.6 at 1.5 Å.
 SCREEN_R1 = {1.0: 0.45, 1.5: 0.65}
-ACCEPTED_R1 = 0.20     # accepted below this: right atoms without H end at 0.02-0.15, wrong light ones above 0.24
 MOST_LINKED = 1500     # strong reflections of half the sphere that tell how well phases agree with a space group
 MIN_AGREEMENT = 0.3    # agreement with the space group below which no atoms are built
 BETTER = 0.02          # a trial is looked at again when its agreement has grown by this
@@ -72,11 +73,11 @@ class Solution:
     elements : (n,) symbols, u_iso : (n,) Å², occ : (n,) crystallographic occupancy as in Crystal
     rho : (nx, ny, nz) density over the cell in electrons per Å³, without F000; None where the engine gives no map
     r1 : Σ |F - |Fcalc|| / Σ F of these atoms against the amplitudes given
-    accepted : whether the engine itself takes this for the structure
     figure_of_merit : agreement of the P1 phases with the space group, 1 is perfect, about 0 random; nan if unknown
     trials : random starts used; seconds : wall time; engine : its name
     orientation : how the axes of `cell` came from those of the data, "as input" when they are the same
     groups : (SpaceGroup, agreement) of each in which the structure was looked for
+    evidence : what speaks for these atoms (``verdict.weigh``); None where they were not held against data
     """
 
     fract: np.ndarray
@@ -93,8 +94,22 @@ class Solution:
     seconds: float
     engine: str
     orientation: str = "as input"
-    accepted: bool = True
     groups: tuple[tuple[gemmi.SpaceGroup, float], ...] = ()
+    evidence: Evidence | None = None
+
+    @property
+    def probability(self) -> float:
+        """That this is the structure: at least 80 % of its non-H atoms within 0.5 Å. nan where that is unknown."""
+        return self.evidence.probability if self.evidence else float("nan")
+
+    @property
+    def verdict(self) -> str:
+        """"solved", "uncertain" or "not solved"."""
+        return verdict.word(self.probability)
+
+    @property
+    def accepted(self) -> bool:
+        return self.verdict == "solved"
 
 
 @contextmanager
@@ -112,14 +127,14 @@ def one_thread():
 
 @one_thread()
 def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24, cycles=400, batch=4, seed=0, device="cpu",
-          accept=ACCEPTED_R1, real_space_step=None) -> Solution | None:
+          accept=None, real_space_step=None) -> Solution | None:
     """Solve a structure whose space group is known, or one of several.
 
     Random phases are improved by charge flipping in P1, `batch` starts at a time. Every ROUND cycles the start whose
     map obeys a space group best is taken as far as atoms in the groups that it obeys (``_worth_building``), and they are
-    refined in the one where they explain most (``Candidate.rank``). The search ends when their R1, corrected for the number
-    of parameters (``Refiner.adjusted_r1``), is what missing hydrogen explains (``certain_r1``); if it is below `accept`
-    only, the starts of the batch are followed to their end and the best one is taken.
+    refined in the one where they explain most (``Candidate.rank``). The search ends when they are the structure with a
+    probability of `accept` (``verdict.weigh``) and nothing but hydrogen is missing (``certain_r1``); if something else is,
+    the starts of the batch are followed to their end and the best one is taken.
 
     Parameters
     ----------
@@ -132,23 +147,23 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24,
         the reflections, whose own group is the only one by default. Reflections that are absent in some of these groups
         only must be in the table: give it in a group without such absences.
     trials, cycles : int, random starts, and cycles for each
+    accept : float, probability; that of the verdict "solved" by default
     real_space_step : callable, maps (b, nx, ny, nz) float -> the same; ``flip`` with DELTAS by default
 
     Returns
     -------
-    Solution, the one accepted or else the best one with ``accepted`` False; None if no start gave any atoms
+    Solution, the one accepted or else the one that explains most; None if no start gave any atoms
     """
     began = time.perf_counter()
     grid = FlippingGrid(reflections, predicted, device)
     candidates = [Candidate(grid, reflections, group, elements) for group in groups or [reflections.spacegroup]]
     generator = torch.Generator().manual_seed(seed)
-    certain = certain_r1(elements or candidates[0].contents, reflections)
+    elements = elements or candidates[0].contents
+    accept = verdict.calibration()["thresholds"]["solved"] if accept is None else accept
     n_peaks = max(1, round(sum(candidates[0].contents.values()) * candidates[0].n_ops))
-    # a heavy atom alone explains much: there, less than `accept` has to be asked for
-    accept, certain = min(accept, certain + 0.03), min(accept, certain)
     screen = np.interp(reflections.d_min, list(SCREEN_R1), list(SCREEN_R1.values()))
-    best, r1, used = None, np.inf, 0
-    while used < trials and r1 >= accept:
+    best, evidence, used = None, None, 0
+    while used < trials and not (evidence and evidence.probability >= accept):
         deltas = torch.tensor([DELTAS[i % len(DELTAS)] for i in range(used, min(used + batch, trials))])
         deltas = deltas.reshape(-1, 1, 1, 1).to(grid.device)
         step = real_space_step or partial(flip, delta=deltas)
@@ -165,21 +180,23 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24,
             i = int(np.where(improved, agreement, -1).max(0).argmax())
             if improved[:, i].any():
                 tried[:, i] = np.maximum(tried[:, i], agreement[:, i])
-                found = _look(grid, candidates, sf[i:i + 1], screen, certain, left[:, i])
-                best = min(filter(None, (best, found)), key=Found.rank, default=None)
-                r1 = best.candidate.refiner.adjusted_r1(best.model) if best else np.inf
-                if r1 < certain:
-                    break
+                found = _look(grid, candidates, sf[i:i + 1], screen, certain_r1(elements, reflections), left[:, i])
+                if found and (best is None or found.rank() < best.rank()):
+                    best, evidence = found, verdict.weigh(found.model, found.candidate.refiner, elements, least=accept)
+                    if evidence.probability >= accept and evidence.r1 < evidence.expected:
+                        break
             if (cycle + ROUND) % SYMMETRISE == 0:
                 obeyed = agreement.argmax(0)
                 sf = torch.stack([candidates[g].symmetrised(sf[i], shift[g, i]) for i, g in enumerate(obeyed)])
     if best is None:
         return None
     candidate, model = best.candidate, best.model
+    if np.isnan(evidence.r_free):
+        evidence = verdict.weigh(model, candidate.refiner, elements)
     return Solution(fract=model.fract % 1, heights=model.heights, elements=model.elements, u_iso=model.u_iso, occ=model.occ,
                     rho=candidate.refiner.map(model), cell=reflections.cell, spacegroup=candidate.spacegroup, r1=model.r1,
                     figure_of_merit=best.agreement[candidates.index(candidate)], trials=used,
-                    seconds=time.perf_counter() - began, engine="charge flipping", accepted=bool(r1 < accept),
+                    seconds=time.perf_counter() - began, engine="charge flipping", evidence=evidence,
                     groups=tuple((other.spacegroup, figure) for other, figure in zip(candidates, best.agreement)))
 
 
@@ -233,19 +250,6 @@ def _worth_building(candidates, figures):
         near.update(g for g in rows if figures[g] > max(figures[h] for h in rows) - CLEARLY)
     near = sorted(near, key=lambda g: (-candidates[g].n_absent, -candidates[g].n_ops, -figures[g]))
     return [g for i, g in enumerate(near) if sum(candidates[h].n_ops == candidates[g].n_ops for h in near[:i]) < MOST_GROUPS]
-
-
-def certain_r1(elements, reflections) -> float:
-    """R1 of a model that lacks nothing but hydrogen: 0.05 + 0.8 Σ sigF / Σ F + (n_H / Σ Z²)^1/2, an upper estimate.
-
-    Beside a heavy atom even wrong light atoms give a low R1, and so does a right model: 0.2 is no proof there. As
-    many H as C atoms are assumed where no hydrogen is listed.
-    """
-    numbers = count_elements(elements)
-    hydrogen = numbers.get("H", 0) + numbers.get("D", 0) or numbers.get("C", 0)
-    noise = 0.8 * reflections.sigF.sum() / max(reflections.F.sum(), 1e-30)
-    heavy = sum(n * gemmi.Element(symbol).atomic_number ** 2 for symbol, n in without_hydrogen(elements).items())
-    return float(0.05 + noise + np.sqrt(hydrogen / heavy))
 
 
 class Candidate:

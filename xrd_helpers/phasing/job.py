@@ -14,6 +14,7 @@ from ..reflections import Measured, Reflections
 from . import shelxt
 from .charge_flipping import Solution
 from .extension import phase
+from .verdict import weigh_solution
 from .spacegroups import candidates, laue_group, without_absences
 
 
@@ -64,6 +65,8 @@ def solve_with_shelxt(measured: Measured, folder, program, extra=None, timeout=6
     ``shelxt.run_shelxt`` for what it raises."""
     elements = measured.elements or ["C", "H", "N", "O"]
     solution = shelxt.run_shelxt(_together(measured, extra), elements, Path(folder), timeout, program, watch=watch)
+    if extra is not None:  # predicted amplitudes are no evidence
+        solution = replace(solution, evidence=weigh_solution(solution, measured.merge(), elements))
     return Solved(solution, [(solution.spacegroup, solution.figure_of_merit)])
 
 

@@ -14,6 +14,7 @@ from ..crystals import Crystal, count_elements
 from ..reflections import Measured, Reflections, shelx_elements, shelx_header, write_shelx_files
 from ..structure_factors import structure_factors
 from .charge_flipping import Solution
+from .verdict import in_words
 
 
 MOST_NAMED = 6  # space groups named with their agreement
@@ -139,7 +140,7 @@ def describe_data(measured: Measured, merged: Reflections) -> str:
 
 
 def verdict(solution: Solution | None, tried=()) -> str:
-    """Solved or not, and why one should believe it, in words."""
+    """Solved, uncertain or not solved, and why one should believe it, in words."""
     where = f" in {solution.spacegroup.xhm()}" if solution else f" in any of {len(tried)} space groups" if len(tried) > 1 else ""
     if solution and len(tried) > 1:
         best = sorted(tried, key=lambda pair: (pair[0].xhm() != solution.spacegroup.xhm(), -pair[1]))
@@ -149,8 +150,10 @@ def verdict(solution: Solution | None, tried=()) -> str:
         return f"Not solved{where}: no random start led to atoms."
     found = (f"{len(solution.elements)} atoms, R1 {solution.r1:.3f} without hydrogen, {solution.engine}, {solution.trials} "
              f"random starts, {solution.seconds:.1f} s")
-    return f"Solved{where}: {found}." if solution.accepted else (
-        f"Not solved{where}: the best of what was found is written, but wrong atoms explain data as well ({found}).")
+    why = {"solved": "", "uncertain": " Refine it, look at its bonds and difference map, or try more random starts, before you "
+           "believe it.", "not solved": " What is written explains the data no better than wrong atoms do."}[solution.verdict]
+    evidence = f" {in_words(solution.evidence)}." if solution.evidence else ""
+    return f"{solution.verdict.capitalize()}{where}: {found}.{evidence}{why}"
 
 
 def watch_on_terminal(stage, seconds):

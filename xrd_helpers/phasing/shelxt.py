@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gemmi
@@ -19,6 +19,7 @@ import numpy as np
 
 from ..reflections import SHELX_LATT, write_shelx
 from .charge_flipping import PhasingError, Solution
+from .verdict import weigh_solution
 
 NAME = "job"          # of the files in the folder of a run
 U_EQUIVALENT = 0.05   # Å² for atoms whose U the .res file gives as a multiple of another one
@@ -120,7 +121,8 @@ def run_shelxt(reflections, elements, folder, timeout=600, executable=None, thre
         raise PhasingError(f"SHELXT found no solution for the data in {folder} (its last line: {last})")
     rows = read_lxt(folder / f"{NAME}.lxt")
     first = next((row for row in rows if row.file == f"{NAME}_a"), None)
-    return read_res(folder / f"{NAME}_a.res", listed=first, trials=_attempts(listing), seconds=seconds)
+    found = read_res(folder / f"{NAME}_a.res", listed=first, trials=_attempts(listing), seconds=seconds)
+    return replace(found, evidence=weigh_solution(found, reflections, elements))
 
 
 def _wait(process, timeout, began, watch):
