@@ -1,19 +1,28 @@
-"""Phasing beside cctbx's charge flipping: the same amplitudes, in one run on one core.
+"""Phasing beside cctbx's charge flipping: the same amplitudes, on one core.
 
 Sets: *loose*, cells of C14 N3 O3 in P2₁/c with atoms anywhere (cctbx's random_structure); *chains*, light random
 molecules of recipe ``molecules`` in P2₁/c with 15-25 non-H atoms; *light* and *heavier*, real molecules of P2₁/c, P2₁, P-1
-and P2₁2₁2₁ from a folder of CIF files. Amplitudes are exact. A structure is solved when 80 % of its non-H atoms are found
-within 0.5 Å, at the best allowed origin and hand; *claimed* is what the program itself takes for solved. cctbx gets as
-many of its highest peaks as there are atoms, and three in ten more. d50 is the d_min at which half are solved.
+and P2₁2₁2₁ from a folder of CIF files, with exact amplitudes; *gaps*, some of the light ones at 1.2 Å with only a part of
+the reflections; *measured*, data sets of a folder with SOURCES.csv, their measured intensities. A structure is solved when
+80 % of its non-H atoms are found within 0.5 Å, at the best allowed origin and hand; *claimed* is what the program itself
+takes for solved. cctbx gets as many of its highest peaks as there are atoms, and three in ten more. d50 is the d_min at
+which half are solved. Beside that, the time of a cycle of charge flipping: cctbx's one map at a time, ours sixteen.
 
-Usage: python benchmarks/phasing.py --crystals FOLDER [--n 60] [--cap 12] [--no-peer]
-It writes RUNS/benchmarks/phasing.csv (a row a structure), .json, and two figures
+A row is written as soon as it is there, and none is done twice: a run goes on where the last one stopped, and two may
+share a file.
+
+Usage: python benchmarks/phasing.py --crystals FOLDER [--measured FOLDER] [--n 60] [--cap 12] [--no-peer] [--out FOLDER]
+It writes phasing.csv (a row a structure), .json and figures into --out, by default RUNS/benchmarks
 """
 
 import argparse
+import json
 import os
 import random
 import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -30,25 +39,29 @@ import gemmi  # noqa: E402
 import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
+import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from xrd_helpers.cif import read_cif_folders  # noqa: E402
+from xrd_helpers.cif import read_cif, read_cif_folders  # noqa: E402
 from xrd_helpers.config import run_folder, write_json  # noqa: E402
 from xrd_helpers.crystals import Crystal  # noqa: E402
 from xrd_helpers.phasing import charge_flipping  # noqa: E402
+from xrd_helpers.phasing.extension import phase  # noqa: E402
 from xrd_helpers.phasing.origin import solved  # noqa: E402
 from xrd_helpers.phasing.peaks import MapGrid, find_peaks  # noqa: E402
 from xrd_helpers.plots import OURS, plot_phasing_time, plot_solve_rate  # noqa: E402
 from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.reflections import Reflections, unique_hkl  # noqa: E402
+from xrd_helpers.reflections import Reflections, read_measured, unique_hkl  # noqa: E402
 from xrd_helpers.structure_factors import structure_factors  # noqa: E402
 from xrd_helpers.summary import git_state, machine  # noqa: E402
 
 matplotlib.use("Agg")
 
 RESOLUTIONS = {"loose": (0.8, 1.0, 1.2, 1.3, 1.4, 1.5), "chains": (0.8, 1.0, 1.2, 1.3, 1.4, 1.5),
-               "light": (0.8, 1.0, 1.2, 1.5), "heavier": (0.8, 1.0, 1.2, 1.5)}
+               "light": (0.8, 1.0, 1.2, 1.5), "heavier": (0.8, 1.0, 1.2, 1.5), "gaps": (1.2,), "measured": (0.0,)}
 REAL_GROUPS = {14, 4, 2, 19}
+COMPLETE = (1.0, 0.85, 0.7, 0.55, 0.4)  # shares of the reflections of the set gaps
+BATCH, CYCLES = 16, 100                 # starts at a time, and cycles, whose time is taken
 PEER = "cctbx"
 
 
@@ -92,17 +105,44 @@ def real(folder, n):
     return {name: part[:n // 2] for name, part in sets.items()}
 
 
+def measured_sets(folder):
+    """Crystals, whose `source` is the file of their reflections."""
+    rows = pd.read_csv(Path(folder) / "SOURCES.csv") if folder else pd.DataFrame()
+    return [replace(read_cif(Path(folder) / row.model), source=f"{folder}/{row.file}") for row in rows.itertuples()]
+
+
+def data(name, crystals, d_min):
+    """(crystal, Reflections, completeness) one by one."""
+    for i, crystal in enumerate(crystals):
+        if name == "measured":
+            # the model beside it holds the symmetry, where the reflections do not
+            path = Path(crystal.source)
+            model = path.with_name(f"{path.stem}_model.cif")
+            merged = read_measured(path, model if model.exists() else None).merge()
+            yield crystal, merged, float("nan")
+            continue
+        hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_min)
+        F = np.abs(structure_factors(crystal, hkl))
+        for share in COMPLETE if name == "gaps" else (1.0,):
+            kept = np.sort(np.random.default_rng(i).permutation(len(hkl))[:round(share * len(hkl))])
+            yield crystal, Reflections.of_good_data(hkl[kept], F[kept], crystal.cell, crystal.spacegroup), share
+
+
 def by_us(crystal, reflections, trials):
-    solution = charge_flipping.solve(reflections, crystal.contents, trials=trials)
+    solution = phase(reflections, crystal.contents, trials)
     return solution and solution.fract, bool(solution and solution.accepted)
+
+
+def peer_amplitudes(crystal, reflections):
+    symmetry = cctbx_crystal.symmetry(unit_cell=crystal.cell.parameters, space_group_symbol=f"Hall: {crystal.spacegroup.hall}")
+    indices = flex.miller_index([tuple(h) for h in reflections.hkl.tolist()])
+    array = miller.set(symmetry, indices, anomalous_flag=False).array(flex.double(reflections.F))
+    return array.set_observation_type_xray_amplitude().map_to_asu()
 
 
 def by_peer(crystal, reflections, cap):
     """As its documentation shows, with quasi-normalised amplitudes, for `cap` seconds at most."""
-    symmetry = cctbx_crystal.symmetry(unit_cell=crystal.cell.parameters, space_group_symbol=f"Hall: {crystal.spacegroup.hall}")
-    indices = flex.miller_index([tuple(h) for h in reflections.hkl.tolist()])
-    array = miller.set(symmetry, indices, anomalous_flag=False).array(flex.double(reflections.F))
-    array = array.set_observation_type_xray_amplitude().map_to_asu()
+    array = peer_amplitudes(crystal, reflections)
     flex.set_random_seed(1000)
     iterator = peer_flipping.weak_reflection_improved_iterator(delta=None)
     search = peer_flipping.solving_iterator(
@@ -128,20 +168,43 @@ def by_peer(crystal, reflections, cap):
     return best, bool(len(search.f_calc_solutions)) and in_time
 
 
-def run(name, crystals, d_min, programs):
-    rows = []
-    for crystal in crystals:
-        hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_min)
-        F = np.abs(structure_factors(crystal, hkl))
-        reflections = Reflections.of_good_data(hkl, F, crystal.cell, crystal.spacegroup)
+def run(name, crystals, d_min, programs, path):
+    done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["set", "d_min", "program", "name", "completeness"])
+    done = set(zip(done["set"], done["d_min"].round(2), done["program"], done["name"], done["completeness"].fillna(0)))
+    for crystal, reflections, share in data(name, crystals, d_min):
+        about = {"set": name, "d_min": d_min or round(reflections.d_min, 2), "completeness": share, "name": crystal.name,
+                 "atoms": int(crystal.heavy.sum()), "volume": crystal.cell.volume}
         for program, solve in programs.items():
+            if (name, about["d_min"], program, crystal.name, np.nan_to_num(share)) in done:
+                continue
             began = time.perf_counter()
             fract, claimed = solve(crystal, reflections)
             seconds = time.perf_counter() - began
-            rows.append({"set": name, "d_min": d_min, "program": program, "name": crystal.name, "atoms": int(crystal.heavy.sum()),
-                         "volume": crystal.cell.volume, "solved": fract is not None and solved(fract, crystal),
-                         "claimed": claimed, "seconds": seconds})
-    return rows
+            row = about | {"program": program, "solved": fract is not None and solved(fract, crystal), "claimed": claimed,
+                           "seconds": seconds}
+            pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False)
+
+
+def cycle_times(crystals, d_min=1.0):
+    """Milliseconds of one cycle of one map, medians over the crystals: ours alone, ours BATCH at a time, cctbx's."""
+    times = []
+    for crystal, reflections, _ in data("", crystals, d_min):
+        grid = charge_flipping.FlippingGrid(reflections)
+        generator, row = torch.Generator().manual_seed(0), []
+        with charge_flipping.one_thread():
+            for batch in (1, BATCH):
+                start, began = grid.random_start(batch, generator), time.perf_counter()
+                grid.run(start, charge_flipping.flip, CYCLES)
+                row.append(1000 * (time.perf_counter() - began) / CYCLES / batch)
+        p1 = peer_amplitudes(crystal, reflections).expand_to_p1()
+        iterator = peer_flipping.weak_reflection_improved_iterator(delta=1.0)
+        iterator.start(p1, p1.random_phases_compatible_with_phase_restrictions())
+        iterator.delta = 1.1 * iterator.rho_map.sigma()
+        began = time.perf_counter()
+        for _ in islice(iterator, CYCLES):
+            pass
+        times.append([*row, 1000 * (time.perf_counter() - began) / CYCLES])
+    return dict(zip((f"{OURS}, one", f"{OURS}, {BATCH}", PEER), np.median(times, axis=0).round(3).tolist()))
 
 
 def d50(shares):
@@ -157,6 +220,8 @@ def d50(shares):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--crystals", default="data/molecules", help="folder with CIF files of real molecules")
+    parser.add_argument("--measured", default="", help="folder with SOURCES.csv, reflection files and models")
+    parser.add_argument("--out", default="", help="folder of the results; RUNS/benchmarks by default")
     parser.add_argument("--n", type=int, default=60, help="real molecules; a sixth of it of the made-up ones")
     parser.add_argument("--cap", type=float, default=12, help="seconds that cctbx may take for one structure")
     parser.add_argument("--trials", type=int, default=24, help="random starts of this package")
@@ -170,26 +235,39 @@ def main():
         print("cctbx is not installed: its rows and the set loose are left out (`make bench` installs it)")
     few = max(2, given.n // 6)
     sets = {"loose": [loose_atoms(seed) for seed in range(few)] if flex else [], "chains": chains(few),
-            **real(given.crystals, given.n)}
-    folder, rows = run_folder("benchmarks"), []
+            **real(given.crystals, given.n), "measured": measured_sets(given.measured)}
+    sets["gaps"] = sets["light"][:2 * few]
+    folder = Path(given.out) if given.out else run_folder("benchmarks")
+    folder.mkdir(parents=True, exist_ok=True)
     jobs = [(name, d) for name in given.sets for d in RESOLUTIONS[name] if sets[name]]
     for name, d in tqdm(jobs):
-        rows += run(name, sets[name], d, programs)
-        table = pd.DataFrame(rows)
-        table.to_csv(folder / "phasing.csv", index=False)
-    shares = table.groupby(["set", "program", "d_min"], sort=False).agg(
-        structures=("solved", "size"), solved=("solved", "sum"), claimed=("claimed", "sum"), median_s=("seconds", "median"))
-    wrong = (table["claimed"] & ~table["solved"]).groupby([table["set"], table["program"], table["d_min"]]).sum()
-    shares["claimed wrongly"] = wrong
-    print(shares.round(2).to_string())
-    halves = {f"{name}, {program}": d50(part.set_index("d_min")["solved"] / part.set_index("d_min")["structures"])
-              for (name, program), part in shares.reset_index().groupby(["set", "program"], sort=False)}
+        run(name, sets[name], d, programs, folder / "phasing.csv")
+    report(folder, sets["light"][:few] if PEER in programs else [], given)
+
+
+def report(folder, timed, given):
+    """Print, draw and store what the rows of all runs say."""
+    table = pd.read_csv(folder / "phasing.csv")
+    exact = table[~table["set"].isin(("gaps", "measured"))]
+    wrong = table["claimed"] & ~table["solved"]
+    named = table.assign(**{"claimed wrongly": wrong, "d_min": table["d_min"].where(table["set"] != "measured", 0)})
+    shares = named.groupby(["set", "d_min", "completeness", "program"], sort=False, dropna=False).agg(
+        structures=("solved", "size"), solved=("solved", "sum"), claimed=("claimed", "sum"),
+        claimed_wrongly=("claimed wrongly", "sum"))
+    shares["median_s_solved"] = named[named["solved"]].groupby(["set", "d_min", "completeness", "program"], dropna=False)[
+        "seconds"].median().round(3)
+    print(shares.to_string())
+    halves = {f"{name}, {program}": d50(part.groupby("d_min")["solved"].mean())
+              for (name, program), part in exact.groupby(["set", "program"], sort=False)}
+    cycles = cycle_times(timed) if timed else {}
+    print("ms a cycle and map: " + ", ".join(f"{name} {value:.2f}" for name, value in cycles.items()))
     print("d50 / Å: " + ", ".join(f"{name} {value:.2f}" for name, value in halves.items()))
     plot_solve_rate(table).savefig(folder / "phasing.png", dpi=120)
-    plot_phasing_time(table).savefig(folder / "phasing_time.png", dpi=120)
-    write_json(folder / "phasing.json", {"table": shares.reset_index().to_dict("records"), "d50": {
+    plot_phasing_time(exact).savefig(folder / "phasing_time.png", dpi=120)
+    write_json(folder / "phasing.json", {"table": json.loads(shares.reset_index().to_json(orient="records")), "d50": {
         name: None if not np.isfinite(value) else round(float(value), 3) for name, value in halves.items()},
-        "commit": git_state(), "machine": machine(), "options": vars(given)})
+        "ms_per_cycle": cycles,
+        "commit": git_state(), "machine": machine(), "options": {name: value for name, value in vars(given).items() if name not in ("crystals", "measured", "out")}})
 
 
 if __name__ == "__main__":

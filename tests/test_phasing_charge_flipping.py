@@ -151,7 +151,7 @@ def test_agreement_finds_the_origin_of_a_shifted_map(name):
 
 
 def test_flipping_by_hand():
-    rho = torch.tensor([4.0, 1.0, -1.0, -4.0]).reshape(1, 4, 1, 1)  # sigma (n - 1) is 3.367, 0.45 sigma 1.515
+    rho = torch.tensor([4.0, 1.0, -1.0, -4.0]).reshape(1, 4, 1, 1)  # sigma is 2.915, 0.45 sigma 1.312
     assert flipping.flip(rho).flatten().tolist() == [4, 1, 1, 4]
     assert flipping.flip(rho, 0.45).flatten().tolist() == [4, -1, 1, 4]
     deltas = torch.tensor([0.0, 0.45]).reshape(2, 1, 1, 1)  # one for each map of the batch

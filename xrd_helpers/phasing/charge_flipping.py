@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from scipy.fft import fftn
 from threadpoolctl import threadpool_limits
-from torch.nn.functional import max_pool3d, pad
 
 from ..config import UserError
 from ..crystals import count_elements, rotations_and_translations
@@ -296,14 +295,16 @@ class Candidate:
 
 
 def flip(rho, delta=0.0):
-    """Change the sign of all density below `delta` sigmas of its map; rho (b, nx, ny, nz), delta (b, 1, 1, 1) or one."""
-    threshold = delta * rho.std(dim=(1, 2, 3), keepdim=True)
-    return torch.where(rho < threshold, -rho, rho)
+    """Change the sign of all density below `delta` sigmas; rho (b, nx, ny, nz) of mean zero, delta (b, 1, 1, 1) or one."""
+    sigma = torch.linalg.vector_norm(rho, dim=(1, 2, 3), keepdim=True) / rho[0].numel() ** 0.5
+    return torch.where(rho < delta * sigma, -rho, rho)
 
 
 def keep_peaks(rho, n):
     """Of maps (b, nx, ny, nz) the n highest maxima alone, each at one point: what is left of a map are its atoms."""
-    around = max_pool3d(pad(rho[:, None], (1,) * 6, mode="circular"), 3, 1)[:, 0]
+    around = rho
+    for axis in (1, 2, 3):
+        around = torch.maximum(around, torch.maximum(around.roll(1, axis), around.roll(-1, axis)))
     height, where = torch.where(rho == around, rho, 0).flatten(1).topk(min(n, rho[0].numel()), dim=1)
     return torch.zeros_like(rho).flatten(1).scatter_(1, where, height).reshape(rho.shape)
 
@@ -407,7 +408,9 @@ class FlippingGrid:
         for _ in range(cycles):
             rho = real_space_step(torch.fft.irfftn(sf, s=self.size, dim=(1, 2, 3)))
             new = torch.fft.rfftn(rho, dim=(1, 2, 3))
-            sf = new * (self.factor + self.strong / new.abs().clamp_min(1e-12))
+            re, im = torch.view_as_real(new).unbind(-1)
+            # squares and rsqrt: a third of the time of abs and a division
+            sf = new * (self.factor + self.strong * (re.square() + im.square() + 1e-24).rsqrt())
         return sf
 
     def _sphere(self, sf):

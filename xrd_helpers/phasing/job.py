@@ -14,8 +14,8 @@ from ..reflections import Measured, Reflections
 from . import shelxt
 from .charge_flipping import Solution
 from .extension import phase
-from .verdict import weigh_solution
 from .spacegroups import candidates, laue_group, without_absences
+from .verdict import weigh_solution
 
 
 class Solved(NamedTuple):
