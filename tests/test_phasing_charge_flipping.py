@@ -287,6 +287,19 @@ def test_refiner_agrees_with_direct_summation_and_refines_back(name):
     np.testing.assert_allclose(refined.u_iso, crystal.u_iso, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["P 1 21 1", "P 1 21/c 1"])
+def test_misnamed_atoms_get_their_names_back(name):
+    crystal = random_crystal(name)  # S O O N C C C
+    refiner = Refiner(amplitudes(crystal, 0.9))
+    wrong = Model(crystal.fract, ("S", "O", "C", "N", "O", "C", "C"), np.full(7, 0.04), crystal.occ, np.zeros(7))
+    wrong = refiner.least_squares(wrong, 6)
+    filled = refiner.filled(wrong)
+    assert filled[2] > 1.1 and filled[4] < 0.9, "oxygen named carbon is more than filled, carbon named oxygen less"
+    again = refiner.exchange_elements(wrong)
+    assert again.elements == crystal.elements and again.r1 < 0.01 < wrong.r1
+    assert refiner.exchange_elements(again) is again
+
+
 @pytest.mark.parametrize("code, d_min", [("2238479", 0.8), ("1557858", 0.8), ("2004805", 1.0)])
 def test_real_crystals_are_solved(code, d_min):
     path = REAL / "crystals" / f"{code}.cif"

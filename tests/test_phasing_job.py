@@ -320,5 +320,7 @@ def test_all_measured_data_sets_are_solved_from_their_intensities():
         solution, _ = job.solve(data)
         match = match_solution(solution, published)
         assert solution.accepted and match.n_matched == match.n_true, (row["id"], match)
+        true = [element for element in published.elements if element not in ("H", "D")]
+        assert all(solution.elements[i] == true[j] for i, j in match.pairs), (row["id"], "elements")
         solution, _ = job.solve(hide(data), search=True)
         assert solution.accepted and solution.spacegroup.xhm() == published.spacegroup.xhm() and solved(solution, published)

@@ -18,7 +18,7 @@ from xrd_helpers.gridding import AmplitudeBoxes, Box  # noqa: E402
 from xrd_helpers.models import TITLES  # noqa: E402
 from xrd_helpers.plots import (COLOURS, ELEMENTS, KNOW_NOTHING, plot_calibration, plot_cells, plot_density,  # noqa: E402
                                plot_extension, plot_history, plot_molecule, plot_phasing_time, plot_r_by_resolution,
-                               plot_solve_rate)
+                               plot_solve_rate, plot_solved_with)
 from xrd_helpers.random_crystals import random_crystals  # noqa: E402
 from xrd_helpers.viewer import browse_layers  # noqa: E402
 
@@ -326,6 +326,33 @@ def test_solve_rate_against_resolution_and_size():
     np.testing.assert_array_equal(right.lines[0].get_xydata(), [[8.5, 75], [25.5, 75]])   # 1.2 Å, ours
     np.testing.assert_array_equal(right.lines[3].get_xydata(), [[8.5, 25], [25.5, 25]])   # 1.5 Å, the other's
     assert texts(right.get_legend())[0] == "1.2 Å, xrd_helpers (n = 4, 4)"
+    assert_nothing_is_cut_off(fig)
+
+
+def test_solve_rate_against_the_share_of_reflections():
+    table = benchmark().assign(completeness=1.0)
+    gaps = table[(table["set"] == "light") & (table["d_min"] == 1.2)].assign(set="gaps")
+    measured = gaps.assign(set="measured", completeness=np.nan, d_min=0.77)
+    fig = plot_solve_rate(pd.concat([table, gaps, gaps.assign(completeness=0.5, solved=gaps["program"] == "cctbx"), measured]))
+    left, middle, right = panels(fig)
+    assert len(left.lines) == 4 and 0.77 not in left.lines[0].get_xdata(), "gaps and measured data are none of the curves"
+    np.testing.assert_array_equal(right.lines[0].get_xydata(), [[50, 0], [100, 75]])
+    np.testing.assert_array_equal(right.lines[1].get_xydata(), [[50, 100], [100, 50]])
+    assert texts(right.get_legend()) == ["xrd_helpers (n = 4, 1.2 Å)", "cctbx (n = 4, 1.2 Å)"]
+    np.testing.assert_array_equal(middle.lines[0].get_xydata(), [[8.5, 75], [25.5, 75]])
+    assert_nothing_is_cut_off(fig)
+
+
+def test_share_solved_with_the_amplitudes_of_each_method():
+    rows = [{"method": method, "light": light, "solved": i < n} for method, n in (("shell mean", 2), ("PattersonNet", 3))
+            for light in (True, False) for i in range(4 if light else 3)]
+    fig = plot_solved_with(pd.DataFrame([*rows, {"method": "PattersonNet", "light": True, "solved": None}]))
+    ax, = panels(fig)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["shell mean", "PattersonNet"], "the best is on top"
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([50, 75, 200 / 3, 100])
+    assert texts(ax.get_legend()) == ["light (4 crystals)", "heavier (3 crystals)"]
+    low, high = ax.collections[0].get_segments()[0][:, 0]  # 2 of 4: Wilson's middle 0.5, half of the width 1.25 ** 0.5 / 5
+    assert (low, high) == pytest.approx((50 - 22.36, 50 + 22.36), abs=0.01)
     assert_nothing_is_cut_off(fig)
 
 

@@ -212,11 +212,12 @@ def evaluate(
 
     from xrd_helpers import cif
     from xrd_helpers import evaluation as ev
-    from xrd_helpers.config import atomic_path
+    from xrd_helpers.config import atomic_path, write_json
     from xrd_helpers.gridding import BOXES
     from xrd_helpers.inference import find_weights, load_for_box, predict
     from xrd_helpers.phasing.extension import phase_first_boxes
     from xrd_helpers.storage import iter_crystals
+    from xrd_helpers.summary import git_state, machine
     from xrd_helpers.training import Measurement
 
     if box not in BOXES:
@@ -256,8 +257,11 @@ def evaluate(
         raise typer.Exit(130) from None
     with atomic_path(out) as temporary:
         result.table.to_csv(temporary, index=False)
+    how = {"models": list(models), "solve": solve, "trials": trials, "box": box, "d_input": d_input, "d_target": d_target,
+           "missing": missing, "noise": noise, "curve": curve, "seed": seed}
+    write_json(os.path.splitext(out)[0] + ".json", {"options": how, "commit": git_state(), "machine": machine()})
     print(ev.report(result))
-    print(f"wrote {out}")
+    print(f"wrote {out}, and beside it with which options and on what it was made")
 
 
 @app.command(epilog="Example: xrd extend job.hkl --model fft_unet --d-target 0.8")

@@ -6,6 +6,7 @@ from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.patches import Circle, Polygon
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import map_coordinates, spline_filter
@@ -286,7 +287,7 @@ def plot_calibration(found=None):
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     rows = [row for row in found["calibration"] if row["n"]]
     p, n, k = (np.array([row[name] for row in rows], float) for name in ("mean", "n", "right"))
-    middle, half = (k + 0.5) / (n + 1), np.sqrt(k * (n - k) / n + 0.25) / (n + 1)
+    middle, half = _wilson(k, n)
     left.plot([0, 1], [0, 1], color="grey", ls=":", label="as promised")
     left.errorbar(p, k / n, yerr=[np.maximum(k / n - middle + half, 0), np.maximum(middle + half - k / n, 0)], fmt="o", ms=4,
                   capsize=2, label="held-out crystals")
@@ -336,30 +337,69 @@ AT = (1.2, 1.5)       # Å, the resolutions at which size is looked at
 
 
 def plot_solve_rate(table):
-    """Share of structures solved against d_min, a colour a set, and against the number of atoms at d_min of AT, all sets
-    together; solid lines are ours, dotted ones another program's.
+    """Share of structures solved against d_min, a colour a set; against the number of atoms at d_min of AT, all sets
+    together; and against the share of the reflections that was there, where it varies. Solid lines are ours, dotted ones
+    another program's.
 
-    ``table`` has a row a structure, d_min and program, with columns set, d_min (Å), program, atoms (non-H), solved (bool).
+    ``table`` has a row a structure, d_min and program, with columns set, d_min (Å), program, atoms (non-H), solved (bool)
+    and, if it varies, completeness (share of the reflections; nan where it was not chosen).
     """
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharey=True)
-    for i, (name, part) in enumerate(table.groupby("set", sort=False)):
+    complete = table.get("completeness", pd.Series(1.0, table.index))
+    gaps = table["set"].isin(table["set"][complete < 1])
+    whole = table[~gaps & complete.notna()]
+    n = 3 if gaps.any() else 2
+    fig, (left, middle, *last) = plt.subplots(1, n, figsize=(4.4 * n + 1.5, 4.8), layout="constrained", sharey=True)
+    for i, (name, part) in enumerate(whole.groupby("set", sort=False)):
         for program, rows in part.groupby("program", sort=False):
             share = rows.groupby("d_min")["solved"].mean()
             left.plot(share.index, 100 * share, _line(program), color=f"C{i}", ms=4, label=f"{name}, {program}")
     left.set(xlabel="$d_{min}$ / Å", ylabel="solved / %", ylim=(-3, 103))
-    size = np.digitize(table["atoms"], SIZES, right=True)
+    size = np.digitize(whole["atoms"], SIZES, right=True)
     for i, d_min in enumerate(AT):
-        at = np.isclose(table["d_min"], d_min)
-        for program, rows in table[at].groupby("program", sort=False):
-            classes = rows.groupby(size[at & (table["program"] == program)]).agg(
+        at = np.isclose(whole["d_min"], d_min)
+        for program, rows in whole[at].groupby("program", sort=False):
+            classes = rows.groupby(size[at & (whole["program"] == program)]).agg(
                 atoms=("atoms", "median"), solved=("solved", "mean"), n=("solved", "size"))
-            right.plot(classes["atoms"], 100 * classes["solved"], _line(program), color=("k", "C3")[i], ms=4,
-                       label=f"{d_min:g} Å, {program} (n = {', '.join(map(str, classes['n']))})")
-    right.set(xlabel="non-H atoms in the asymmetric unit")
-    for ax in (left, right):
+            middle.plot(classes["atoms"], 100 * classes["solved"], _line(program), color=("k", "C3")[i], ms=4,
+                        label=f"{d_min:g} Å, {program} (n = {', '.join(map(str, classes['n']))})")
+    middle.set(xlabel="non-H atoms in the asymmetric unit")
+    for ax in last:
+        for program, rows in table[gaps].groupby("program", sort=False):
+            share = rows.groupby("completeness")["solved"].mean()
+            ax.plot(100 * share.index, 100 * share, _line(program), color="C4", ms=4,
+                    label=f"{program} (n = {rows['name'].nunique()}, {rows['d_min'].iloc[0]:g} Å)")
+        ax.set(xlabel="reflections measured / %")
+    for ax in (left, middle, *last):
         if ax.lines:
             ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2 if ax is left else 1)
     return fig
+
+
+def plot_solved_with(table):
+    """Share of crystals solved from what was measured, guided by each method's amplitudes, light and heavier ones apart; bars
+    of one standard deviation (Wilson's interval).
+
+    ``table`` is that of ``evaluation.evaluate``: a row a crystal and method, with light (bool) and solved, nan if not phased.
+    """
+    table = table[table["solved"].notna()]
+    table = table.assign(solved=table["solved"].astype(bool))
+    order = table.groupby("method")["solved"].mean().sort_values(kind="stable").index
+    fig, ax = plt.subplots(figsize=(7.5, 0.45 * len(order) + 1.4), layout="constrained")
+    for shift, colour, name, part in ((0.2, "C0", "light", table[table["light"]]), (-0.2, "C1", "heavier", table[~table["light"]])):
+        if not len(part):
+            continue
+        k, n = (part.groupby("method")["solved"].agg(how).reindex(order, fill_value=0).to_numpy(float) for how in ("sum", "size"))
+        middle, half = _wilson(k, n)
+        ax.barh(np.arange(len(order)) + shift, 100 * k / n, 0.36, color=colour, label=f"{name} ({int(n.max())} crystals)",
+                xerr=100 * np.maximum([k / n - middle + half, middle + half - k / n], 0), ecolor="0.3", capsize=2)
+    ax.set(yticks=range(len(order)), yticklabels=order, xlabel="solved / %", xlim=(0, 100))
+    ax.legend(frameon=False, loc="lower right", fontsize=8)
+    return fig
+
+
+def _wilson(k, n):
+    """Middle and half width of the interval of one standard deviation for a share of k in n (Wilson, 1927)."""
+    return (k + 0.5) / (n + 1), np.sqrt(k * (n - k) / n + 0.25) / (n + 1)
 
 
 def plot_phasing_time(table, to=1.2):

@@ -189,8 +189,9 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24,
                 sf = torch.stack([candidates[g].symmetrised(sf[i], shift[g, i]) for i, g in enumerate(obeyed)])
     if best is None:
         return None
-    candidate, model = best.candidate, best.model
-    if np.isnan(evidence.r_free):
+    candidate = best.candidate
+    model = candidate.refiner.exchange_elements(best.model)
+    if np.isnan(evidence.r_free) or model is not best.model:
         evidence = verdict.weigh(model, candidate.refiner, elements)
     return Solution(fract=model.fract % 1, heights=model.heights, elements=model.elements, u_iso=model.u_iso, occ=model.occ,
                     rho=candidate.refiner.map(model), cell=reflections.cell, spacegroup=candidate.spacegroup, r1=model.r1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import gemmi
 import numpy as np
@@ -105,13 +106,7 @@ class Refiner:
         F = self.reflections.F
         n_atoms, factor = len(model.fract), self.factor.astype(np.float32)[:, None]
         for _ in range(cycles):
-            weights, waves = self.weights(model).astype(np.float32), [self._waves(model, g) for g in range(len(self.hkl_ops))]
-            real = weights * sum(cos for cos, _ in waves) * factor               # (n, a)
-            imag = 0 * real if self.centric else weights * sum(sin for _, sin in waves) * factor
-            sf = real.sum(1) + 1j * imag.sum(1)
-            # d|F| = cos(phi) dA + sin(phi) dB, with the phase phi of F = A + iB
-            unit = (sf / np.maximum(np.abs(sf), 1e-9))[:, None]
-            cos_phi, sin_phi = unit.real, unit.imag
+            weights, waves, cos_phi, sin_phi, shares, sf = self._shares(model)
             J = np.empty((len(F), 4 * n_atoms + 1), np.float32)
             d_x = np.zeros((3, *weights.shape), np.float32)
             for (cos, sin), hkl in zip(waves, self.hkl_ops):
@@ -120,7 +115,7 @@ class Refiner:
                     d_x[axis] += along * hkl[:, axis, None].astype(np.float32)
             d_x *= 2 * np.pi * model.scale * weights * factor
             J[:, :3 * n_atoms].reshape(len(F), n_atoms, 3)[:] = np.moveaxis(d_x, 0, 2)
-            J[:, 3 * n_atoms:-1] = (real * cos_phi + imag * sin_phi) * (-8 * np.pi**2 * model.scale * self.stol2[:, None])
+            J[:, 3 * n_atoms:-1] = shares * (-8 * np.pi**2 * model.scale * self.stol2[:, None])
             J[:, -1] = np.abs(sf)
             normal = (J.T @ J).astype(float)
             # a small ridge for parameters the data do not determine: special positions, the origin of polar groups
@@ -135,6 +130,29 @@ class Refiner:
             if model.r1 < best.r1:
                 best = model
         return best
+
+    def _shares(self, model):
+        """What atoms add to |Fcalc|, with what it is made of.
+
+        Returns
+        -------
+        weights (n, a), waves : of all operators; cos_phi, sin_phi (n, 1) of the phase of Fcalc, for which d|F| is
+        cos(phi) dA + sin(phi) dB; shares (n, a) of the atoms along it; Fcalc (n,)
+        """
+        factor = self.factor.astype(np.float32)[:, None]
+        weights, waves = self.weights(model).astype(np.float32), [self._waves(model, g) for g in range(len(self.hkl_ops))]
+        real = weights * sum(cos for cos, _ in waves) * factor
+        imag = 0 * real if self.centric else weights * sum(sin for _, sin in waves) * factor
+        sf = real.sum(1) + 1j * imag.sum(1)
+        unit = (sf / np.maximum(np.abs(sf), 1e-9))[:, None]
+        return weights, waves, unit.real, unit.imag, real * unit.real + imag * unit.imag, sf
+
+    def filled(self, model) -> np.ndarray:
+        """How much of each atom (n,) the data see, by one linear step of its share and U: 6/8 where C is named O."""
+        *_, shares, sf = self._shares(model)
+        J = model.scale * np.concatenate([shares, shares * (-8 * np.pi**2 * self.stol2[:, None]), np.abs(sf)[:, None]], axis=1)
+        step, *_ = np.linalg.lstsq(J, self.reflections.F - model.scale * np.abs(sf), rcond=1e-6)
+        return 1 + step[:len(model.fract)]
 
     def _keep_special(self, fract, occ):
         """Atoms on special positions stay there."""
@@ -205,6 +223,28 @@ class Refiner:
         order = np.argsort(-height, kind="stable")
         model = _take(model, order)
         return replace(model, elements=assign_elements(model.occ, contents), heights=height[order] / rho.std())
+
+
+    def exchange_elements(self, model, cycles=3) -> Model:
+        """The model with pairs of elements exchanged as long as that lowers R1, refined.
+
+        Peak heights misname atoms: one that moves little looks heavier than it is. So the heavier atom that is filled
+        least and the lighter one that is filled most change names.
+        """
+        symbols = sorted(set(model.elements), key=lambda symbol: -gemmi.Element(symbol).atomic_number)
+        tried = iter(pairs := list(combinations(symbols, 2)))
+        while pair := next(tried, None):
+            filled = self.filled(model)
+            heavy, light = (np.flatnonzero(np.array(model.elements) == element) for element in pair)
+            i, j = heavy[filled[heavy].argmin()], light[filled[light].argmax()]
+            if filled[i] >= filled[j] or model.occ[i] != model.occ[j]:
+                continue
+            elements = list(model.elements)
+            elements[i], elements[j] = elements[j], elements[i]
+            changed = self.least_squares(replace(model, elements=tuple(elements)), cycles)
+            if changed.r1 < model.r1:
+                model, tried = changed, iter(pairs)
+        return model
 
 
 def _take(model, rows):
