@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -279,6 +280,8 @@ def test_evaluate_writes_a_row_a_crystal_and_method(xrd, capsys, tmp_path, small
     assert list(table["name"]) == ["a"] * 4 + ["b"] * 4
     assert list(table["method"][:4]) == ["small", "shell mean", "shell permuted", "zero fill"]
     assert list(table["light"]) == [True] * 4 + [False] * 4
+    how = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    assert how["options"]["seed"] == 0 and how["options"]["models"] == ["small"] and {"commit", "machine"} <= set(how)
     assert "left out: too big for the box" in printed and "all: 2 crystals" in printed
     assert "light (C, H, N, O, F, B only): 1 crystals" in printed and "Wilcoxon" in printed
 
