@@ -236,7 +236,7 @@ def main():
     few = max(2, given.n // 6)
     sets = {"loose": [loose_atoms(seed) for seed in range(few)] if flex else [], "chains": chains(few),
             **real(given.crystals, given.n), "measured": measured_sets(given.measured)}
-    sets["gaps"] = sets["light"][:2 * few]
+    sets["gaps"] = sets["light"][:few]
     folder = Path(given.out) if given.out else run_folder("benchmarks")
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(name, d) for name in given.sets for d in RESOLUTIONS[name] if sets[name]]

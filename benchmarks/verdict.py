@@ -212,7 +212,7 @@ def collect(path, folder, seed, minutes, most):
 
 COLUMNS = ["number", "name", "group", "in", "light", "atoms", "kind", "d_min", "noise", "missing", "formula", "trials", "seconds",
            "reflections", "matched", "r1", "r_free", "expected", "probability", *FEATURES, "fit",
-           "data", "agreement", "cc_E", "cc_high", "even_u", "low_u", "residue", "lowest_atom", "residual", "away",
+           "data", "agreement", "cc_E", "cc_high", "residue", "lowest_atom", "residual", "away",
            "held_10", "held_20", "held_30"]
 
 
