@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +21,12 @@ from xrd_helpers import ROOT, cli
 from xrd_helpers.cif import read_cif
 from xrd_helpers.config import UserError
 from xrd_helpers.phasing import job, output
-from xrd_helpers.phasing.charge_flipping import _worth_building
+from xrd_helpers.phasing.charge_flipping import PhasingError, _worth_building
 from xrd_helpers.phasing.origin import match_solution, solved
 from xrd_helpers.phasing.spacegroups import candidates
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.reflections import Measured, read_measured, write_shelx_files
+from xrd_helpers.structure_factors import structure_factors
 
 MEASURED = Path(os.environ.get("XRD_REAL_DATA") or ROOT.parent / "shared" / "data") / "measured"
 NAMES = ["P -1", "P 1 21/c 1", "C 1 2 1", "P 1 21 1"]
@@ -212,6 +214,36 @@ def test_the_files_hold_the_cell_of_the_group_found(tmp_path):
     assert again.spacegroup.xhm() == "P 1 21/c 1" and again.elements == pytest.approx(crystal.contents)
     mtz = gemmi.read_mtz_file(str(paths[".mtz"]))
     assert not mtz.spacegroup.operations().systematic_absences(mtz.make_miller_array()).any()
+
+
+def test_a_solution_on_other_axes_is_written_with_the_data_on_them(tmp_path):
+    """As SHELXT may give it: a' = c, b' = -b, c' = a, where P 1 21/c 1 is P 1 21/a 1."""
+    crystal = random_crystal("P 1 21/c 1")
+    data = data_of(crystal)
+    solution, _ = job.solve(data)
+    a, b, c, alpha, beta, gamma = crystal.cell.parameters
+    turned = replace(solution, cell=gemmi.UnitCell(c, b, a, gamma, beta, alpha), spacegroup=gemmi.SpaceGroup("P 1 21/a 1"),
+                     fract=solution.fract[:, [2, 1, 0]] * [1, -1, 1], orientation="a'=c, b'=-b, c'=a")
+    paths = {path.suffix: path for path in output.write_solution(tmp_path / "made", turned, data)}
+    again, atoms = read_measured(paths[".hkl"]), read_cif(paths[".cif"])
+    assert again.cell.approx(turned.cell, 1e-3) and again.spacegroup.xhm() == atoms.spacegroup.xhm() == "P 1 21/a 1"
+    merged = again.merge()
+    F = np.abs(structure_factors(atoms, merged.hkl))
+    scale = merged.F @ F / (F @ F)
+    assert np.abs(merged.F - scale * F).sum() / merged.F.sum() < 0.05
+    strange = replace(turned, cell=gemmi.UnitCell(5, 6, 7, 90, 90, 90))
+    with pytest.raises(PhasingError, match="the cell of the solution, 5 6 7 90 90 90, is not of the lattice of the data"):
+        output.write_solution(tmp_path / "made", strange, data)
+
+
+def test_very_negative_intensities_fit_the_columns_too(tmp_path):
+    crystal = random_crystal("P -1")
+    data = data_of(crystal)
+    data.intensity[0] = -12000.0
+    solution, _ = job.solve(data)
+    output.write_solution(tmp_path / "made", solution, data)
+    lines = (tmp_path / "made.hkl").read_text().splitlines()
+    assert {len(line) for line in lines} == {32} and float(lines[0][12:20]) < -1000
 
 
 def test_in_which_groups_atoms_are_built():

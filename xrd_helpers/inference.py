@@ -25,7 +25,7 @@ from .metrics import UNKNOWN_R, ShellMean, shells
 from .models import MODELS, TITLES, run
 from .phasing.charge_flipping import Solution
 from .phasing.extension import TRIALS, phase_first
-from .reflections import (SHELX_LARGEST, SHELX_MOST, Measured, ReflectionError, Reflections, unique_hkl,
+from .reflections import (Measured, ReflectionError, Reflections, shelx_scale, unique_hkl, write_mtz,
                           write_shelx_files)
 
 WEIGHTS = locate("weights")
@@ -296,9 +296,8 @@ def _extended(measured, merged, hkl, F, r_ext) -> Extended:
     shell = shells(d, max(1, min(10, len(d) // 20)))
     sigma = 1.25 * r_ext * (np.bincount(shell, F) / np.bincount(shell))[shell]
     predicted = Reflections(hkl, F, sigma, merged.cell, merged.spacegroup)
-    largest = max(np.abs(measured.intensity).max(), measured.sigma.max(), ((F + sigma) ** 2).max())
-    fits = 100 <= np.abs(measured.intensity).max() and largest <= SHELX_MOST and measured.intensity.min() > -SHELX_LARGEST
-    return Extended(measured, merged, predicted, _complete_to(merged), 1.0 if fits else SHELX_LARGEST / largest)
+    scale = shelx_scale(measured.intensity, np.append(measured.sigma, (F + sigma) ** 2))
+    return Extended(measured, merged, predicted, _complete_to(merged), scale)
 
 
 def _complete_to(merged, share=0.5):
@@ -338,14 +337,8 @@ def write_extended(stem, extended: Extended, elements=(), csv=False, mtz=False) 
         with atomic_path(paths[2]) as temporary:
             table.to_csv(temporary, index=False)
     if mtz:
-        file = gemmi.Mtz(with_base=True)
-        file.cell, file.spacegroup = measured.cell, measured.spacegroup
-        file.add_dataset("extended").wavelength = measured.wavelength
-        for label, kind in (("F", "F"), ("SIGF", "Q"), ("MEASURED", "I")):
-            file.add_column(label, kind)
-        file.set_data(table[["h", "k", "l", "F", "sigF", "measured"]].to_numpy(np.float32))
-        with atomic_path(paths[-1]) as temporary:
-            file.write_to_file(str(temporary))
+        columns = {"F": ("F", table["F"]), "SIGF": ("Q", table["sigF"]), "MEASURED": ("I", table["measured"])}
+        write_mtz(paths[-1], table[["h", "k", "l"]], columns, measured.cell, measured.spacegroup, measured.wavelength, "extended")
     return paths
 
 

@@ -244,6 +244,26 @@ def write_shelx(path_stem, reflections, elements, title=None, wavelength=0.71073
                       elements, title, wavelength)
 
 
+def shelx_scale(intensity, sigma) -> float:
+    """By what intensities and their sigma have to be multiplied to fit F8.2 with digits that say something; 1 if they do."""
+    highest = np.abs(intensity).max()
+    largest = max(highest, np.max(sigma))
+    fits = highest >= 100 and largest <= SHELX_MOST and np.min(intensity) > -SHELX_LARGEST
+    return 1.0 if fits else SHELX_LARGEST / largest
+
+
+def write_mtz(path, hkl, columns, cell, spacegroup, wavelength, dataset):
+    """Write an MTZ file of one dataset; columns {label: (type, values (n,))}, types as F, Q, P or I."""
+    file = gemmi.Mtz(with_base=True)
+    file.cell, file.spacegroup = cell, spacegroup
+    file.add_dataset(dataset).wavelength = wavelength
+    for label, (kind, _) in columns.items():
+        file.add_column(label, kind)
+    file.set_data(np.column_stack([hkl, *(values for _, values in columns.values())]).astype(np.float32))
+    with atomic_path(path) as temporary:
+        file.write_to_file(str(temporary))
+
+
 def write_shelx_files(path_stem, hkl, intensity, sigma, batch, cell, spacegroup, elements, title=None, wavelength=0.71073):
     """Write ``.ins`` and ``.hkl`` (HKLF 4) from intensities as they are: merged or not, negative ones too.
 

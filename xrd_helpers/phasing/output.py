@@ -11,11 +11,11 @@ import numpy as np
 
 from ..config import atomic_path
 from ..crystals import Crystal, count_elements
-from ..reflections import Measured, Reflections, shelx_elements, shelx_header, write_shelx_files
+from ..reflections import (Measured, Reflections, shelx_elements, shelx_header, shelx_scale, write_mtz,
+                           write_shelx_files)
 from ..structure_factors import structure_factors
-from .charge_flipping import Solution
-from .verdict import in_words
-
+from .charge_flipping import PhasingError, Solution
+from .verdict import in_words, on_axes_of
 
 MOST_NAMED = 6  # space groups named with their agreement
 
@@ -36,7 +36,7 @@ def write_solution(stem, solution: Solution, measured: Measured, elements=()) ->
     Parameters
     ----------
     stem : path of the files without their suffix
-    solution : on the axes of the data
+    solution : on the axes of the data or others of their lattice, to which the data are brought then
     measured : the reflections it was found from
     elements : {symbol: atoms in the asymmetric unit of the data}, for SFAC and UNIT, by default theirs or those of the atoms
 
@@ -45,6 +45,8 @@ def write_solution(stem, solution: Solution, measured: Measured, elements=()) ->
     list of Path
     """
     stem, crystal = Path(stem), as_crystal(solution, Path(stem).name)
+    if solution.orientation != "as input" or not solution.cell.approx(measured.cell, 0.01):
+        measured = _turned(measured, solution)
     merged = replace(measured, spacegroup=solution.spacegroup).merge()
     # a part of the cell of another size, where the group found is not that of the data
     ratio = len(measured.spacegroup.operations()) / len(solution.spacegroup.operations())
@@ -53,20 +55,30 @@ def write_solution(stem, solution: Solution, measured: Measured, elements=()) ->
     wavelength = measured.wavelength or 0.71073
     sf = structure_factors(crystal, merged.hkl)
     scale = float(merged.F @ np.abs(sf) / (np.abs(sf) @ np.abs(sf)))
-    largest = max(np.abs(measured.intensity).max(), measured.sigma.max())
-    fits = 9999.0 / largest if largest > 99999.0 or largest < 100 else 1.0
+    fits = shelx_scale(measured.intensity, measured.sigma)
     write_shelx_files(stem, measured.hkl, measured.intensity * fits, measured.sigma * fits, 1, measured.cell,
                       solution.spacegroup, elements, wavelength=wavelength)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".hkl", ".ins", ".res", ".cif", ".mtz")]
     _write_text(paths[2], _res(solution, elements, stem.name, wavelength, scale * np.sqrt(fits)))
     _write_text(paths[3], _cif(solution, stem.name, wavelength))
-    with atomic_path(paths[4]) as temporary:
-        _mtz(merged, sf * scale, solution.spacegroup, wavelength).write_to_file(str(temporary))
+    # F and sigF as measured, and amplitude (on their scale) and phase of the atoms
+    columns = {"F": ("F", merged.F), "SIGF": ("Q", merged.sigF), "FC": ("F", scale * np.abs(sf)),
+               "PHIC": ("P", np.degrees(np.angle(sf)))}
+    write_mtz(paths[4], merged.hkl, columns, merged.cell, solution.spacegroup, wavelength, "solution")
     if solution.rho is not None:
         paths.append(stem.with_name(stem.name + ".ccp4"))
         with atomic_path(paths[5]) as temporary:
             _ccp4(solution).write_ccp4_map(str(temporary))
     return paths
+
+
+def _turned(measured, solution):
+    """The data on the axes of a solution for which the engine chose others."""
+    fit = on_axes_of(solution, measured.merge())
+    if fit is None:
+        raise PhasingError(f"the cell of the solution, {' '.join(f'{x:.4g}' for x in solution.cell.parameters)}, is not of the "
+                           "lattice of the data: no files are written")
+    return replace(measured, hkl=np.round(measured.hkl @ fit[0].T).astype(measured.hkl.dtype), cell=solution.cell)
 
 
 def _write_text(path, lines):
@@ -106,18 +118,6 @@ def _cif(solution, title, wavelength):
         # CIF gives the share of the site that is filled: here all of it, and the site as often as symmetry repeats it
         sites.add_row([label, element, *(f"{x:.5f}" for x in xyz), f"{u:.5f}", "Uiso", "1", str(round(n_ops * occ))])
     return block.as_string().splitlines()
-
-
-def _mtz(merged, sf, spacegroup, wavelength):
-    """F and sigF as measured, and amplitude (on their scale) and phase of the atoms."""
-    file = gemmi.Mtz(with_base=True)
-    file.cell, file.spacegroup = merged.cell, spacegroup
-    file.add_dataset("solution").wavelength = wavelength
-    for label, kind in (("F", "F"), ("SIGF", "Q"), ("FC", "F"), ("PHIC", "P")):
-        file.add_column(label, kind)
-    columns = [merged.F, merged.sigF, np.abs(sf), np.degrees(np.angle(sf))]
-    file.set_data(np.column_stack([merged.hkl, *columns]).astype(np.float32))
-    return file
 
 
 def _ccp4(solution):

@@ -141,8 +141,14 @@ def weigh(model, refiner, elements, least=0.0) -> Evidence:
     return replace(evidence, probability=probability(evidence))
 
 
-def weigh_solution(solution, reflections, elements) -> Evidence:
-    """Evidence for the Solution of any engine, refined first; the reflections are brought to its setting and group."""
+def on_axes_of(solution, reflections):
+    """Data brought to the cell and group of a Solution: of the ways the axes allow, the one that its atoms explain best.
+
+    Returns
+    -------
+    (basis, Model, Refiner) : rows of basis (3, 3) are the axes of the solution in those of the data, so that indices go
+    over by hkl @ basis.T; None if the solution is of another lattice
+    """
     fits = []
     for basis in same_lattice_bases(reflections.cell, solution.cell):
         hkl = np.round(reflections.hkl @ basis.T).astype(int)
@@ -150,10 +156,16 @@ def weigh_solution(solution, reflections, elements) -> Evidence:
                       solution.cell, solution.spacegroup)
         refiner = Refiner(moved)
         model = refiner.score(Model(solution.fract, solution.elements, solution.u_iso, solution.occ, solution.heights))
-        fits.append((model.r1, len(fits), model, refiner))
-    if not fits:
+        fits.append((basis, model, refiner))
+    return min(fits, key=lambda fit: fit[1].r1, default=None)
+
+
+def weigh_solution(solution, reflections, elements) -> Evidence:
+    """Evidence for the Solution of any engine, refined first; the reflections are brought to its setting and group."""
+    fit = on_axes_of(solution, reflections)
+    if fit is None:
         return Evidence(*[float("nan")] * 7)
-    _, _, model, refiner = min(fits)
+    _, model, refiner = fit
     if sum(without_hydrogen(elements).values()) < 0.6 * model.occ.sum():  # kinds of atoms rather than a formula
         elements = count_elements(model.elements, model.occ)
     return weigh(refiner.least_squares(model, CYCLES), refiner, elements)
