@@ -55,6 +55,7 @@ CLEARLY = 0.15         # a space group whose agreement is so much lower than ano
 # 0.77-0.99 of that in the right group, and 0.2-0.5 where the operators left out were wrong.
 HALVED = 0.7
 MOST_GROUPS = 2        # of as many operators, in which atoms are built from one map
+SURE = 0.98            # probability at which a search ends though more than hydrogen is missing, anisotropy for one
 ROUND = 20             # cycles between two looks at the maps
 POLISH = 6             # cycles of low-density elimination after charge flipping
 ATOM_VOLUME = 18.0     # Å³ for each atom that is not hydrogen, in organic crystals
@@ -132,8 +133,8 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24,
     Random phases are improved by charge flipping in P1, `batch` starts at a time. Every ROUND cycles the start whose
     map obeys a space group best is taken as far as atoms in the groups that it obeys (``_worth_building``), and they are
     refined in the one where they explain most (``Candidate.rank``). The search ends when they are the structure with a
-    probability of `accept` (``verdict.weigh``) and nothing but hydrogen is missing (``certain_r1``); if something else is,
-    the starts of the batch are followed to their end and the best one is taken.
+    probability of `accept` (``verdict.weigh``) and nothing but hydrogen is missing (``certain_r1``), or of SURE; else the
+    starts of the batch are followed to their end and the best one is taken.
 
     Parameters
     ----------
@@ -182,7 +183,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24,
                 found = _look(grid, candidates, sf[i:i + 1], screen, certain_r1(elements, reflections), left[:, i])
                 if found and (best is None or found.rank() < best.rank()):
                     best, evidence = found, verdict.weigh(found.model, found.candidate.refiner, elements, least=accept)
-                    if evidence.probability >= accept and evidence.r1 < evidence.expected:
+                    if evidence.probability >= (accept if evidence.r1 < evidence.expected else max(accept, SURE)):
                         break
             if (cycle + ROUND) % SYMMETRISE == 0:
                 obeyed = agreement.argmax(0)
@@ -230,7 +231,7 @@ def _look(grid, candidates, sf, screen, certain, left) -> Found | None:
         g = candidates.index(candidate)
         if wanted and model.r1 < screen and left[g]:
             left[g] -= 1
-            built[row] = Found(candidate, candidate.refiner.complete(model, candidate.contents), list(figures))
+            built[row] = Found(candidate, candidate.refiner.complete(model, candidate.contents, certain), list(figures))
             done = done or built[row]
     return min(built, key=Found.rank, default=None)
 

@@ -57,13 +57,18 @@ class Refiner:
         """IT92 form factor (n,) of a neutral atom (International Tables, Vol. C, table 6.1.1.4)."""
         if element not in self._form:
             it92 = gemmi.Element(element).it92
-            self._form[element] = sum(a * np.exp(-b * self.stol2) for a, b in zip(it92.a, it92.b)) + it92.c
+            form = sum(a * np.exp(-b * self.stol2) for a, b in zip(it92.a, it92.b)) + it92.c
+            self._form[element] = form.astype(np.float32)
         return self._form[element]
 
     def weights(self, model):
-        """occ f exp(-8π² U s²) of each atom (n_hkl, n_atoms)."""
-        f = np.stack([self.form_factor(element) for element in model.elements], axis=1)
-        return f * model.occ * np.exp(-8 * np.pi**2 * self.stol2[:, None] * model.u_iso)
+        """occ f exp(-8π² U s²) of each atom (n_hkl, n_atoms), single precision."""
+        falloff = np.multiply.outer((-8 * np.pi**2 * self.stol2).astype(np.float32), model.u_iso.astype(np.float32))
+        np.exp(falloff, out=falloff)
+        falloff *= model.occ.astype(np.float32)
+        for element in set(model.elements):
+            falloff[:, np.array(model.elements) == element] *= self.form_factor(element)[:, None]
+        return falloff
 
     def _waves(self, model, g):
         phase = self.hkl_ops[g] @ model.fract.T + self.shifts[g][:, None]
@@ -102,11 +107,14 @@ class Refiner:
 
     def least_squares(self, model, cycles) -> Model:
         """Refine coordinates and U by damped Gauss-Newton steps on F, unit weights; keep the best cycle."""
-        best = model = self.score(model)
-        F = self.reflections.F
+        F, best = self.reflections.F, None
         n_atoms, factor = len(model.fract), self.factor.astype(np.float32)[:, None]
-        for _ in range(cycles):
+        for cycle in range(cycles + 1):
             weights, waves, cos_phi, sin_phi, shares, sf = self._shares(model)
+            model = self.score(model, sf)
+            best = min(filter(None, (best, model)), key=lambda m: m.r1)
+            if cycle == cycles:
+                return best
             J = np.empty((len(F), 4 * n_atoms + 1), np.float32)
             d_x = np.zeros((3, *weights.shape), np.float32)
             for (cos, sin), hkl in zip(waves, self.hkl_ops):
@@ -126,10 +134,7 @@ class Refiner:
             length = np.linalg.norm(move @ self.orth.T, axis=1, keepdims=True)
             move = move * np.minimum(1, MAX_MOVE / np.maximum(length, 1e-9))
             u_iso = (model.u_iso + np.clip(step[3 * n_atoms:4 * n_atoms], -0.03, 0.03)).clip(U_MIN, U_MAX)
-            model = self.score(replace(model, fract=self._keep_special(model.fract + move, model.occ), u_iso=u_iso))
-            if model.r1 < best.r1:
-                best = model
-        return best
+            model = replace(model, fract=self._keep_special(model.fract + move, model.occ), u_iso=u_iso)
 
     def _shares(self, model):
         """What atoms add to |Fcalc|, with what it is made of.
@@ -140,7 +145,7 @@ class Refiner:
         cos(phi) dA + sin(phi) dB; shares (n, a) of the atoms along it; Fcalc (n,)
         """
         factor = self.factor.astype(np.float32)[:, None]
-        weights, waves = self.weights(model).astype(np.float32), [self._waves(model, g) for g in range(len(self.hkl_ops))]
+        weights, waves = self.weights(model), [self._waves(model, g) for g in range(len(self.hkl_ops))]
         real = weights * sum(cos for cos, _ in waves) * factor
         imag = 0 * real if self.centric else weights * sum(sin for _, sin in waves) * factor
         sf = real.sum(1) + 1j * imag.sum(1)
@@ -185,15 +190,16 @@ class Refiner:
             best = min(best, model, key=lambda m: m.r1)
         return best
 
-    def complete(self, model, contents, patience=3, cycles=4) -> Model:
+    def complete(self, model, contents, enough=0.0, patience=3, cycles=4) -> Model:
         """Refine; drop the atoms that melt; fill up from the difference map; name the elements again by peak height.
 
         At least the eighth of the atoms with the largest U is dropped each time: right ones come back as the highest
-        peaks of the difference map, wrong ones do not. Ends after `patience` rounds without a better R1.
+        peaks of the difference map, wrong ones do not. Ends after `patience` rounds without a better R1, or one where
+        R1 is below `enough`.
         """
         best = model = self.least_squares(model, cycles)
         waited = 0
-        while waited < patience:
+        while waited < (1 if best.r1 < enough else patience):
             melting = np.argsort(-model.u_iso, kind="stable")
             drop = max(1, len(melting) // 8, int((model.u_iso > max(3.5 * np.median(model.u_iso), 0.15)).sum()))
             model = _take(model, np.sort(melting[drop:]))
