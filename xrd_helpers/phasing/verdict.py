@@ -17,6 +17,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
+from ..bonds import covalent_radii
 from ..crystals import all_operators, count_elements
 from ..reflections import merge
 from .origin import allowed_origins, same_lattice_bases
@@ -121,7 +122,7 @@ def bonded(model, cell, spacegroup) -> float:
     vectors = images[None] - model.fract[:, None, None]
     vectors = (vectors - np.round(vectors)) @ np.array(cell.orth.mat.tolist()).T
     length = np.linalg.norm(vectors, axis=-1)                                 # (n, n, g) Å
-    radius = np.array([gemmi.Element(element).covalent_r for element in model.elements])
+    radius = covalent_radii(model.elements)
     longest = (radius[:, None] + radius + LOOSE)[:, :, None]
     return float(((length > SHORTEST) & (length < longest)).any((1, 2)).mean())
 
