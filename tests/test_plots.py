@@ -350,7 +350,7 @@ def test_share_solved_with_the_amplitudes_of_each_method():
     ax, = panels(fig)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["shell mean", "PattersonNet"], "the best is on top"
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([50, 75, 200 / 3, 100])
-    assert texts(ax.get_legend()) == ["light (4 crystals)", "heavier (3 crystals)"]
+    assert texts(fig.legends[0]) == ["light (4 crystals)", "heavier (3 crystals)"]
     low, high = ax.collections[0].get_segments()[0][:, 0]  # 2 of 4: Wilson's middle 0.5, half of the width 1.25 ** 0.5 / 5
     assert (low, high) == pytest.approx((50 - 22.36, 50 + 22.36), abs=0.01)
     assert_nothing_is_cut_off(fig)

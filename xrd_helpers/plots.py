@@ -381,7 +381,7 @@ def plot_solved_with(table):
 
     ``table`` is that of ``evaluation.evaluate``: a row a crystal and method, with light (bool) and solved, nan if not phased.
     """
-    table = table[table["solved"].notna()]
+    table = table[table["solved"].notna() & (table["method"] != "zero fill")]  # that is nothing added
     table = table.assign(solved=table["solved"].astype(bool))
     order = table.groupby("method")["solved"].mean().sort_values(kind="stable").index
     fig, ax = plt.subplots(figsize=(7.5, 0.45 * len(order) + 1.4), layout="constrained")
@@ -393,7 +393,7 @@ def plot_solved_with(table):
         ax.barh(np.arange(len(order)) + shift, 100 * k / n, 0.36, color=colour, label=f"{name} ({int(n.max())} crystals)",
                 xerr=100 * np.maximum([k / n - middle + half, middle + half - k / n], 0), ecolor="0.3", capsize=2)
     ax.set(yticks=range(len(order)), yticklabels=order, xlabel="solved / %", xlim=(0, 100))
-    ax.legend(frameon=False, loc="lower right", fontsize=8)
+    fig.legend(frameon=False, loc="outside upper center", ncols=2)
     return fig
 
 
