@@ -264,10 +264,11 @@ def report(folder, timed, given):
     print("d50 / Å: " + ", ".join(f"{name} {value:.2f}" for name, value in halves.items()))
     plot_solve_rate(table).savefig(folder / "phasing.png", dpi=120)
     plot_phasing_time(exact).savefig(folder / "phasing_time.png", dpi=120)
-    write_json(folder / "phasing.json", {"table": json.loads(shares.reset_index().to_json(orient="records")), "d50": {
-        name: None if not np.isfinite(value) else round(float(value), 3) for name, value in halves.items()},
-        "ms_per_cycle": cycles,
-        "commit": git_state(), "machine": machine(), "options": {name: value for name, value in vars(given).items() if name not in ("crystals", "measured", "out")}})
+    options = {name: value for name, value in vars(given).items() if name not in ("crystals", "measured", "out")}
+    write_json(folder / "phasing.json", {
+        "table": json.loads(shares.reset_index().to_json(orient="records")),
+        "d50": {name: round(float(value), 3) if np.isfinite(value) else None for name, value in halves.items()},
+        "ms_per_cycle": cycles, "commit": git_state(), "machine": machine(), "options": options})
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ def guide(boxes, i, F, crystal, equal):
     """Predicted reflections of one crystal; all alike if `equal`, but for the fall-off, which E takes away."""
     hkl, F = boxes.reflections(i, F[i])
     beyond = boxes.reflections(i, boxes.measured[i])[1] == 0
-    return Reflections.of_good_data(hkl[beyond], np.full(beyond.sum(), 1.0) if equal else F[beyond], crystal.cell, crystal.spacegroup)
+    F = np.ones(beyond.sum()) if equal else F[beyond]
+    return Reflections.of_good_data(hkl[beyond], F, crystal.cell, crystal.spacegroup)
 
 
 def main():
