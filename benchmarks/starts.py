@@ -113,6 +113,9 @@ def main():
     parser.add_argument("--out", default="", help="folder of the result; RUNS/benchmarks by default")
     given = parser.parse_args()
     crystals, guides = crystals_of(given.crystals, given.n, given.fit), {"engine": None}
+    if not crystals:
+        raise SystemExit(f"{given.crystals} holds no crystal to try: without --fit it has to hold more than {SET_APART} light "
+                         "ones of P21/c, P21, P-1 or P212121")
     if given.fit:
         network, _ = load_model(locate("weights/patterson_net.safetensors"))
         boxes = AmplitudeBoxes.from_crystals(crystals, BOXES["monoclinic"], given.d_min, 0.8)
