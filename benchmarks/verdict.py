@@ -9,8 +9,8 @@ seed is the same case, and a run goes on where the last one stopped.
 
 Usage: python benchmarks/verdict.py --crystals FOLDER --minutes 60 [--seed 1] [--csv FILE]     collect
        python benchmarks/verdict.py --fit [--csv FILE]             write xrd_helpers/phasing/verdict.json and a figure
-The cases of the verdict that is shipped, two runs of 22 minutes with seeds 2 and 3, are benchmarks/results/verdict.csv.
-Both may be given at once.
+Both may be given at once. The cases of the verdict that is shipped, two runs of 22 minutes with seeds 2 and 3, are in
+benchmarks/results/verdict.csv.
 """
 
 import argparse
