@@ -10,7 +10,7 @@ import numpy as np
 
 from .crystals import all_operators
 
-SLACK = 0.3  # Å, atoms are bonded up to the sum of their covalent radii and this, as in statistics.neighbour_statistics
+SLACK = 0.3  # Å, atoms are bonded up to the sum of their covalent radii and this
 SAME = 0.3   # Å, two images nearer than this are one atom on a special position
 
 

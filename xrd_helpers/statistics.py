@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
+from .bonds import SLACK, covalent_radii
 from .crystals import Crystal, all_operators
 from .structure_factors import structure_factors
 
@@ -47,7 +48,7 @@ def neighbour_statistics(crystal: Crystal):
     orth = np.array(crystal.cell.orth.mat.tolist())
     fract = crystal.fract[heavy]
     fract = fract - np.floor(fract)
-    radius = np.array([gemmi.Element(e).covalent_r for e, h in zip(crystal.elements, heavy) if h])
+    radius = covalent_radii(np.array(crystal.elements)[heavy].tolist())
     reach = 4.5  # Å
     n = np.ceil(reach * np.sqrt((np.linalg.inv(orth) ** 2).sum(axis=1))).astype(int)
     shifts = np.stack(np.meshgrid(*[np.arange(-k, k + 1) for k in n], indexing="ij"), axis=-1).reshape(-1, 3)
@@ -70,7 +71,7 @@ def neighbour_statistics(crystal: Crystal):
     count = np.bincount(i, minlength=len(here))
     nearest = np.where(count > 0, d_padded[start], reach)
     second = np.where(count > 1, d_padded[start + 1], reach)
-    bonds = np.bincount(i, d < radius[i] + radius[number[j]] + 0.3, len(here))
+    bonds = np.bincount(i, d < radius[i] + radius[number[j]] + SLACK, len(here))
     return nearest, second, bonds, np.bincount(i, d < 4.0, len(here))
 
 

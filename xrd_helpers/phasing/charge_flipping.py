@@ -160,6 +160,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24,
     generator = torch.Generator().manual_seed(seed)
     elements = elements or candidates[0].contents
     accept = verdict.calibration()["thresholds"]["solved"] if accept is None else accept
+    certain = certain_r1(elements, reflections)
     n_peaks = max(1, round(sum(candidates[0].contents.values()) * candidates[0].n_ops))
     screen = np.interp(reflections.d_min, list(SCREEN_R1), list(SCREEN_R1.values()))
     best, evidence, used = None, None, 0
@@ -180,7 +181,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24,
             i = int(np.where(improved, agreement, -1).max(0).argmax())
             if improved[:, i].any():
                 tried[:, i] = np.maximum(tried[:, i], agreement[:, i])
-                found = _look(grid, candidates, sf[i:i + 1], screen, certain_r1(elements, reflections), left[:, i])
+                found = _look(grid, candidates, sf[i:i + 1], screen, certain, left[:, i])
                 if found and (best is None or found.rank() < best.rank()):
                     best, evidence = found, verdict.weigh(found.model, found.candidate.refiner, elements, least=accept)
                     if evidence.probability >= (accept if evidence.r1 < evidence.expected else max(accept, SURE)):
@@ -219,10 +220,10 @@ def _look(grid, candidates, sf, screen, certain, left) -> Found | None:
     structure is believed, every group with more operators has its turn.
     """
     sf = grid.run(sf, eliminate_low_density, POLISH)
-    figures, shifts = zip(*((float(figure[0]), shift[0]) for figure, shift in (
-        grid.agreement(sf, candidate.links) for candidate in candidates)))
-    built = [Found(candidates[g], model, list(figures)) for g in _worth_building(candidates, figures)
-             if (model := candidates[g].build_atoms(sf[0], shifts[g])) is not None]
+    figures, shifts = zip(*(grid.agreement(sf, candidate.links) for candidate in candidates))
+    figures = [float(figure[0]) for figure in figures]
+    built = [Found(candidates[g], model, figures) for g in _worth_building(candidates, figures)
+             if (model := candidates[g].build_atoms(sf[0], shifts[g][0])) is not None]
     built.sort(key=Found.rank)
     done = None
     for row, (candidate, model, _) in enumerate(built):
@@ -231,7 +232,7 @@ def _look(grid, candidates, sf, screen, certain, left) -> Found | None:
         g = candidates.index(candidate)
         if wanted and model.r1 < screen and left[g]:
             left[g] -= 1
-            built[row] = Found(candidate, candidate.refiner.complete(model, candidate.contents, certain), list(figures))
+            built[row] = Found(candidate, candidate.refiner.complete(model, candidate.contents, certain), figures)
             done = done or built[row]
     return min(built, key=Found.rank, default=None)
 
