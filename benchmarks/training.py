@@ -18,6 +18,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ["TQDM_DISABLE"] = "1"
 
@@ -33,7 +34,7 @@ from xrd_helpers.gridding import BOXES, AmplitudeBoxes, select_fitting  # noqa: 
 from xrd_helpers.inference import predict  # noqa: E402
 from xrd_helpers.models import TITLES, FFTUNet, UNet, XRDTransformer  # noqa: E402
 from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.training import extension_loss, fit, pick_precision  # noqa: E402
+from xrd_helpers.training import fit, pick_precision  # noqa: E402
 
 MODELS = {"unet": UNet, "fft_unet": FFTUNet, "xrd_transformer": XRDTransformer}
 GOALS = {"unet": 10, "fft_unet": 10, "xrd_transformer": 20}
@@ -87,7 +88,7 @@ def published(name, folder, batch, seconds, device):
 
     def step(pair):
         F_in, F = (x.to(device) for x in pair)
-        F_out = network(F_in) if network else model(F_in, no, yes, no)
+        F_out = network(F_in) if network else model(SimpleNamespace(F_in=F_in, measured=no, target=yes, absent=no))
         loss = (F_out - F).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -129,7 +130,7 @@ def share_of_peak(name, crystals, batch, crystals_per_second, device):
     model = MODELS[name]().to(device)
     boxes = AmplitudeBoxes.from_crystals(crystals[:batch], device=device)
     with FlopCounterMode(display=False) as counter:
-        extension_loss(model(boxes.F_in, boxes.measured, boxes.target, boxes.absent), boxes).backward()
+        model(boxes, boxes).backward()
     a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
     for n in (5, 50):
         torch.cuda.synchronize()
@@ -159,8 +160,8 @@ def main():
     device, rows = torch.device(given.device), {}
     crystals = select_fitting(random_crystals(200, 0), BOXES["monoclinic"], 0.8)[0][:N_FILES]
     boxes = AmplitudeBoxes.from_crystals(crystals)
-    precision = pick_precision(given.device)
-    print(f"{given.device}, {precision}, {given.batch} crystals a step; crystals a second:")
+    precision = {name: pick_precision(MODELS[name](), boxes, given.device) for name in given.models}
+    print(f"{given.device}, {', '.join(f'{name} {how}' for name, how in precision.items())}, {given.batch} crystals a step; crystals a second:")
     print(f"{'model':16s} {'published':>10s} {'fit':>10s} {'ratio':>7s} {'goal':>5s} {'predict':>10s}  of the peak")
     with tempfile.TemporaryDirectory() as temporary:
         write_grids(crystals, Path(temporary))

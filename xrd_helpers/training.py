@@ -21,8 +21,8 @@ from collections import OrderedDict, deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
 
@@ -34,7 +34,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch.nn import functional as nnf
 from tqdm.auto import tqdm
 
 from .config import UserError, atomic_path, shown
@@ -52,28 +51,39 @@ SIGMA = 0.02     # part of an intensity that its σ is at least, where there is 
 COLUMNS = ["step", "crystals", "seconds", "loss", "r_ext", "cc_ext"]  # of the history
 
 
-def pick_precision(device="auto") -> str:
-    """``bf16-mixed`` where the machine multiplies bfloat16 faster than float32, else ``32-true``.
+PRECISIONS = ("32-true", "bf16-mixed")
 
-    On a CPU a convolution is timed in both: without matrix units for it, bfloat16 is emulated and can be a hundred
-    times slower.
+
+def pick_precision(model, boxes, device="auto") -> str:
+    """``bf16-mixed`` where a model's own forward and backward pass is faster in it than in float32, else ``32-true``.
+
+    Timed with boxes (AmplitudeBoxes, the first is taken) on a CPU, where it depends on processor, layers and memory: without
+    matrix units bfloat16 is emulated. A GPU that has it is faster in it. The model is left as it was, in train mode.
     """
     if device in ("auto", "cuda", "gpu") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    seconds, threads = {}, torch.get_num_threads()
+    one, seconds, threads = boxes[:1], {}, torch.get_num_threads()
+    model.train()
     torch.set_num_threads(1)  # threads that wait for a busy core would be timed instead
     try:
-        for dtype in (torch.float32, torch.bfloat16):
-            x, w = torch.ones(1, 32, 8, 8, 8, dtype=dtype), torch.ones(32, 32, 3, 3, 3, dtype=dtype)
-            seconds[dtype] = min(timeit.repeat(lambda: nnf.conv3d(x, w), number=1, repeat=5))  # noise only adds time
+        for precision in PRECISIONS:
+            def step():
+                with arithmetic(precision, "cpu"):
+                    loss = model(one, one)
+                loss.backward()
+            seconds[precision] = min(timeit.repeat(step, number=1, repeat=3))  # noise only adds time
     finally:
         torch.set_num_threads(threads)
-    return "bf16-mixed" if seconds[torch.bfloat16] < seconds[torch.float32] else "32-true"
+        model.zero_grad(set_to_none=True)
+    return min(PRECISIONS, key=seconds.get)
 
 
-def extension_loss(F_out, boxes: AmplitudeBoxes):
-    """Mean squared error over the reflections that had to be predicted; the others are known and cost nothing."""
-    return (F_out - boxes.F)[boxes.extension].square().mean()
+def arithmetic(precision, device):
+    """A context in which a model works in that precision; results that it says are single precision stay so.
+
+    Not left to Fabric, which would round the amplitudes to bfloat16 before the model sees them.
+    """
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
 def learning_rate(progress, peak):
@@ -360,24 +370,28 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
         another training, or the loss or its gradient is not finite (with the step).
     """
     source = crystals if hasattr(crystals, "batch") else InMemory(crystals)
-    fabric = _launch(device, devices, nodes, pick_precision(device) if precision == "auto" else precision)
+    fabric = _launch(device, devices, nodes)
     size = batch_size * fabric.world_size
     part = slice(fabric.global_rank * batch_size, (fabric.global_rank + 1) * batch_size)
     _check(source, size, d_input, d_target, measurement)
     budget = _budget(source, size, epochs, minutes, steps, n_crystals)
     settings = dict(box=box, d_input=d_input, d_target=d_target)
+    model.to(memory_format=torch.channels_last_3d)  # faster in both precisions; no-op for tensors of other rank
+    if precision == "auto":
+        precision = _checkpointed_precision(checkpoint) or pick_precision(
+            model, AmplitudeBoxes.from_crystals(source.batch(seed, 0, size, part)[:1], **settings), device)
+    precision = fabric.broadcast(precision)
     known = None
     if validation and n_validations and fabric.is_global_zero:
         known = AmplitudeBoxes.from_crystals(validation, **settings)
 
-    model.to(memory_format=torch.channels_last_3d)  # faster in both precisions; no-op for tensors of other rank
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     trained, optimizer = fabric.setup(model, optimizer)
     averaged = copy.deepcopy(model).requires_grad_(False) if ema else model
     # what a checkpoint has to agree in
     order = dict(model=repr(getattr(model, "config", type(model).__name__)), crystals=source.label, box=box.name,
                  d_input=d_input, d_target=d_target, measurement=repr(measurement), steps=budget.steps, minutes=minutes,
-                 batch=size, lr=lr, weight_decay=weight_decay, ema=ema, seed=seed)
+                 batch=size, lr=lr, weight_decay=weight_decay, ema=ema, seed=seed, precision=precision)
     history = _resume(checkpoint, order, model, averaged, optimizer) if checkpoint else []
     last = seconds = history[-1]["seconds"] if history else 0.0
     start = time.perf_counter() - seconds
@@ -392,7 +406,7 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
             seen, boxes = next(batches)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(progress, lr)
-            loss = _step(fabric, trained, optimizer, seen, boxes, step + 1, lr)
+            loss = _step(fabric, trained, optimizer, precision, seen, boxes, step + 1, lr)
             if ema:
                 _average(averaged, model, min(ema, (step + 1) / (step + 10)))
 
@@ -417,10 +431,10 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
     return pd.DataFrame(history, columns=COLUMNS)
 
 
-def _launch(device, devices, nodes, precision) -> Fabric:
+def _launch(device, devices, nodes) -> Fabric:
     """Fabric, with this program running on all devices."""
     try:
-        fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, precision=precision)
+        fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes)
         if devices != 1 or nodes > 1:
             fabric.launch()
     except (RuntimeError, ValueError, TypeError) as error:  # a device that is not there, several in a notebook
@@ -480,13 +494,11 @@ def _budget(source, size, epochs, minutes, steps, n_crystals) -> Budget:
     return Budget(min((limit for limit in limits if limit), default=0), minutes)
 
 
-def _step(fabric, trained, optimizer, seen, boxes, step, lr) -> float:
+def _step(fabric, trained, optimizer, precision, seen, boxes, step, lr) -> float:
     """One step of the optimizer; the loss is that of the crystals of all processes together."""
     trained.train()
-    if getattr(trained.module, "takes_boxes", False):
+    with arithmetic(precision, fabric.device.type):
         loss = trained(seen, boxes)
-    else:
-        loss = extension_loss(trained(seen.F_in, seen.measured, seen.target, seen.absent), boxes)
     mean, weight = loss.detach(), 1.0
     if fabric.world_size > 1:  # the mean over all reflections is not the mean of the processes' means
         count = boxes.extension.sum().double()
@@ -569,6 +581,15 @@ def _save_checkpoint(path, order, model, averaged, optimizer, history) -> None:
     with atomic_path(path) as temporary:
         temporary.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in tensors.items()},
                                    metadata={"order": json.dumps(order)}))
+
+
+def _checkpointed_precision(path):
+    """That of the training which a checkpoint is of, which goes on in it; None where there is none to go on."""
+    try:
+        with safe_open(path or "", framework="pt") as file:
+            return json.loads((file.metadata() or {})["order"]).get("precision")
+    except (SafetensorError, OSError, ValueError, KeyError):
+        return None  # what is wrong with it, _resume says
 
 
 def _resume(path, order, model, averaged, optimizer) -> list[dict]:
@@ -659,17 +680,15 @@ def train(name, out, *, crystals="", recipe="molecules", box="monoclinic", d_inp
     settings = dict(box=BOXES[box], d_input=d_input, d_target=d_target)
     torch.manual_seed(seed)
     model_class = MODELS[name]
-    # only the transformer has the shape of the box in its weights
-    shape = dict(shape=BOXES[box].shape) if "shape" in {field.name for field in fields(model_class.Config)} else {}
-    model = model_class(model_class.Config(**shape))
+    model = model_class(model_class.config_for(BOXES[box], d_target))
     before = {}
     if start:
         begun, before = load_model(start)
         if type(begun) is not model_class or begun.config != model.config:
             raise UserError(f"{shown(start)} holds weights of another model than {name} as it is trained here")
         model.load_state_dict(begun.state_dict())
-    elif hasattr(model, "set_shell_mean"):
-        model.set_shell_mean(shell_mean(box=box, d_input=d_input, d_target=d_target))
+    else:
+        model.start_from(partial(shell_mean, box=box, d_input=d_input, d_target=d_target))
     source, validation, sample = _sets(crystals, recipe, BOXES[box], d_target, n_validation, workers)
     try:
         history = fit(model, source, validation, **settings, seed=seed, checkpoint=checkpoint, log=log, **options)

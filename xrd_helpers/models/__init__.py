@@ -1,16 +1,12 @@
-"""The networks that extend amplitudes, one a file. Every one is called as
+"""The networks that extend amplitudes, one a file; ``base.AmplitudeModel`` says how each is called."""
 
-    F_out = model(F_in, measured, target, absent)
-
-with F_in (B, H, K, L) amplitudes scaled to a largest measured one of 1, zero where not measured, and three bool
-masks of the same shape (see ``gridding.AmplitudeBoxes``); F_out has the same shape. A model with ``takes_boxes`` looks
-beyond the box, at cell and space group, and is called with the AmplitudeBoxes; ``run`` knows the difference.
-"""
-
+from .base import AmplitudeModel, extension_loss
 from .fft_unet import FFTUNet
 from .patterson_net import PattersonNet
 from .unet import UNet
 from .xrd_transformer import XRDTransformer
+
+__all__ = ["MODELS", "TITLES", "AmplitudeModel", "FFTUNet", "PattersonNet", "UNet", "XRDTransformer", "extension_loss"]
 
 MODELS = {"unet": UNet, "fft_unet": FFTUNet, "xrd_transformer": XRDTransformer,
           "patterson_net": PattersonNet}
@@ -18,10 +14,3 @@ MODELS = {"unet": UNet, "fft_unet": FFTUNet, "xrd_transformer": XRDTransformer,
 
 TITLES = {"unet": "UNet", "fft_unet": "FFT_UNet", "xrd_transformer": "XRD_Transformer", "patterson_net": "PattersonNet"}
 """Name in files -> name in the literature."""
-
-
-def run(model, boxes):
-    """Amplitudes (B, *box.shape) of AmplitudeBoxes, on their device, by any of the models."""
-    if getattr(model, "takes_boxes", False):
-        return model(boxes)
-    return model(boxes.F_in, boxes.measured, boxes.target, boxes.absent)
