@@ -11,28 +11,36 @@ import torch
 from torch.nn import functional as nnf
 
 from xrd_helpers.crystals import Crystal
-from xrd_helpers.gridding import BOXES, AmplitudeBoxes, to_box_setting
+from xrd_helpers.gridding import BOXES, AmplitudeBoxes, Box, amplitude_boxes, to_box_setting
 from xrd_helpers.inference import extend, load_model, predict, save_model
 from xrd_helpers.metrics import ShellMean, normalize
-from xrd_helpers.models.patterson_net import Block, PattersonMap, PattersonNet, grid_points, pad
+from xrd_helpers.models.patterson_net import Block, Fold, PattersonMap, PattersonNet, grid_points
 from xrd_helpers.reflections import Measured, unique_hkl
 from xrd_helpers.structure_factors import structure_factors
-from xrd_helpers.training import fit
+from xrd_helpers.training import Measurement, fit
 
 MEAN = ShellMean(s2=np.linspace(0.02, 1.55, 40), curve=0.3 * np.exp(-np.linspace(0.02, 1.55, 40)), B=3.0, sigma_B=1.0)
 D = dict(d_input=2.2, d_target=1.4)
 GROUPS = {"P 1 21/c 1": (7.3, 9.1, 8.4, 90, 111, 90), "P 1 21 1": (6.1, 8.3, 6.2, 90, 103, 90),
           "C 1 2/c 1": (8.3, 7.1, 9.4, 90, 107, 90), "P 1 n 1": (6.3, 7.1, 9.4, 90, 98, 90)}
+OTHERS = {"P -1": (6.1, 7.4, 8.3, 81, 103, 111), "P 21 21 21": (6.4, 7.7, 9.1, 90, 90, 90), "R -3": (11.2, 11.2, 7.3, 90, 90, 120),
+          "P 41 21 2": (7.3, 7.3, 9.8, 90, 90, 90), "I 1 1 2/b": (8.3, 9.4, 7.1, 90, 90, 107)}
 
 
 def crystal(name, seed=0):
     rng = np.random.default_rng(seed)
-    return Crystal(name, gemmi.UnitCell(*GROUPS[name]), gemmi.SpaceGroup(name), tuple("CCCNOO"), rng.random((6, 3)),
+    return Crystal(name, gemmi.UnitCell(*(GROUPS | OTHERS)[name]), gemmi.SpaceGroup(name), tuple("CCCNOO"), rng.random((6, 3)),
                    np.full(6, 0.04), np.ones(6))
 
 
 def boxes_of(*names, **settings):
     return AmplitudeBoxes.from_crystals([crystal(name, i) for i, name in enumerate(names)], **(D | settings))
+
+
+def own(name, **settings):
+    """In a box of its own, as crystals of any symmetry are."""
+    found, = amplitude_boxes([crystal(name)], None, **(D | settings))
+    return found
 
 
 def network(seed=0, **choices):
@@ -46,19 +54,19 @@ def network(seed=0, **choices):
 
 
 def sphere(boxes, values):
-    """(hkl (m, 3), values (m,)) of one crystal over the whole sphere, from values (n,) of the box, by 2/m and Friedel."""
-    found = {}
+    """(hkl (m, 3), values (m,)) of one crystal over the whole sphere, from values (n,) of the box, by gemmi's operators."""
+    found, ops = {}, boxes.samples[0].spacegroup.operations().sym_ops
     for hkl, value in zip(boxes.box.hkl.tolist(), values):
-        h, k, l = hkl
-        for image in ((h, k, l), (-h, k, -l), (-h, -k, -l), (h, -k, l)):
+        for op in ops:
             if not np.isnan(value):
-                found[image] = value
+                image = op.apply_to_hkl(hkl)
+                found[tuple(image)] = found[tuple(-x for x in image)] = value
     return np.array(list(found)), np.array(list(found.values()))
 
 
-@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("name", [*GROUPS, *OTHERS])
 def test_the_map_is_the_transform_of_the_measured_sphere(name):
-    boxes = boxes_of(name)
+    boxes = own(name)
     found = PattersonMap(boxes, 0, MEAN, 1.4)
     group = boxes.samples[0].spacegroup.operations()
     box, F, absent = boxes.box, boxes.F[0].flatten().double().numpy(), boxes.absent[0].flatten().numpy()
@@ -72,43 +80,74 @@ def test_the_map_is_the_transform_of_the_measured_sphere(name):
     inside = measured & once & ~np.array(lattice.systematic_absences(box.hkl.astype("i4")), bool)
     hkl, values = sphere(boxes, np.where(inside, values, np.nan))
     rho = found.to_map()[0, 0].numpy()
-    assert rho.shape == (found.size[0] // 2 + 1, found.size[1] // 2 + 1, found.size[2])
-    for point in ((0, 0, 0), (1, 2, 3), (4, 0, 7), (2, 5, 1), (3, 3, found.size[2] - 1)):
-        direct = (values * np.cos(2 * np.pi * hkl @ (np.array(point) / found.size))).sum() / np.sqrt(len(found.inner))
+    x, y, z = (np.array(found.size) // 2).tolist()
+    folded = {"P -1": (x + 1, 2 * y, 2 * z), "R -3": (x + 1, 2 * y, 2 * z), "P 21 21 21": (x + 1, y + 1, z + 1),
+              "P 41 21 2": (x + 1, y + 1, z + 1), "I 1 1 2/b": (x + 1, 2 * y, z + 1)}
+    assert rho.shape == folded.get(name, (x + 1, y + 1, 2 * z))
+    for point in ((0, 0, 0), (1, 2, 3), (4, 0, 5), (2, 5, 1), (3, 3, rho.shape[2] - 1)):
+        direct = (values * np.cos(2 * np.pi * hkl @ (np.array(point) / found.size))).sum() / np.sqrt(2 * len(found.inner))
         assert rho[point] == pytest.approx(direct, abs=2e-4)
 
 
-@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("name", [*GROUPS, *OTHERS])
 def test_a_map_of_what_is_beyond_comes_back_from_the_sphere(name):
     """The transform of a map that holds the measured values and E² beyond is, beyond, ε E² - 1 up to the map's factor."""
-    boxes = boxes_of(name)
+    boxes = own(name)
     found = PattersonMap(boxes, 0, MEAN, 1.4)
     by_voxel = torch.rand(len(boxes.box.hkl), generator=torch.Generator().manual_seed(1)) * 3
     by_voxel = by_voxel[torch.as_tensor(boxes.box.index(boxes.box.hkl))]  # equivalent voxels are equal
     lattice = gemmi.GroupOps([gemmi.Op().translated(list(t)) for t in boxes.samples[0].spacegroup.operations().cen_ops])
     allowed = ~torch.as_tensor(np.array(lattice.systematic_absences(boxes.box.hkl.astype("i4")), bool))
     E2 = by_voxel[(boxes.target[0] & ~boxes.measured[0]).flatten() & allowed]
-    back = found.to_sphere(found.to_map(E2)[0, 0]) * np.sqrt(len(found.inner) / np.prod(found.size))
+    back = found.to_sphere(found.to_map(E2)[0, 0]) * np.sqrt(2 * len(found.inner) / np.prod(found.size))
     assert back.numpy() == pytest.approx((found.epsilon * E2 - 1).numpy(), abs=1e-4)
     assert len(back) == len(E2) > 50
 
 
-def test_padding_is_the_symmetry_of_the_whole_cell():
-    n = (8, 6, 10)
-    whole = torch.zeros(*n)
-    generator = torch.Generator().manual_seed(0)
-    for x in range(n[0]):
-        for y in range(n[1]):
-            for z in range(n[2]):
-                images = {(x, y, z), (-x % n[0], y, -z % n[2]), (x, -y % n[1], z), (-x % n[0], -y % n[1], -z % n[2])}
-                if min(images) == (x, y, z):
-                    value = torch.rand(1, generator=generator)
-                    for image in images:
-                        whole[image] = value
-    quarter = whole[:n[0] // 2 + 1, :n[1] // 2 + 1]
-    padded = pad(quarter[None, None])[0, 0]
+@pytest.mark.parametrize("laue", ["P -1", "P 1 2/m 1", "P 1 1 2/m", "P m m m", "P 4/m", "P -3"])
+def test_folding_and_padding_are_the_symmetry_of_the_whole_cell(laue):
+    """A map made symmetric by gemmi's operators is folded, comes back whole, and is padded by what surrounds it there."""
+    n, rng = (8, 8, 6), np.random.default_rng(0)
+    group = gemmi.SpaceGroup(laue).operations()
+    whole, drawn = np.zeros(n), rng.random(n)
+    for point in np.ndindex(n):
+        images = [tuple(np.round(np.array(op.apply_to_xyz((np.array(point) / n).tolist())) * n).astype(int) % n) for op in group]
+        whole[point] = drawn[min(images)]
+    fold = Fold(Box("own", (0, 0, 0), (1, 1, 1), laue).rotations)
+    x, y, z = fold.shape(n)
+    part = torch.as_tensor(whole)[:x, :y, :z]
+    np.testing.assert_array_equal(fold.whole(part), whole)
+    padded = fold.pad(part[None, None])[0, 0]
+    assert padded.shape == (x + 2, y + 2, z + 2)
     for (x, y, z), value in np.ndenumerate(padded.numpy()):
         assert value == whole[(x - 1) % n[0], (y - 1) % n[1], (z - 1) % n[2]]
+
+
+def test_harker_vectors_of_a_screw_axis_and_a_glide_plane():
+    """P 21/c: the vectors (2x, 1/2, 2z + 1/2) fill a plane, (0, 2y + 1/2, 1/2) a line (International Tables, B 2.3)."""
+    found = PattersonMap(boxes_of("P 1 21/c 1"), 0, MEAN, 1.4)
+    planes, lines = found.maps[0, -2:].numpy()
+    n = found.size
+    assert planes[:, n[1] // 2].min() == pytest.approx(1) and planes[:, 0].max() < 1e-6
+    assert lines[0, :, n[2] // 2].min() == pytest.approx(1) and lines[:, :, 0].max() < 1e-6
+
+
+def test_crystals_of_any_symmetry_train_together_each_in_a_box_of_its_own():
+    crystals = [crystal(name) for name in ("P -1", "P 21 21 21", "P 1 21/c 1", "R -3")]
+    model = network()
+    settings = dict(box=None, batch_size=4, lr=3e-3, ema=0, n_validations=2, device="cpu", measurement=Measurement((1.9, 2.4)), **D)
+    history = fit(model, crystals, crystals[:2], steps=8, **settings)
+    assert history["loss"].iloc[-1] < 0.97 * history["loss"].iloc[0] and np.isfinite(history["cc_ext"].iloc[-1])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_laue_class_is_extended(name):
+    boxes, model = own(name), network()
+    F = predict(model, boxes)[0]
+    known = (boxes.measured & ~boxes.absent)[0].numpy()
+    np.testing.assert_array_equal(F[known], boxes.F[0].double().numpy()[known])
+    assert (F[boxes.extension[0].numpy()] > 0).all() and boxes.extension.sum() >= 50
+    model(boxes, boxes).backward()
 
 
 def test_without_training_it_is_the_squared_map_and_with_none_of_that_the_mean():
@@ -215,9 +254,10 @@ def test_parameters_against_the_closed_form():
     def conv(c_in, c_out, n=27):
         return c_in * c_out * n + c_out
     c, blocks = 24, 3
-    expected = conv(7, c) + conv(1, c) + 2 * blocks * (2 * conv(c, c) + 1) + 2 * conv(c, 1, 1) + 8 * c + c + 1
+    expected = conv(7, c) + conv(1, c) + 2 * blocks * (2 * conv(c, c) + 1) + 2 * conv(c, 1, 1) + 12 * c + c + 1
     assert sum(p.numel() for p in PattersonNet().parameters()) == expected
-    assert Block(4)(torch.zeros(1, 4, 5, 5, 5)).shape == (1, 4, 5, 5, 5)
+    pad = Fold(BOXES["triclinic"].rotations).pad
+    assert Block(4)(torch.zeros(1, 4, 5, 6, 6), pad).shape == (1, 4, 5, 6, 6)
     assert BOXES["monoclinic"].shape == (26, 18, 23)
 
 

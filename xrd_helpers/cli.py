@@ -144,7 +144,8 @@ def train(
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-3,
     start: Annotated[str, typer.Option(help="File of weights of the same model to begin with.")] = "",
     ema: Annotated[float, typer.Option(min=0, max=0.99999, help="Decay of the running mean of weights; 0 for none.")] = 0.999,
-    box: Annotated[str, typer.Option(help="Amplitude box: monoclinic, orthorhombic or triclinic.")] = "monoclinic",
+    box: Annotated[str, typer.Option(help="Amplitude box: monoclinic, orthorhombic, triclinic, or own: a box for each crystal.")
+    ] = "monoclinic",
     d_input: Annotated[float, typer.Option(help="Resolution of the measured amplitudes, in Å.")] = 1.5,
     d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
     d_min: Annotated[

@@ -23,6 +23,19 @@ class Box:
     high: tuple[int, int, int]
     spacegroup: str  # a centrosymmetric symmorphic group of the Laue class
 
+    @classmethod
+    def around(cls, cell: gemmi.UnitCell, spacegroup: gemmi.SpaceGroup, d_target: float) -> Box:
+        """The smallest box for one crystal, of any Laue class, to d_target (Å)."""
+        laue = spacegroup.operations().derive_symmorphic()
+        laue.add_inversion()
+        laue.cen_ops = laue.cen_ops[:1]
+        group = gemmi.find_spacegroup_by_ops(laue)
+        if group is None:
+            raise CrystalError(f"the Laue group of {spacegroup.xhm()} is in no setting that is known: transform the cell")
+        hkl = gemmi.make_miller_array(cell, group, d_target)
+        return cls("own", tuple(np.minimum(hkl.min(axis=0), 0).tolist()), tuple(np.maximum(hkl.max(axis=0), 0).tolist()),
+                   group.xhm())
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Number of voxels along h, k, l."""
@@ -74,6 +87,13 @@ BOXES = {box.name: box for box in (
 )}
 
 
+def box_named(name) -> Box | None:
+    """One of BOXES; None for "own", where each crystal gets a box of its own."""
+    if name not in (*BOXES, "own"):
+        raise CrystalError(f"there is no box {name!r}: choose {', '.join(BOXES)} or own")
+    return BOXES.get(name)
+
+
 def to_box_setting(crystal: Crystal) -> Crystal:
     """A monoclinic crystal (unique axis b) with the shorter of a and c first, any other as it is."""
     if crystal.spacegroup.crystal_system_str() == "monoclinic" and crystal.cell.a > crystal.cell.c:
@@ -108,8 +128,11 @@ def check_fit(crystal: Crystal, box: Box, d_target: float) -> None:
                            f"{box.name} box ({'; '.join(axes)})")
 
 
-def select_fitting(crystals, box: Box, d_target: float):
-    """Bring crystals to the box's setting and keep those that fit.
+LARGEST = 10_000  # Å³, of a cell that gets a box of its own
+
+
+def select_fitting(crystals, box: Box | None, d_target: float):
+    """Bring crystals to the box's setting and keep those that fit. Without a box each gets its own: cells to LARGEST fit.
 
     Returns
     -------
@@ -119,8 +142,11 @@ def select_fitting(crystals, box: Box, d_target: float):
     fitting, problems = [], []
     for crystal in crystals:
         try:
-            crystal = to_box_setting(crystal)
-            check_fit(crystal, box, d_target)
+            if box is None and crystal.cell.volume > LARGEST:
+                raise CrystalError(f"{crystal.name}: its cell of {crystal.cell.volume:.0f} Å³ is larger than {LARGEST} Å³")
+            if box is not None:
+                crystal = to_box_setting(crystal)
+                check_fit(crystal, box, d_target)
             fitting.append(crystal)
         except CrystalError as error:
             problems.append(str(error))
@@ -128,14 +154,22 @@ def select_fitting(crystals, box: Box, d_target: float):
 
 
 @lru_cache(maxsize=256)
-def absences_and_epsilon(box_name, spacegroup_symbol):
+def absences_and_epsilon(box, spacegroup_symbol):
     """(absent (n,) bool, epsilon (n,)) of the voxels of a box in a space group; the same for every crystal of it."""
-    box, group = BOXES[box_name], gemmi.SpaceGroup(spacegroup_symbol).operations()
+    group = gemmi.SpaceGroup(spacegroup_symbol).operations()
     hkl = np.ascontiguousarray(box.hkl, dtype=np.int32)
     epsilon = np.ones(len(hkl))
     present = (hkl != 0).any(axis=1)  # F(000) has no direction
     epsilon[present] = group.epsilon_factor_without_centering_array(hkl[present])
     return np.array(group.systematic_absences(hkl), bool), epsilon
+
+
+def amplitude_boxes(crystals, box: Box | None, d_input=1.5, d_target=0.8, **options) -> list[AmplitudeBoxes]:
+    """One AmplitudeBoxes of all crystals, or of each crystal one in a box of its own where `box` is None."""
+    if box is not None:
+        return [AmplitudeBoxes.from_crystals(crystals, box, d_input, d_target, **options)]
+    return [AmplitudeBoxes.from_crystals([crystal], Box.around(crystal.cell, crystal.spacegroup, d_target), d_input, d_target,
+                                         **options) for crystal in crystals]
 
 
 class Sample(NamedTuple):
@@ -191,7 +225,7 @@ class AmplitudeBoxes:
         d = inverse_d2.clamp(min=1e-12).rsqrt()
         d[inverse_d2 == 0] = torch.inf
         target, measured = (d >= d_target) & d.isfinite(), (d >= d_input) & d.isfinite()
-        symmetry = [absences_and_epsilon(box.name, crystal.spacegroup.xhm()) for crystal in crystals]
+        symmetry = [absences_and_epsilon(box, crystal.spacegroup.xhm()) for crystal in crystals]
         absent = torch.as_tensor(np.array([s[0] for s in symmetry]), device=device)
         epsilon = torch.as_tensor(np.array([s[1] for s in symmetry]), dtype=dtype, device=device)
         needed = target.any(dim=0)

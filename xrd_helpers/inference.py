@@ -192,7 +192,7 @@ def measured_box(merged: Reflections, box="monoclinic", d_target=0.8, d_shown=0.
     crystal = to_box_setting(data)
     check_fit(crystal, BOXES[box], d_target)
     box = BOXES[box]
-    absent, epsilon = absences_and_epsilon(box.name, crystal.spacegroup.xhm())
+    absent, epsilon = absences_and_epsilon(box, crystal.spacegroup.xhm())
     with np.errstate(divide="ignore"):
         d = crystal.cell.calculate_1_d2_array(box.hkl.astype(np.int32)) ** -0.5
     target = (d >= d_target) & np.isfinite(d)

@@ -75,14 +75,14 @@ def _score_one(F_pred, boxes, i):
     once, extension = ~boxes.redundant.numpy(), boxes.extension[i].numpy()
     pasted = np.where(boxes.measured[i].numpy() | ~once, F_true, F_pred)
     true, pred = F_true[extension], F_pred[extension]
-    epsilon = boxes.epsilon[i].double().numpy()[extension]
+    epsilon, side = boxes.epsilon[i].double().numpy()[extension], min(boxes.box.shape)
     return {
         "mse_box": float(((pasted - F_true)[once] ** 2).mean()),
         "r_all": r_factor(pasted[once], F_true[once]),
         "r_ext": r_factor(pred, true),
         "cc_ext": correlation(pred, true),
         "cc_e": correlation(normalize(pred, d[extension], epsilon), normalize(true, d[extension], epsilon)),
-        "ssim": float(structural_similarity(pasted, F_true, data_range=1)),
+        "ssim": float(structural_similarity(pasted, F_true, data_range=1, win_size=min(7, side - (side + 1) % 2))),
     }
 
 
@@ -131,14 +131,16 @@ class ShellMean:
     sigma_B: float = np.inf
 
     @classmethod
-    def fit(cls, boxes: AmplitudeBoxes, n_points=40) -> ShellMean:
-        """The curve of training crystals: each is first brought to the common scale and fall-off."""
-        use = (boxes.target & ~boxes.absent & ~boxes.redundant).numpy()
-        edges = np.linspace(0, float(boxes.d[boxes.target].min()) ** -2 * (1 + 1e-6), n_points + 1)
+    def fit(cls, boxes, n_points=40) -> ShellMean:
+        """The curve of training crystals (AmplitudeBoxes, or a list of them): each is first brought to a common scale and fall-off."""
+        parts = [boxes] if isinstance(boxes, AmplitudeBoxes) else boxes
+        edges = np.linspace(0, max(float(part.d[part.target].min()) ** -2 for part in parts) * (1 + 1e-6), n_points + 1)
         centres = (edges[1:] + edges[:-1]) / 2
         mean = cls(s2=centres, curve=np.ones(n_points))
-        data = [(boxes.F[i].double().numpy()[use[i]], 1 / boxes.d[i].double().numpy()[use[i]] ** 2)
-                for i in range(len(boxes))]
+        data = []
+        for part in parts:
+            use = part.target & ~part.absent & ~part.redundant
+            data += [(part.F[i][use[i]].double().numpy(), 1 / part.d[i][use[i]].double().numpy() ** 2) for i in range(len(part))]
         for _ in range(3):  # the scales need the curve and the curve the scales
             total, count, all_B = np.zeros(n_points), np.zeros(n_points), []
             for F, s2 in data:

@@ -37,7 +37,7 @@ from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from .config import UserError, atomic_path, shown
-from .gridding import BOXES, AmplitudeBoxes, select_fitting
+from .gridding import BOXES, AmplitudeBoxes, amplitude_boxes, box_named, select_fitting
 from .inference import load_model, predict, save_model
 from .metrics import ShellMean, score, shell_mean
 from .models import MODELS, TITLES
@@ -182,10 +182,10 @@ class Generated:
     def __init__(self, recipe="molecules", box=BOXES["monoclinic"], d_target=0.8, spacegroups=None, workers=1, ahead=8):
         if recipe not in RECIPES:
             raise UserError(f"there is no recipe {recipe!r}: the recipes are {' and '.join(RECIPES)}")
-        laue = gemmi.SpaceGroup(box.spacegroup).laue_str()
         shares = (dict.fromkeys(spacegroups, 1) if spacegroups else
                   MOLECULE_SPACEGROUPS if recipe == "molecules" else dict.fromkeys(SPACEGROUPS, 1))
-        self.shares = {name: share for name, share in shares.items() if gemmi.SpaceGroup(name).laue_str() == laue}
+        self.shares = {name: share for name, share in shares.items()
+                       if box is None or gemmi.SpaceGroup(name).laue_str() == gemmi.SpaceGroup(box.spacegroup).laue_str()}
         if not self.shares:
             raise UserError(f"no space group of {', '.join(shares)} belongs to the {box.name} box")
         random_crystals(0, 0, list(self.shares), 0, recipe)  # a group that the recipe cannot do is an error here
@@ -242,8 +242,7 @@ def _make(order, numbers):
                 crystals += fitting
                 break
         else:
-            raise UserError(f"of {Generated.TRIES} random crystals of {group} none fits the {box.name} box, the last one: "
-                            f"{problems[0]}")
+            raise UserError(f"of {Generated.TRIES} random crystals of {group} none fits, the last one: {problems[0]}")
     return crystals
 
 
@@ -379,17 +378,17 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
     model.to(memory_format=torch.channels_last_3d)  # faster in both precisions; no-op for tensors of other rank
     if precision == "auto":
         precision = _checkpointed_precision(checkpoint) or pick_precision(
-            model, AmplitudeBoxes.from_crystals(source.batch(seed, 0, size, part)[:1], **settings), device)
+            model, amplitude_boxes(source.batch(seed, 0, size, part)[:1], **settings)[0], device)
     precision = fabric.broadcast(precision)
     known = None
     if validation and n_validations and fabric.is_global_zero:
-        known = AmplitudeBoxes.from_crystals(validation, **settings)
+        known = amplitude_boxes(validation, **settings)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     trained, optimizer = fabric.setup(model, optimizer)
     averaged = copy.deepcopy(model).requires_grad_(False) if ema else model
     # what a checkpoint has to agree in
-    order = dict(model=repr(getattr(model, "config", type(model).__name__)), crystals=source.label, box=box.name,
+    order = dict(model=repr(getattr(model, "config", type(model).__name__)), crystals=source.label, box=box.name if box else "own",
                  d_input=d_input, d_target=d_target, measurement=repr(measurement), steps=budget.steps, minutes=minutes,
                  batch=size, lr=lr, weight_decay=weight_decay, ema=ema, seed=seed, precision=precision)
     history = _resume(checkpoint, order, model, averaged, optimizer) if checkpoint else []
@@ -403,10 +402,10 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
         while progress < 1:
             step = len(history)
             torch.manual_seed(int(np.random.SeedSequence([seed, step, fabric.global_rank]).generate_state(1)[0]))
-            seen, boxes = next(batches)
+            parts = next(batches)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(progress, lr)
-            loss = _step(fabric, trained, optimizer, precision, seen, boxes, step + 1, lr)
+            loss = _step(fabric, trained, optimizer, precision, parts, step + 1, lr)
             if ema:
                 _average(averaged, model, min(ema, (step + 1) / (step + 10)))
 
@@ -415,7 +414,8 @@ def fit(model, crystals, validation, *, box=BOXES["monoclinic"], d_input=1.5, d_
             row = {"step": step + 1, "crystals": (step + 1) * size, "seconds": seconds, "loss": loss}
             validate = known is not None and (progress >= n_validated / n_validations or progress >= 1)
             if validate:
-                row |= score(predict(averaged, known), known)[["r_ext", "cc_ext"]].mean().to_dict()
+                scores = pd.concat([score(predict(averaged, boxes), boxes) for boxes in known])
+                row |= scores[["r_ext", "cc_ext"]].mean().to_dict()
                 n_validated += 1
             history.append(row)
             write(row)
@@ -443,13 +443,16 @@ def _launch(device, devices, nodes) -> Fabric:
 
 
 def _batches(fabric, source, measurement, settings, seed, size, part, first):
-    """What each step from `first` on takes: (what the network sees, what it is compared with).
+    """What each step from `first` on takes: [(what the network sees, what it is compared with) of each box].
 
     Beside a GPU a thread makes them a step ahead, so that it need not wait; a CPU has nothing to gain from that.
     """
     def make(step):
-        boxes = AmplitudeBoxes.from_crystals(source.batch(seed, step, size, part), **settings, device=fabric.device)
-        return measurement.apply(boxes, seed, range(step * size, (step + 1) * size)[part]) if measurement else (boxes, boxes)
+        parts, numbers = [], iter(range(step * size, (step + 1) * size)[part])
+        for boxes in amplitude_boxes(source.batch(seed, step, size, part), **settings, device=fabric.device):
+            mine = [next(numbers) for _ in range(len(boxes))]
+            parts.append(measurement.apply(boxes, seed, mine) if measurement else (boxes, boxes))
+        return parts
 
     if not _ahead(fabric.device):
         yield from map(make, count(first))
@@ -494,23 +497,33 @@ def _budget(source, size, epochs, minutes, steps, n_crystals) -> Budget:
     return Budget(min((limit for limit in limits if limit), default=0), minutes)
 
 
-def _step(fabric, trained, optimizer, precision, seen, boxes, step, lr) -> float:
+def _step(fabric, trained, optimizer, precision, parts, step, lr) -> float:
     """One step of the optimizer; the loss is that of the crystals of all processes together."""
     trained.train()
-    with arithmetic(precision, fabric.device.type):
-        loss = trained(seen, boxes)
-    mean, weight = loss.detach(), 1.0
-    if fabric.world_size > 1:  # the mean over all reflections is not the mean of the processes' means
-        count = boxes.extension.sum().double()
-        total, weighted = fabric.all_reduce(torch.stack([count, count * mean]), reduce_op="sum")
-        mean, weight = weighted / total, (count * fabric.world_size / total).to(loss.dtype)
     optimizer.zero_grad()
-    fabric.backward(loss * weight)
+    mean = torch.zeros((), device=fabric.device)
+    for number, ((seen, boxes), weight) in enumerate(zip(parts, _weights(fabric, parts))):
+        with fabric.no_backward_sync(trained, enabled=number + 1 < len(parts)):  # gradients are exchanged once a step
+            with arithmetic(precision, fabric.device.type):
+                loss = trained(seen, boxes) * weight
+            fabric.backward(loss)
+        mean += loss.detach()
+    if fabric.world_size > 1:
+        mean = fabric.all_reduce(mean, reduce_op="mean")
     norm = fabric.clip_gradients(trained, optimizer, max_norm=CLIP, error_if_nonfinite=False).item()
     if not (math.isfinite(mean.item()) and math.isfinite(norm)):
         raise UserError(f"the loss is {mean.item()}, its gradient {norm}, at step {step}: lower lr (now {lr})")
     optimizer.step()
     return mean.item()
+
+
+def _weights(fabric, parts) -> list:
+    """What the loss of each box counts in the mean over the processes: boxes that all crystals share, by their reflections
+    (the mean over all reflections is not the mean of the processes' means); boxes of one crystal each, alike."""
+    if len(parts) > 1 or fabric.world_size == 1:
+        return [1 / len(parts)] * len(parts)
+    count = parts[0][1].extension.sum().double()
+    return [(count * fabric.world_size / fabric.all_reduce(count, reduce_op="sum")).float()]
 
 
 @torch.no_grad()
@@ -641,15 +654,15 @@ def describe(history, validation, model, training=(), *, box=BOXES["monoclinic"]
     if validation:
         looked_at = history.dropna(subset="r_ext")[["crystals", "r_ext", "cc_ext"]]
         scores["curve"] = [[int(n), round(r, 4), round(cc, 4)] for n, r, cc in looked_at.itertuples(index=False)]
-        known = AmplitudeBoxes.from_crystals(validation, **settings)
-        rows = {"": predict(model, known)}
+        methods = {"": partial(predict, model)}
         if training:
-            rows["shell_mean_"] = ShellMean.fit(AmplitudeBoxes.from_crystals(training[:200], **settings)).predict(known)
-        for prefix, F_pred in rows.items():
-            means = score(F_pred, known)[["r_ext", "cc_ext", "cc_e"]].mean()
+            methods["shell_mean_"] = ShellMean.fit(amplitude_boxes(training[:200], **settings)).predict
+        known = amplitude_boxes(validation, **settings)
+        for prefix, method in methods.items():
+            means = pd.concat([score(method(boxes), boxes) for boxes in known])[["r_ext", "cc_ext", "cc_e"]].mean()
             scores |= {f"{prefix}{name}": round(float(value), 4) for name, value in means.items()}
     recipe = ", ".join(sorted({c.source.removeprefix("recipe ") for c in training if c.source.startswith("recipe ")}))
-    return made | dict(recipe=recipe) | seen | settings | dict(box=box.name) | scores | dict(
+    return made | dict(recipe=recipe) | seen | settings | dict(box=box.name if box else "own") | scores | dict(
         n_validation=len(validation), commit=git_state(),
         machine=f"{computer['processor']}, {computer['cores']} cores, GPU {computer['gpu']}")
 
@@ -670,17 +683,18 @@ def train(name, out, *, crystals="", recipe="molecules", box="monoclinic", d_inp
     checkpoint, log = out.with_suffix(".checkpoint"), out.with_suffix(".csv")
     if name not in MODELS:
         raise UserError(f"there is no model {name!r}: the models are {', '.join(MODELS)}")
-    if box not in BOXES:
-        raise UserError(f"there is no box {box!r}: the boxes are {', '.join(BOXES)}")
+    box = box_named(box)
     if out.suffix != ".safetensors":
         right = out.with_suffix(".safetensors").name
         raise UserError(f"weights are written as safetensors: name the file {right}, not {out.name}")
     if out.exists() and not checkpoint.exists() and not overwrite:
         raise UserError(f"{shown(out)} is there already: choose another name, or add --overwrite")
-    settings = dict(box=BOXES[box], d_input=d_input, d_target=d_target)
+    settings = dict(box=box, d_input=d_input, d_target=d_target)
     torch.manual_seed(seed)
     model_class = MODELS[name]
-    model = model_class(model_class.config_for(BOXES[box], d_target))
+    if box is None and not model_class.any_box:
+        raise UserError(f"{TITLES[name]} needs one box for all crystals: choose {', '.join(BOXES)}")
+    model = model_class(model_class.config_for(box, d_target))
     before = {}
     if start:
         begun, before = load_model(start)
@@ -688,8 +702,8 @@ def train(name, out, *, crystals="", recipe="molecules", box="monoclinic", d_inp
             raise UserError(f"{shown(start)} holds weights of another model than {name} as it is trained here")
         model.load_state_dict(begun.state_dict())
     else:
-        model.start_from(partial(shell_mean, box=box, d_input=d_input, d_target=d_target))
-    source, validation, sample = _sets(crystals, recipe, BOXES[box], d_target, n_validation, workers)
+        model.start_from(partial(shell_mean, box=box.name if box else "monoclinic", d_input=d_input, d_target=d_target))
+    source, validation, sample = _sets(crystals, recipe, box, d_target, n_validation, workers)
     try:
         history = fit(model, source, validation, **settings, seed=seed, checkpoint=checkpoint, log=log, **options)
     finally:
@@ -726,7 +740,7 @@ def _sets(path, recipe, box, d_target, n_validation, workers):
         if len(some) == n_validation + 200:
             break
     if len(some) <= n_validation:
-        raise UserError(f"of the crystals in {shown(path)} {len(some)} fit the {box.name} box, not more than the "
+        raise UserError(f"of the crystals in {shown(path)} {len(some)} fit the {box.name if box else 'own'} box, not more than the "
                         f"{n_validation} for validation")
     return Stored(path, box, d_target, start=rows[n_validation]), some[:n_validation], some[n_validation:]
 

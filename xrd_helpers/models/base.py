@@ -17,6 +17,9 @@ class AmplitudeModel(nn.Module):
     boxes that hold the true ones, is the loss to train with.
     """
 
+    any_box = False
+    """Whether it works on boxes of any shape and Laue class, so that each crystal may have its own."""
+
     @dataclass
     class Config:
         """The choices of the network: plain numbers, texts and tuples of them, which its file of weights keeps."""

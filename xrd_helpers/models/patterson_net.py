@@ -9,7 +9,9 @@ training: the square of the positive map, whose transform already holds a third 
 equation does for a density: 1952, Acta Cryst. 5, 60). The fall-off with resolution is put back from the crystal's own
 Wilson fit, so that without any knowledge the prediction is the shell mean.
 
-Monoclinic crystals (Laue class 2/m, unique axis b): the network sees a quarter of the cell, padded by the symmetry.
+Any Laue class: the network sees the part of the cell that is left when it is folded along its mirror planes and once by the
+inversion (a half for -1, a quarter for 2/m, an eighth for mmm), padded by the symmetry; what other rotations are left, the
+average of equivalent reflections takes in.
 """
 
 import math
@@ -29,7 +31,7 @@ STEP = 0.4                              # Å between points of the map, about
 ORIGIN_PEAKS = (0.6, 1.3, 2.6)          # Å, widths of the peaks at the origin that the network is shown
 HARKER = 0.35                           # Å, width of Harker planes and lines
 N_MAPS = len(ORIGIN_PEAKS) + 3          # maps besides the Patterson
-N_NUMBERS = 8                           # that describe the crystal
+N_NUMBERS = 12                          # that describe the crystal and its data
 ONE = math.log(math.e - 1)              # softplus of this is 1
 MEAN_E = {True: 0.798, False: 0.886}    # mean of |E|, centric and acentric (Wilson, 1949, Acta Cryst. 2, 318)
 
@@ -54,62 +56,70 @@ class PattersonMap:
         absent, epsilon, d, target, measured = (x[i].flatten().cpu().numpy() for x in (
             boxes.absent, boxes.epsilon, boxes.d, boxes.target, boxes.measured))
         epsilon, d = epsilon.astype(float), d.astype(float)
-        hkl, once = box.hkl, ~boxes.redundant.flatten().cpu().numpy()
+        self.d_min = d[measured].min()
+        hkl, redundant = box.hkl, boxes.redundant.flatten().cpu().numpy()
         centring = np.zeros(len(hkl), bool)  # their E² is not known to be zero: the lattice has no such reflections
         for shift in group.operations().cen_ops:
             centring |= (hkl @ np.array(shift)) % gemmi.Op.DEN != 0
-        use, F = measured & ~absent & once, boxes.F_in[i].flatten().double().cpu().numpy()
+        use, F = measured & ~absent & ~redundant, boxes.F_in[i].flatten().double().cpu().numpy()
         E2 = np.zeros(len(hkl))
         E2[use] = normalize(F[use], d[use], epsilon[use], max(3, min(10, use.sum() // 20))) ** 2
         inner, outer = measured & ~centring, target & ~measured & ~centring
         # a screw axis or a glide plane makes known zeros
         values = np.where(absent, -1, epsilon * E2[box.index(hkl)] - 1)[inner]
-        self.values = torch.as_tensor(np.tile(values, 4), dtype=torch.float32)
-        self.inner, self.outer = self._places(hkl[inner]), self._places(hkl[outer])
-        self.read = self.outer[:outer.sum()]
+        self.fold = Fold(box.rotations)
+        places, rows = self._places(hkl[inner], box.rotations)
+        self.inner, once = (torch.as_tensor(x) for x in np.unique(places, return_index=True))
+        self.values = torch.as_tensor(values[rows], dtype=torch.float32)[once]
+        places, rows = self._places(hkl[outer], box.rotations)
+        self.read, self.row = torch.as_tensor(places), torch.as_tensor(rows)
+        self.outer, once = (torch.as_tensor(x) for x in np.unique(places, return_index=True))
+        self.outer_row = self.row[once]
         self.epsilon = torch.as_tensor(np.where(absent, 0, epsilon)[outer], dtype=torch.float32)
-        wanted = outer & ~absent & once
+        self.images = torch.as_tensor(np.bincount(rows), dtype=torch.float32)  # of each reflection, in the half-complex grid
+        wanted = outer & ~absent & ~redundant
         self.voxels, self.present = np.flatnonzero(wanted), torch.as_tensor(np.flatnonzero(wanted[outer]))
         centric = np.array(group.operations().centric_flag_array(np.ascontiguousarray(hkl[wanted], np.int32)), bool)
         factor = np.sqrt(epsilon[wanted]) * np.where(centric, MEAN_E[True], MEAN_E[False])
         self.base = torch.as_tensor(mean.at(F[use], d[use], d[wanted]) * factor / factor.mean(), dtype=torch.float32)
         self._geometry()
 
-    def _places(self, hkl):
-        """Flat places in a half-complex transform of (h, k, l >= 0) and their images under 2/m: four runs, (4 n,)."""
-        n, images = self.size, [hkl, hkl * [1, -1, 1]]
-        images += [np.where(hkl[:, 2:] == 0, -x, x) for x in images]  # the plane l = 0 holds Friedel mates, too
-        h, k, l = np.concatenate(images).T % np.array(n)[:, None]
-        return torch.as_tensor((h * n[1] + k) * (n[2] // 2 + 1) + l)
+    def _places(self, hkl, rotations):
+        """Flat places in a half-complex transform of hkl (n, 3) and all images with l >= 0, and the row of each."""
+        images = np.einsum("ni,gij->gnj", hkl, rotations).reshape(-1, 3)
+        rows, n = np.tile(np.arange(len(hkl)), len(rotations)), self.size
+        stored = images[:, 2] >= 0
+        h, k, l = images[stored].T % np.array(n)[:, None]
+        return (h * n[1] + k) * (n[2] // 2 + 1) + l, rows[stored]
 
     def _geometry(self):
         """``maps``: peaks at the origin, the distance from it, Harker planes and lines. ``numbers`` of the crystal."""
         cell, group, contents = self.sample
-        n, orth = self.size, np.array(cell.orth.mat.tolist())
-        fract = np.stack(np.meshgrid(np.arange(n[0] // 2 + 1) / n[0], np.arange(n[1] // 2 + 1) / n[1],
-                                     np.arange(n[2]) / n[2], indexing="ij"), -1)
-
-        def distance(u, axes):
-            """To the nearest point of the lattice, along some of the axes."""
-            u = u - np.round(u)
-            shifted = ((u + [x, 0, z]) * axes @ orth.T for x in (-1, 0, 1) for z in (-1, 0, 1))
-            return np.sqrt(np.min([(v**2).sum(-1) for v in shifted], axis=0))
-
-        r, planes, lines = distance(fract, [1, 1, 1]), np.zeros(fract.shape[:3]), np.zeros(fract.shape[:3])
+        n, orth = np.array(self.size), np.array(cell.orth.mat.tolist())
+        u = np.stack(np.meshgrid(*(np.arange(points) / whole for points, whole in zip(self.fold.shape(n), n)),
+                                 indexing="ij"), -1)
+        r, planes, lines = (np.zeros(u.shape[:3]) for _ in range(3))
+        r += distance(u, np.eye(3), orth)
         for rot, tran in zip(*all_operators(group)):
-            if (np.diag(rot) == (-1, 1, -1)).all():
-                planes = np.maximum(planes, np.exp(-0.5 * (distance(fract - tran, [0, 1, 0]) / HARKER) ** 2))
-            elif (np.diag(rot) == (1, -1, 1)).all():
-                lines = np.maximum(lines, np.exp(-0.5 * (distance(fract - tran, [1, 0, 1]) / HARKER) ** 2))
+            # the vectors between x and its image, x - Rx - t, fill a plane or a line (Harker, 1936, J. Chem. Phys. 4, 381)
+            span = orth @ (np.eye(3) - rot)
+            axes, size, _ = np.linalg.svd(span)
+            rank = int((size > 1e-6).sum())
+            if rank in (1, 2):
+                across = axes[:, rank:].T                                     # (1 or 2, 3), of length 1 and normal to it
+                near = np.exp(-0.5 * (distance(u + tran, across, orth) / HARKER) ** 2)
+                found = planes if rank == 2 else lines
+                np.maximum(found, near, out=found)
         peaks = [np.exp(-0.5 * (r / width) ** 2) for width in ORIGIN_PEAKS]
         self.maps = torch.as_tensor(np.stack([*peaks, np.minimum(r, 8) / 4 - 1, planes, lines]), dtype=torch.float32)[None]
         z = np.array([gemmi.Element(element).atomic_number for element in contents] or [6], float)
         z2 = z**2 * np.array(list(contents.values()) or [cell.volume / len(group.operations()) / 18])
         n_equal = z2.sum() ** 2 / (z2 * z**2).sum() * len(group.operations())  # equal atoms of the same contrast
         step = np.array([cell.a, cell.b, cell.c]) / n / STEP - 1
-        self.numbers = torch.tensor([*(step * 5), np.cos(np.radians(cell.beta)) * 3, np.log(n_equal / 50),
-                                     np.log(cell.volume / 1200), float(group.is_centrosymmetric()),
-                                     z2[z > 9].sum() / z2.sum()], dtype=torch.float32)
+        cosines = np.cos(np.radians([cell.beta, cell.alpha, cell.gamma]))
+        self.numbers = torch.tensor([*(step * 5), cosines[0] * 3, np.log(n_equal / 50), np.log(cell.volume / 1200),
+                                     float(group.is_centrosymmetric()), z2[z > 9].sum() / z2.sum(), *(cosines[1:] * 3),
+                                     np.log(len(group.operations()) / 4), 5 * (self.d_min - 1.5)], dtype=torch.float32)
 
     def to(self, device):
         for name, value in vars(self).items():
@@ -118,20 +128,20 @@ class PattersonMap:
         return self
 
     def to_map(self, E2=None):
-        """(1, 1, x, y, z) a quarter of the map of the measured values, and of E² (m,) beyond where it is given."""
+        """(1, 1, x, y, z) the folded map of the measured values, and of E² (m,) beyond where it is given."""
         n = self.size
         full = torch.zeros(n[0] * n[1] * (n[2] // 2 + 1), device=self.values.device).index_put((self.inner,), self.values)
         if E2 is not None:
-            full = full.index_put((self.outer,), (self.epsilon * E2 - 1).repeat(4))
+            full = full.index_put((self.outer,), (self.epsilon * E2 - 1)[self.outer_row])
         full = full.view(n[0], n[1], n[2] // 2 + 1)
         rho = torch.fft.irfftn(torch.complex(full, torch.zeros_like(full)), s=n, norm="forward")
-        return rho[None, None, :n[0] // 2 + 1, :n[1] // 2 + 1] / math.sqrt(len(self.inner))
+        x, y, z = self.fold.shape(n)
+        return rho[None, None, :x, :y, :z] / math.sqrt(2 * len(self.inner))  # about as many as the sphere has
 
     def to_sphere(self, rho):
-        """Coefficients (m,) of the reflections beyond, of a quarter of a map (x, y, z)."""
-        rho = torch.cat([rho, rho[:, 1:-1].flip(1)], 1)                       # the mirror plane
-        rho = torch.cat([rho, rho[1:-1].flip(0).flip(2).roll(1, 2)])          # the twofold axis
-        return torch.fft.rfftn(rho.float(), norm="ortho").real.flatten()[self.read]
+        """Coefficients (m,) of the reflections beyond, means over equivalent ones, of a folded map (x, y, z)."""
+        found = torch.fft.rfftn(self.fold.whole(rho).float(), norm="ortho").real.flatten()[self.read]
+        return torch.zeros_like(self.images).index_add(0, self.row, found) / self.images
 
     def squared(self):
         """Coefficients (m,) of the square of the positive map: mean 0 and deviation 1 over those that are present."""
@@ -139,13 +149,58 @@ class PattersonMap:
         return (g - g[self.present].mean()) / g[self.present].std()
 
 
-def pad(x):
-    """One voxel on all sides of (..., x, y, z), by the symmetry 2/m and the period."""
-    def turn(s):
-        return s.flip(4).roll(1, 4)
-    x = torch.cat([turn(x[:, :, 1:2]), x, turn(x[:, :, -2:-1])], 2)
-    x = torch.cat([x[:, :, :, 1:2], x, x[:, :, :, -2:-1]], 3)
-    return torch.cat([x[..., -1:], x, x[..., :1]], 4)
+class Fold:
+    """The part of a periodic map (x, y, z) with the symmetry of a Laue group (rotations (g, 3, 3)) that the network sees.
+
+    mirrors : axes along which the map is folded by a mirror plane; once : the axis folded by the inversion and these mirrors,
+    which turn the `turned` axes around; None where mirrors fold all three
+    """
+
+    def __init__(self, rotations):
+        group = {tuple(r.ravel()) for r in rotations}
+        self.mirrors = [i for i in range(3) if tuple(np.diag([-1 if i == j else 1 for j in range(3)]).ravel()) in group]
+        rest = [i for i in range(3) if i not in self.mirrors]
+        self.once, self.turned = (rest[0], rest[1:]) if rest else (None, [])
+
+    def shape(self, n) -> list[int]:
+        """Points along the axes of the folded map, of a whole one with an even number n (3,)."""
+        return [points if axis in self.turned else points // 2 + 1 for axis, points in enumerate(n)]
+
+    def _turn(self, x):
+        """-u of each turned axis: the last three dimensions of x are the map."""
+        for axis in self.turned:
+            x = x.flip(axis - 3).roll(1, axis - 3)
+        return x
+
+    def whole(self, x):
+        """The map (x, y, z) unfolded."""
+        for axis in self.mirrors:
+            x = torch.cat([x, x.narrow(axis, 1, x.shape[axis] - 2).flip(axis)], axis)
+        if self.once is not None:
+            x = torch.cat([x, self._turn(x.narrow(self.once, 1, x.shape[self.once] - 2).flip(self.once))], self.once)
+        return x
+
+    def pad(self, x):
+        """One voxel on all sides of (..., x, y, z), by the symmetry and the period."""
+        if self.once is not None:
+            axis = self.once - 3
+            x = torch.cat([self._turn(x.narrow(axis, 1, 1)), x, self._turn(x.narrow(axis, -2, 1))], axis)
+        for axis in self.mirrors:
+            x = torch.cat([x.narrow(axis - 3, 1, 1), x, x.narrow(axis - 3, -2, 1)], axis - 3)
+        for axis in self.turned:
+            x = torch.cat([x.narrow(axis - 3, -1, 1), x, x.narrow(axis - 3, 0, 1)], axis - 3)
+        return x
+
+
+def distance(u, across, orth):
+    """Å between points u (..., 3) and the lattice, along the directions across (k, 3), orthonormal; orth (3, 3) of the cell."""
+    steps = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    along = (u - np.round(u)) @ (across @ orth).T                             # (..., k)
+    steps = np.unique((steps @ (across @ orth).T).round(6), axis=0)
+    nearest = np.full(u.shape[:-1], np.inf)
+    for step in steps:
+        np.minimum(nearest, ((along + step) ** 2).sum(-1), out=nearest)
+    return np.sqrt(nearest)
 
 
 class Block(nn.Module):
@@ -156,12 +211,14 @@ class Block(nn.Module):
         self.one, self.two = nn.Conv3d(c, c, 3), nn.Conv3d(c, c, 3)
         self.scale = nn.Parameter(torch.tensor(0.3))
 
-    def forward(self, x):
+    def forward(self, x, pad):
         return x + self.scale * self.two(pad(nnf.silu(self.one(pad(nnf.silu(x))))))
 
 
 class PattersonNet(AmplitudeModel):
     """The boxes have to say what is known of each crystal (``samples``)."""
+
+    any_box = True
 
     @dataclass
     class Config:
@@ -177,7 +234,7 @@ class PattersonNet(AmplitudeModel):
         self.stem = nn.ModuleList(nn.Conv3d(1 if i else 1 + N_MAPS, c.channels, 3) for i in range(c.passes))
         self.numbers = nn.Linear(N_NUMBERS, c.channels)
         self.start = nn.Parameter(torch.tensor(0.3))  # how much the squared map counts
-        self.blocks = nn.ModuleList(nn.Sequential(*[Block(c.channels) for _ in range(c.blocks)]) for _ in range(c.passes))
+        self.blocks = nn.ModuleList(nn.ModuleList(Block(c.channels) for _ in range(c.blocks)) for _ in range(c.passes))
         self.head = nn.ModuleList(nn.Conv3d(c.channels, 1, 1) for _ in range(c.passes))
         for head in self.head:
             nn.init.zeros_(head.weight)
@@ -222,13 +279,14 @@ class PattersonNet(AmplitudeModel):
 
     def _passes(self, crystal):
         """[E (n,) of the reflections to be predicted, after each pass], on a scale where 1 is expected of all."""
-        g, found = self.start * crystal.squared(), []
+        g, found, pad = self.start * crystal.squared(), [], crystal.fold.pad
         for i, (stem, blocks, head) in enumerate(zip(self.stem, self.blocks, self.head)):
             if i == 0:
                 x = stem(pad(torch.cat([crystal.to_map(), crystal.maps], 1))) + self.numbers(crystal.numbers).view(1, -1, 1, 1, 1)
             else:
                 x = x + stem(pad(crystal.to_map(E.square())))
-            x = blocks(x)
+            for block in blocks:
+                x = block(x, pad)
             g = g + 0.3 * crystal.to_sphere(head(x)[0, 0])
             E = nnf.softplus(g + ONE)
             found.append(E[crystal.present])
