@@ -75,7 +75,7 @@ def _score_one(F_pred, boxes, i):
     once, extension = ~boxes.redundant.numpy(), boxes.extension[i].numpy()
     pasted = np.where(boxes.measured[i].numpy() | ~once, F_true, F_pred)
     true, pred = F_true[extension], F_pred[extension]
-    epsilon, side = boxes.epsilon[i].double().numpy()[extension], min(boxes.box.shape)
+    epsilon, side = boxes.epsilon[i].double().numpy()[extension], min(F_true.shape)
     return {
         "mse_box": float(((pasted - F_true)[once] ** 2).mean()),
         "r_all": r_factor(pasted[once], F_true[once]),
