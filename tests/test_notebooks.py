@@ -8,11 +8,12 @@ from importlib.metadata import packages_distributions
 import nbformat
 import papermill
 import pytest
+import yaml
 
 from notebook_makers import make_notebook
 from test_setup import DIRECT, canonical
 from xrd_helpers import ROOT
-from xrd_helpers.config import list_notebooks, load_config, read_parameters
+from xrd_helpers.config import CONFIG, list_notebooks, load_config, read_parameters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -64,11 +65,14 @@ def test_notebook_is_clean(path):
     check_form(path)
 
 
-def test_config_is_valid_and_quick_equals_the_defaults():
+def test_quick_is_the_defaults_and_no_profile_repeats_them():
     """Run All in JupyterLab and nbval run the defaults: they have to be what `make run` runs."""
-    config = load_config()
-    assert {"smoke", "quick", "full"} <= set(config)
-    assert config["quick"] == {name: read_parameters(path) for name, path in list_notebooks().items()}
+    profiles = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    assert {"smoke", "quick", "full"} <= set(load_config()) == set(profiles) and profiles["quick"] == {}
+    defaults = {name: read_parameters(path) for name, path in list_notebooks().items()}
+    repeated = [f"{profile}.{name}.{key}" for profile, blocks in profiles.items() for name, block in blocks.items()
+                for key, value in block.items() if value == defaults[name][key]]  # fmt: skip
+    assert not repeated, f"{repeated} equal the defaults of their notebooks"
 
 
 # --- the checks themselves: each catches what it is there for ---

@@ -23,7 +23,7 @@ def project(tmp_path, monkeypatch):
     make_notebook(notebooks, "02_second", 'if fail:\n    raise ValueError("\\x1b[31mtoo\\x1b[0m\\nlarge")', parameters="fail = False")
     make_notebook(notebooks, "03_third", parameters="epochs = 1")
     (tmp_path / "config.yaml").write_text(
-        "smoke:\n  01_first: {profile: smoke, seed: 7}\n  02_second: {fail: true}\n  03_third: {epochs: 2}\n"
+        "smoke:\n  01_first: {seed: 7}\n  02_second: {fail: true}\n  03_third: {epochs: 2}\n"
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path
