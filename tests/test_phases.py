@@ -5,21 +5,18 @@ import io
 from dataclasses import replace
 
 import gemmi
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 from xrd_helpers import ROOT, phases, plots
 from xrd_helpers.cif import read_cif, read_cif_folders
 from xrd_helpers.config import UserError
 from xrd_helpers.crystals import Crystal, all_operators
 from xrd_helpers.inference import WeightsError, find_weights, save_model
-from xrd_helpers.models.phase_models import PHASE_MODELS, SIDE, FullyConnected, LinearRegression, SymmetricUNet
+from xrd_helpers.models.phase_models import PHASE_MODELS, SIDE, FullyConnected, LinearRegression, PhaseUNet, SymmetricUNet
 from xrd_helpers.phases import ENERGY, PHASE_BOX, Shifted, shift_crystals
 from xrd_helpers.structure_factors import structure_factors
 
@@ -231,6 +228,13 @@ def test_the_symmetric_unet_keeps_an_inversion_centre():
     F = torch.rand(2, SIDE, SIDE, SIDE)
     assert torch.allclose(model(F.flip(1, 2, 3)), model(F).flip(2, 3, 4), atol=1e-5)
     assert not torch.allclose(model(F), model(F).flip(2, 3, 4), atol=1e-2)
+
+
+def test_a_trained_unet_is_averaged_over_the_inversion():
+    torch.manual_seed(0)
+    model, F = PhaseUNet().eval(), torch.rand(2, SIDE, SIDE, SIDE)
+    other_side = model(F.flip(1, 2, 3)).flip(2, 3, 4)
+    assert torch.allclose(phases.symmetrised(model)(F), (model(F) + other_side) / 2, atol=1e-6)
 
 
 def test_linear_regression_is_that_of_scikit_learn():

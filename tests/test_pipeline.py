@@ -20,7 +20,8 @@ def project(tmp_path, monkeypatch):
     """Three notebooks, of which the second can be told to fail, and a config.yaml, in the working directory."""
     notebooks = tmp_path / "notebooks"
     make_notebook(notebooks, "01_first", FIRST, parameters='profile = "quick"\nseed = 0')
-    make_notebook(notebooks, "02_second", 'if fail:\n    raise ValueError("\\x1b[31mtoo\\x1b[0m\\nlarge")', parameters="fail = False")
+    failing = 'if fail:\n    raise ValueError("\\x1b[31mtoo\\x1b[0m\\nlarge")'
+    make_notebook(notebooks, "02_second", failing, parameters="fail = False")
     make_notebook(notebooks, "03_third", parameters="epochs = 1")
     (tmp_path / "config.yaml").write_text(
         "smoke:\n  01_first: {seed: 7}\n  02_second: {fail: true}\n  03_third: {epochs: 2}\n"
