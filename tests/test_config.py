@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import yaml
 
-from notebook_makers import make_notebook
+from makers import make_notebook
 from xrd_helpers import config
 from xrd_helpers.config import (
     ConfigError,

@@ -10,7 +10,7 @@ import papermill
 import pytest
 import yaml
 
-from notebook_makers import make_notebook
+from makers import make_notebook
 from test_setup import DIRECT, canonical
 from xrd_helpers import ROOT
 from xrd_helpers.config import CONFIG, list_notebooks, load_config, read_parameters

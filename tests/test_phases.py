@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from makers import make_crystal
 from xrd_helpers import ROOT, phases, plots
 from xrd_helpers.cif import read_cif, read_cif_folders
 from xrd_helpers.config import UserError
@@ -27,10 +28,7 @@ SIMPLE = sorted((ROOT / "data" / "simple").glob("*.cif"))
 
 
 def crystal(spacegroup="P -1", cell=TRICLINIC, n=3, seed=0):
-    """n atoms in general positions."""
-    rng = np.random.default_rng(seed)
-    return Crystal("made", cell, gemmi.SpaceGroup(spacegroup), ("Se", "O", "C", "Cl")[:n], rng.random((n, 3)),
-                   rng.uniform(0.01, 0.04, n), np.ones(n))
+    return make_crystal(("Se", "O", "C", "Cl")[:n], spacegroup, cell, u=(0.01, 0.04), seed=seed)
 
 
 def moved(c, by):

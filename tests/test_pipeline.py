@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from notebook_makers import make_notebook
+from makers import make_notebook
 from xrd_helpers import config, pipeline, summary
 from xrd_helpers.config import ConfigError, UserError, locked
 
