@@ -1,4 +1,4 @@
-"""Files of measured reflections: the same few reflections in every kind of file, and real ones as their authors describe them."""
+"""Files of measured reflections: the same few in every kind of file, and real ones as their authors say."""
 
 import csv
 import os

@@ -124,9 +124,8 @@ def test_symmetry_of_ins_files(latt, symm, name, tmp_path):
 
 
 def test_equals_signs_continue_instructions_but_not_titles_and_remarks(tmp_path):
-    text = INS.replace("TITL made", "TITL made, a=10.1").replace("LATT 1", "REM R1 = 0.05 before\nLATT 1").replace("UNIT 16 20 4 8",
-                                                                                                     "UNIT 16 20 = more\n 4 8")
-    (tmp_path / "a.ins").write_text(text)
+    text = INS.replace("TITL made", "TITL made, a=10.1").replace("LATT 1", "REM R1 = 0.05 before\nLATT 1")
+    (tmp_path / "a.ins").write_text(text.replace("UNIT 16 20 4 8", "UNIT 16 20 = more\n 4 8"))
     found = shelx.read_instructions(tmp_path / "a.ins")
     assert found.cell.a == 10.1 and found.spacegroup.xhm() == "P 1 21/n 1" and found.symbols == ("C", "H", "N", "O")
     assert found.elements == {"O": 2, "N": 1, "C": 4, "H": 5} and found.remarks[0] == "REM R1 = 0.05 before"
