@@ -13,7 +13,8 @@ import torch
 
 from makers import make_crystal
 from xrd_helpers import ROOT, phases, plots
-from xrd_helpers.cif import read_cif, read_cif_folders
+from xrd_helpers.cif import read_cif
+from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.config import UserError
 from xrd_helpers.crystals import Crystal, all_operators
 from xrd_helpers.inference import WeightsError, find_weights, save_model
