@@ -8,17 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cif_makers import BAD, MONOCLINIC, P21C, P21N, SITES, THREE, TRICLINIC, cif
 
-from xrd_helpers import ROOT
+from cif_makers import BAD, MONOCLINIC, P21C, P21N, SITES, THREE, TRICLINIC, cif
+from makers import REAL
 from xrd_helpers.cif import REASONS, read_cif_file
-from xrd_helpers.cif_folders import (collect, count_fitting, find_cifs, read_cif_folders, read_cifs, set_aside_duplicates,
-                                     set_aside_unfit, summarise, write_left_out)
+from xrd_helpers.cif_folders import (
+    collect,
+    count_fitting,
+    find_cifs,
+    read_cif_folders,
+    read_cifs,
+    set_aside_duplicates,
+    set_aside_unfit,
+    summarise,
+    write_left_out,
+)
 from xrd_helpers.crystals import CrystalError
 from xrd_helpers.gridding import BOXES
 from xrd_helpers.storage import write_crystals
-
-REAL = Path(os.environ.get("XRD_REAL_DATA") or ROOT.parent / "shared" / "data")
 
 
 def test_folders_keep_the_good_files(tmp_path):
@@ -65,7 +72,7 @@ def test_a_file_that_holds_up_the_reader_is_named_and_the_others_are_read(tmp_pa
         os.mkfifo(tmp_path / name)
     entries = list(read_cifs(find_cifs([tmp_path]), workers=2, seconds=0.7))
     assert sorted(e.name for e in entries) == sorted(p.stem for p in find_cifs([tmp_path]))
-    assert {e.name: e.reason for e in entries if not e.crystal} == {name: "stopped the reader" for name in ("05x", "60x")}
+    assert {e.name: e.reason for e in entries if not e.crystal} == dict.fromkeys(("05x", "60x"), "stopped the reader")
     assert all(f"{e.name}.cif: reading it" in e.message for e in entries if not e.crystal)
 
 
@@ -111,7 +118,7 @@ def test_duplicates_are_known_in_any_setting(tmp_path):
         entry(tmp_path, "P2c", cell=MONOCLINIC, symbol="P 2/c"),  # same cell and sites, half as many lattice points
     ]
     found = set_aside_duplicates(entries)
-    assert {e.name: e.reason for e in found if not e.crystal} == {name: "duplicate" for name in ("axes", "cold", "I2a")}
+    assert {e.name: e.reason for e in found if not e.crystal} == dict.fromkeys(("axes", "cold", "I2a"), "duplicate")
     assert "axes.cif" in found[1].message and "formula of first" in found[1].message and "first.cif" in found[1].message
     assert [e.name for e in found] == [e.name for e in entries]
 
@@ -146,7 +153,7 @@ def test_the_table_and_the_list_account_for_every_file(tmp_path):
     rows = dict(summarise(entries[2:3] + [entry(tmp_path, "f", symbol="P 21", ops=P21C, sites=sites)]))
     assert list(rows.values())[-3:] == [1, 2, 1]
     write_left_out(tmp_path / "left_out.csv", entries)
-    table = list(csv.DictReader((tmp_path / "left_out.csv").open(encoding="utf-8")))
+    table = list(csv.DictReader((tmp_path / "left_out.csv").read_text(encoding="utf-8").splitlines()))
     assert [(Path(row["path"]).name, row["reason"]) for row in table] == [
         ("b.cif", "duplicate"), ("c.cif", "duplicate"), ("d.cif", "symmetry"), ("e.cif", "disorder")]
     assert all(row["reason"] in REASONS and Path(row["path"]).name in row["message"] for row in table)
@@ -187,7 +194,7 @@ def test_all_real_files_agree_with_their_formula_and_volume():
         pytest.skip(f"{REAL} has no crystals/SOURCES.csv: set XRD_REAL_DATA")
     sources = {}
     for folder in ("crystals", "simple"):
-        for row in csv.DictReader((REAL / folder / "SOURCES.csv").open(encoding="utf-8")):
+        for row in csv.DictReader((REAL / folder / "SOURCES.csv").read_text(encoding="utf-8").splitlines()):
             sources[str(REAL / folder / row["name"])] = row
     entries = list(read_cifs(find_cifs([REAL / "crystals", REAL / "simple"]), workers=0))
     assert [e.message for e in entries if not e.crystal] == [] and len(entries) == len(sources)

@@ -1,21 +1,20 @@
 """Files of measured reflections: the same few in every kind of file, and real ones as their authors say."""
 
 import csv
-import os
 import re
-from pathlib import Path
 
 import gemmi
 import numpy as np
 import pytest
-from reflection_makers import CELL, INS, ROWS, shelx_text
 
-from xrd_helpers import ROOT, reflection_files
+from makers import REAL
+from reflection_makers import CELL, INS, ROWS, shelx_text
+from xrd_helpers import reflection_files
 from xrd_helpers.config import UserError
 from xrd_helpers.reflection_files import Found, look_like_amplitudes, read_measured
 from xrd_helpers.reflections import ReflectionError, unique_hkl
 
-REAL = Path(os.environ.get("XRD_REAL_DATA", ROOT / "../shared/data")) / "measured"
+MEASURED = REAL / "measured"
 CIF_CELL = "".join(f"_cell_{name} {x}\n" for name, x in zip(
     ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"), CELL.split()))
 CIF_HEAD = (f"data_a\n{CIF_CELL}_chemical_formula_sum 'C4 H5 N O2'\n_cell_formula_units_Z 4\n"
@@ -133,11 +132,11 @@ def test_an_uncertainty_of_zero_is_named_with_its_file(tmp_path):
         read_measured(tmp_path / "a.hkl").merge()
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no measured reflections in {REAL}")
+@pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}")
 def test_real_files_hold_as_many_reflections_as_their_authors_say():
-    with open(REAL / "SOURCES.csv", encoding="utf-8") as table:
+    with open(MEASURED / "SOURCES.csv", encoding="utf-8") as table:
         for row in csv.DictReader(table):
-            measured = read_measured(REAL / row["file"], REAL / row["model"] if row["file"] != row["model"] else None)
+            measured = read_measured(MEASURED / row["file"], MEASURED / row["model"] if row["file"] != row["model"] else None)
             merged = measured.merge()
             assert len(measured.hkl) == int(row["n_refl"]) and len(merged) == int(row["n_asu"]), row["id"]
             assert merged.d_min == pytest.approx(float(row["d_min"]), abs=0.0015), row["id"]
@@ -145,21 +144,21 @@ def test_real_files_hold_as_many_reflections_as_their_authors_say():
             assert set(measured.elements) == set(re.findall("[A-Z][a-z]?", row["formula"])), row["id"]
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no measured reflections in {REAL}")
+@pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}")
 @pytest.mark.parametrize("name", ["2021921", "2241551"])  # whose authors merged in the class that they state
 def test_r_int_of_real_files_is_what_their_authors_say(name):
-    stated = gemmi.cif.read(str(REAL / f"{name}.cif")).sole_block().find_value("_diffrn_reflns_av_R_equivalents")
-    measured = read_measured(REAL / f"{name}.cif")
+    stated = gemmi.cif.read(str(MEASURED / f"{name}.cif")).sole_block().find_value("_diffrn_reflns_av_R_equivalents")
+    measured = read_measured(MEASURED / f"{name}.cif")
     assert measured.quality(measured.merge()).r_int == pytest.approx(float(stated), abs=0.00005)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no measured reflections in {REAL}")
+@pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}")
 @pytest.mark.parametrize("name", ["4035731", "2021921", "1517337", "2241551"])
 def test_the_ins_and_hkl_files_of_real_cifs_say_the_same(name, tmp_path):
-    block = gemmi.cif.read(str(REAL / f"{name}.cif")).sole_block()
+    block = gemmi.cif.read(str(MEASURED / f"{name}.cif")).sole_block()
     for suffix, tag in ((".hkl", "_shelx_hkl_file"), (".res", "_shelx_res_file")):
         (tmp_path / f"a{suffix}").write_text(gemmi.cif.as_string(block.find_value(tag)).lstrip("\n"))
-    inside, beside = read_measured(REAL / f"{name}.cif"), read_measured(tmp_path / "a.hkl")
+    inside, beside = read_measured(MEASURED / f"{name}.cif"), read_measured(tmp_path / "a.hkl")
     assert beside.spacegroup.xhm() == inside.spacegroup.xhm() and beside.wavelength == pytest.approx(inside.wavelength)
     assert beside.cell.parameters == pytest.approx(inside.cell.parameters, abs=0.006)
     assert beside.elements == pytest.approx(inside.elements, abs=0.01)

@@ -6,8 +6,8 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import pytest
-from reflection_makers import CELLS
 
+from reflection_makers import CELLS
 from xrd_helpers import reflections as refl
 from xrd_helpers.reflections import Measured
 

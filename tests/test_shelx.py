@@ -3,8 +3,8 @@
 import gemmi
 import numpy as np
 import pytest
-from reflection_makers import CELL, CELLS, INS, shelx_text
 
+from reflection_makers import CELL, CELLS, INS, shelx_text
 from xrd_helpers import reflections as refl
 from xrd_helpers import shelx
 from xrd_helpers.crystals import Crystal

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -92,7 +93,7 @@ def fetch_cod(out, spacegroup, limit, max_volume=None, server=COD, pause=1.0, ti
             result.present.append(number)
             continue
         try:
-            body = client.get(f"{number}.cif", {}, lambda body: _problem(body, number))
+            body = client.get(f"{number}.cif", {}, partial(_problem, number=number))
         except _Failed as error:
             result.failed[number] = f"{number}: {error}"
             refusals = refusals + 1 if error.refused else 0

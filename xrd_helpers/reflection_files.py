@@ -221,7 +221,7 @@ def _read_mtz(path):
         mtz = gemmi.read_mtz_file(str(path))
     except (RuntimeError, ValueError, OSError) as error:
         raise ReflectionError(f"{path} is not an MTZ file that can be read: {str(error).splitlines()[0]}") from None
-    for types, power in (("JQ", 2), ("KM", 2), ("FQ", 1), ("GL", 1)):
+    for types, power in (("JQ", 2), ("KM", 2), ("FQ", 1), ("GL", 1)):  # noqa: B007, it is the last one that counts
         pairs = [(a, b) for a, b in zip(mtz.columns, mtz.columns[1:]) if a.type + b.type == types]
         if pairs:
             break
