@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +69,11 @@ class Reflections:
 
     def __len__(self):
         return len(self.hkl)
+
+    @cached_property
+    def p1(self) -> P1Expansion:
+        """All their mates, by ``expand_to_p1``."""
+        return expand_to_p1(self.hkl, self.spacegroup)
 
     @property
     def d(self) -> np.ndarray:

@@ -12,8 +12,8 @@ import numpy as np
 from ..config import UserError
 from ..reflections import Measured, Reflections
 from . import shelxt
-from .charge_flipping import Solution
 from .extension import phase
+from .solution import Solution
 from .spacegroups import candidates, laue_group, without_absences
 from .verdict import weigh_solution
 

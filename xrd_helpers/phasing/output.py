@@ -14,7 +14,7 @@ from ..crystals import Crystal, count_elements
 from ..reflections import (Measured, Reflections, shelx_elements, shelx_header, shelx_scale, write_mtz,
                            write_shelx_files)
 from ..structure_factors import structure_factors
-from .charge_flipping import PhasingError, Solution
+from .solution import PhasingError, Solution
 from .verdict import in_words, on_axes_of
 
 MOST_NAMED = 6  # space groups named with their agreement

@@ -18,7 +18,7 @@ import gemmi
 import numpy as np
 
 from ..reflections import SHELX_LATT, write_shelx
-from .charge_flipping import PhasingError, Solution
+from .solution import PhasingError, Solution
 from .verdict import weigh_solution
 
 NAME = "job"          # of the files in the folder of a run
