@@ -20,7 +20,7 @@ from test_phasing_charge_flipping import random_crystal
 from xrd_helpers import ROOT, cli
 from xrd_helpers.cif import read_cif
 from xrd_helpers.config import UserError
-from xrd_helpers.phasing import PhasingError, Solution, in_group, match_solution, output, solve_measured, solved
+from xrd_helpers.phasing import PhasingError, in_group, match_solution, output, solve_measured, solved
 from xrd_helpers.phasing.charge_flipping import _worth_building
 from xrd_helpers.phasing.spacegroups import candidates
 from xrd_helpers.random_crystals import random_crystals
@@ -272,7 +272,7 @@ def test_the_contents_of_the_cell_stay_in_another_group():
 def test_without_a_structure_it_says_so():
     data = data_of(random_crystal("P 1 21/c 1"), d_min=1.0)
     shuffled = np.random.default_rng(0).permutation(data.intensity)
-    solution, _ = solve_measured(Measured(**{**vars(data), "intensity": shuffled}), trials=2)
+    solution, _ = solve_measured(replace(data, intensity=shuffled), trials=2)
     assert output.verdict(solution, []).startswith("Not solved") and output.verdict(None).startswith("Not solved")
 
 
@@ -297,7 +297,7 @@ def test_xrd_solve_writes_into_a_folder_beside_the_file(tmp_path, capsys):
     assert "Solved in P 1 21/c 1: 7 atoms" in printed and "SHELX, F² by HKLF 4" in printed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.hkl", "job.ins", "job_xrd"]
     assert {p.suffix for p in (tmp_path / "job_xrd").iterdir()} == {".hkl", ".ins", ".res", ".cif", ".mtz", ".ccp4"}
-    assert solved(Solution(**{**vars(solution), "fract": read_cif(tmp_path / "job_xrd" / "job.cif").fract}), crystal)
+    assert solved(replace(solution, fract=read_cif(tmp_path / "job_xrd" / "job.cif").fract), crystal)
 
 
 def test_xrd_solve_finds_the_space_group_and_says_which_agree(tmp_path, capsys):

@@ -399,7 +399,11 @@ class Measured:
                        float((self.intensity / self.sigma).mean()))
 
     def merge(self) -> Reflections:
-        """``merge`` of them; ReflectionError names the file if one has no uncertainty above zero."""
+        """``merge`` of them, which is done once; ReflectionError names the file if one has no uncertainty above zero."""
+        return self._merged
+
+    @cached_property
+    def _merged(self):
         try:
             return merge(self.hkl, self.intensity, self.sigma, self.cell, self.spacegroup)
         except ReflectionError as error:

@@ -46,9 +46,12 @@ def neighbour_statistics(crystal: Crystal):
     heavy, reach = crystal.heavy, 4.5  # Å
     fract = crystal.fract[heavy]
     radius = covalent_radii(np.array(crystal.elements)[heavy].tolist())
-    pairs = neighbours(fract, crystal.cell, crystal.spacegroup, reach)
-    apart = pairs.length > 0.4
-    i, j, d = pairs.i[apart], pairs.j[apart], pairs.length[apart]
+    i, j, _, step, _ = neighbours(fract, crystal.cell, crystal.spacegroup, reach)
+    # from places to 0.001 Å, as all these statistics were taken so far: what is at 4.000 Å counts the same
+    orth, inside = np.array(crystal.cell.orth.mat.tolist()), (fract - np.floor(fract))[i]
+    d = np.linalg.norm(np.round((inside + step) @ orth.T, 3) - inside @ orth.T, axis=1)
+    apart = d > 0.4
+    i, j, d = i[apart], j[apart], d[apart]
     order = np.lexsort((d, i))
     i, j, d = i[order], j[order], d[order]
     start = np.searchsorted(i, np.arange(len(fract)))

@@ -17,6 +17,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
+from ..crystals import count_elements
 from ..reflections import SHELX_LATT, write_shelx
 from .solution import PhasingError, Solution
 from .verdict import weigh_solution
@@ -96,6 +97,7 @@ def run_shelxt(reflections, elements, folder, timeout=600, executable=None, thre
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{NAME}[._]*"):
         old.unlink()  # a solution of an earlier run would look like one of this run
+    elements = count_elements(elements)
     write_shelx(folder / NAME, reflections, elements)
     began = time.perf_counter()
     output = folder / f"{NAME}.out"
