@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from test_phasing_charge_flipping import random_crystal
-from xrd_helpers import ROOT, cli
+from xrd_helpers import ROOT, cli, reflections
 from xrd_helpers.cif import read_cif
 from xrd_helpers.config import UserError
 from xrd_helpers.phasing import PhasingError, in_group, match_solution, output, solve_measured, solved
@@ -233,6 +233,15 @@ def test_a_solution_on_other_axes_is_written_with_the_data_on_them(tmp_path):
     strange = replace(turned, cell=gemmi.UnitCell(5, 6, 7, 90, 90, 90))
     with pytest.raises(PhasingError, match="the cell of the solution, 5 6 7 90 90 90, is not of the lattice of the data"):
         output.write_solution(tmp_path / "made", strange, data)
+
+
+def test_data_are_merged_once(tmp_path, monkeypatch):
+    data, merged = data_of(random_crystal("P -1")), []
+    monkeypatch.setattr(reflections, "merge", lambda *given, merge=reflections.merge: merged.append(1) or merge(*given))
+    output.describe_data(data, data.merge())
+    solution, _ = solve_measured(data, trials=4)
+    output.write_solution(tmp_path / "made", solution, data)
+    assert len(merged) == 1
 
 
 def test_very_negative_intensities_fit_the_columns_too(tmp_path):

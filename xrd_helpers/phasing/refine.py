@@ -79,18 +79,19 @@ class Refiner:
             falloff[:, np.array(model.elements) == element] *= self.form_factor(element)[:, None]
         return falloff
 
-    def _waves(self, model, g):
-        phase = self.hkl_ops[g] @ model.fract.T + self.shifts[g][:, None]
-        # single precision suffices once the whole cycles are gone, and its sine is several times faster
-        phase = (2 * np.pi * (phase - np.round(phase))).astype(np.float32)
-        return np.cos(phase), np.sin(phase)
+    def _waves(self, model):
+        """Cosine and sine (n, a) of the phases of all atoms, operator by operator."""
+        for hkl, shift in zip(self.hkl_ops, self.shifts):
+            phase = hkl @ model.fract.T + shift[:, None]
+            # single precision suffices once the whole cycles are gone, and its sine is several times faster
+            phase = (2 * np.pi * (phase - np.round(phase))).astype(np.float32)
+            yield np.cos(phase), np.sin(phase)
 
     def structure_factors(self, model) -> np.ndarray:
         """Complex structure factors (n,) of a model, in electrons."""
         weights = self.weights(model)
         real, imag = 0, 0
-        for g in range(len(self.hkl_ops)):
-            cos, sin = self._waves(model, g)
+        for cos, sin in self._waves(model):
             real = real + np.einsum("na,na->n", weights, cos)
             imag = imag if self.centric else imag + np.einsum("na,na->n", weights, sin)
         return (real + 1j * imag) * self.factor
@@ -154,7 +155,7 @@ class Refiner:
         cos(phi) dA + sin(phi) dB; shares (n, a) of the atoms along it; Fcalc (n,)
         """
         factor = self.factor.astype(np.float32)[:, None]
-        weights, waves = self.weights(model), [self._waves(model, g) for g in range(len(self.hkl_ops))]
+        weights, waves = self.weights(model), list(self._waves(model))
         real = weights * sum(cos for cos, _ in waves) * factor
         imag = 0 * real if self.centric else weights * sum(sin for _, sin in waves) * factor
         sf = real.sum(1) + 1j * imag.sum(1)
