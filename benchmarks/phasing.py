@@ -42,7 +42,8 @@ import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from xrd_helpers.cif import read_cif, read_cif_folders  # noqa: E402
+from xrd_helpers.cif import read_cif  # noqa: E402
+from xrd_helpers.cif_folders import read_cif_folders  # noqa: E402
 from xrd_helpers.config import run_folder, write_json  # noqa: E402
 from xrd_helpers.crystals import Crystal  # noqa: E402
 from xrd_helpers.phasing import phase, solved  # noqa: E402
@@ -52,7 +53,8 @@ from xrd_helpers.phasing.fourier import MapGrid  # noqa: E402
 from xrd_helpers.phasing.peaks import find_peaks  # noqa: E402
 from xrd_helpers.plots import OURS, plot_phasing_time, plot_solve_rate  # noqa: E402
 from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.reflections import Reflections, expand_to_p1, read_measured, unique_hkl  # noqa: E402
+from xrd_helpers.reflection_files import read_measured  # noqa: E402
+from xrd_helpers.reflections import Reflections, expand_to_p1, unique_hkl  # noqa: E402
 from xrd_helpers.structure_factors import structure_factors  # noqa: E402
 from xrd_helpers.summary import git_state, machine  # noqa: E402
 

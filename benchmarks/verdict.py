@@ -29,7 +29,7 @@ from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.metrics import log_loss, roc_auc_score  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from xrd_helpers.cif import read_cif_folders  # noqa: E402
+from xrd_helpers.cif_folders import read_cif_folders  # noqa: E402
 from xrd_helpers.config import run_folder, write_json  # noqa: E402
 from xrd_helpers.metrics import correlation  # noqa: E402
 from xrd_helpers.phasing import match_solution, phase, verdict  # noqa: E402

@@ -20,7 +20,8 @@ from xrd_helpers.crystals import Crystal
 from xrd_helpers.gridding import BOXES, AmplitudeBoxes, Box, to_box_setting
 from xrd_helpers.inference import WeightsError, load_model, predict, save_model
 from xrd_helpers.models import MODELS, FFTUNet, UNet, XRDTransformer
-from xrd_helpers.reflections import Measured, read_measured
+from xrd_helpers.reflection_files import read_measured
+from xrd_helpers.reflections import Measured
 
 SHAPE = (9, 6, 8)
 SMALL = {"unet": UNet.Config((3, 4), 5), "fft_unet": FFTUNet.Config((3, 4), 5),

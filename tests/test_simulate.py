@@ -5,7 +5,8 @@ import pytest
 
 from xrd_helpers import locate
 from xrd_helpers.cif import read_cif
-from xrd_helpers.reflections import read_measured, unique_hkl
+from xrd_helpers.reflection_files import read_measured
+from xrd_helpers.reflections import unique_hkl
 from xrd_helpers.simulate import simulate_measurement
 from xrd_helpers.structure_factors import structure_factors
 

@@ -25,8 +25,9 @@ from .metrics import UNKNOWN_R, ShellMean, shells
 from .models import MODELS, TITLES
 from .phasing.charge_flipping import Solution
 from .phasing.extension import TRIALS, phase_first
-from .reflections import (Measured, ReflectionError, Reflections, shelx_scale, unique_hkl, write_mtz,
-                          write_shelx_files)
+from .reflection_files import write_mtz
+from .reflections import Measured, ReflectionError, Reflections, unique_hkl
+from .shelx import shelx_scale, write_shelx_files
 
 WEIGHTS = locate("weights")
 PHASING_CC = 0.65    # cc_ext at which phasing starts to work (DESIGN.md, section 8)
@@ -326,8 +327,8 @@ def write_extended(stem, extended: Extended, elements=(), csv=False, mtz=False) 
     read = {Path(path).resolve() for path in measured.files}
     if clash := [path for path in paths if path.resolve() in read]:
         raise ReflectionError(f"{shown(clash[0])} is a file that was read, and is not overwritten: choose another --out")
-    intensity = np.concatenate([measured.intensity, predicted.F**2]) * extended.scale
-    sigma = np.concatenate([measured.sigma, 2 * predicted.F * predicted.sigF + predicted.sigF**2]) * extended.scale
+    intensity, sigma = (np.concatenate(parts) * extended.scale
+                        for parts in zip((measured.intensity, measured.sigma), predicted.intensities()))
     batch = np.repeat([1, 2], [len(measured.hkl), len(predicted)])
     write_shelx_files(stem, np.concatenate([measured.hkl, predicted.hkl]), intensity, sigma, batch, measured.cell,
                       measured.spacegroup, elements or measured.elements, wavelength=measured.wavelength or 0.71073)

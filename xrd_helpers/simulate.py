@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from .crystals import Crystal
-from .reflections import SHELX_LARGEST, expand_to_p1, unique_hkl, write_shelx_files
+from .reflections import expand_to_p1, unique_hkl
+from .shelx import SHELX_LARGEST, write_shelx_files
 from .structure_factors import structure_factors
 
 BACKGROUND = 50     # counts under every reflection
