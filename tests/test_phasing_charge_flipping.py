@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from xrd_helpers import ROOT
+from xrd_helpers import ROOT, reflections
 from xrd_helpers.cif import read_cif
 from xrd_helpers.crystals import Crystal, count_elements
 from xrd_helpers.phasing import PhasingError, Settings, origin, solve, verdict
@@ -77,6 +77,13 @@ def test_the_same_seed_gives_the_same_solution():
     crystal = random_crystal("P 1 21 1")
     first, second = (solve(amplitudes(crystal, 0.9), crystal.elements, seed=5) for _ in range(2))
     np.testing.assert_array_equal(first.fract, second.fract)
+
+
+def test_data_are_expanded_to_p1_once(monkeypatch):
+    crystal, expanded = random_crystal("P -1"), []
+    monkeypatch.setattr(reflections, "expand_to_p1",
+                        lambda *given, expand=reflections.expand_to_p1: expanded.append(1) or expand(*given))
+    assert solve(amplitudes(crystal, 0.9), crystal.elements).accepted and len(expanded) == 1
 
 
 def test_one_thread_and_the_others_back_afterwards():
