@@ -385,13 +385,13 @@ def solve(
         if program:
             solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
         else:
-            solved = job.solve(measured, extra, spacegroup == "search", trials, seed)
+            solved = job.solve_measured(measured, extra, spacegroup == "search", trials, seed)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(output.verdict(solved.solution, solved.tried))
     if solved.solution is not None:
-        paths = output.write_solution(folder / measured.files[0].stem, solved.solution, measured, symbols)
+        paths = output.write_solution(folder / measured.files[0].stem, solved.solution, measured)
         print(f"wrote {', '.join(path.name for path in paths)} into {folder}")
 
 

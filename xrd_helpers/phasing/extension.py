@@ -17,8 +17,9 @@ from ..metrics import UNKNOWN_R
 from ..reflections import Reflections
 from ..structure_factors import structure_factors
 from . import charge_flipping
-from .charge_flipping import ATOM_VOLUME, PhasingError, Solution
+from .charge_flipping import ATOM_VOLUME
 from .peaks import without_hydrogen
+from .solution import PhasingError, Solution
 
 TRIALS = 32
 R_PER_R1 = 2.5  # r_ext over R1, of 59 accepted structures of real molecules; their correlation is 0.86

@@ -10,11 +10,12 @@ import gemmi
 import numpy as np
 
 from ..config import UserError
+from ..crystals import count_elements
 from ..reflections import Measured, Reflections
 from . import shelxt
-from .charge_flipping import Solution
 from .extension import phase
-from .spacegroups import candidates, laue_group, without_absences
+from .solution import Solution
+from .spacegroups import candidates, laue_group, moved_to, without_absences
 from .verdict import weigh_solution
 
 
@@ -37,11 +38,10 @@ def in_group(measured: Measured, spacegroup) -> Measured:
     if laue_group(spacegroup) != laue_group(measured.spacegroup):
         raise UserError(f"{spacegroup.xhm()} is not of the Laue class of {measured.spacegroup.xhm()}, in which the data are: "
                         "correct it, or the cell and symmetry of the data")
-    ratio = len(measured.spacegroup.operations()) / len(spacegroup.operations())
-    return replace(measured, spacegroup=spacegroup, elements={symbol: n * ratio for symbol, n in measured.elements.items()})
+    return moved_to(measured, spacegroup)
 
 
-def solve(measured: Measured, extra: Reflections | None = None, search=False, trials=48, seed=0) -> Solved:
+def solve_measured(measured: Measured, extra: Reflections | None = None, search=False, trials=48, seed=0) -> Solved:
     """Charge flipping, and atoms in the space group of the data or in one that their absences allow.
 
     Parameters
@@ -63,7 +63,7 @@ def solve(measured: Measured, extra: Reflections | None = None, search=False, tr
 def solve_with_shelxt(measured: Measured, folder, program, extra=None, timeout=600.0, watch=None) -> Solved:
     """The same by SHELXT, which finds the space group by itself and takes predicted reflections for measured ones; see
     ``shelxt.run_shelxt`` for what it raises."""
-    elements = measured.elements or ["C", "H", "N", "O"]
+    elements = measured.elements or count_elements(("C", "H", "N", "O"))
     solution = shelxt.run_shelxt(_together(measured, extra), elements, Path(folder), timeout, program, watch=watch)
     if extra is not None:  # predicted amplitudes are no evidence
         solution = replace(solution, evidence=weigh_solution(solution, measured.merge(), elements))
