@@ -73,8 +73,8 @@ def test_a_setting_without_partner_is_an_error_that_names_it():
 
 
 @pytest.mark.parametrize("symbol, inversion", [
-    ("P -1", True), ("P 1 21/c 1", True), ("C 1 2/c 1", True), ("I 41/a m d:2", True), ("F d -3 m:2", True), ("P n n n:2", True),
-    ("P 1", False), ("P 1 21 1", False), ("P -4", False),
+    ("P -1", True), ("P 1 21/c 1", True), ("C 1 2/c 1", True), ("I 41/a m d:2", True), ("F d -3 m:2", True),
+    ("P n n n:2", True), ("P 1", False), ("P 1 21 1", False), ("P -4", False),
     ("P n n n:1", False), ("F d -3 m:1", False)])  # origin choice 1: the inversion is off the origin
 def test_the_operators_that_an_inversion_at_the_origin_leaves_out(symbol, inversion):
     spacegroup = gemmi.SpaceGroup(symbol)

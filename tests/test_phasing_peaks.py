@@ -25,8 +25,7 @@ def test_peaks_are_at_the_atoms():
 
 def test_a_peak_near_a_special_position_is_put_there():
     # 0.2 Å from the inversion centre of P-1: its image is 0.4 Å away, nearer than two atoms can be
-    cell, spacegroup = gemmi.UnitCell(*CELLS["P -1"]), gemmi.SpaceGroup("P -1")
-    orth = np.array(cell.orth.mat.tolist())
+    orth = np.array(gemmi.UnitCell(*CELLS["P -1"]).orth.mat.tolist())
     rot, tran = np.array([np.eye(3), -np.eye(3)]), np.zeros((2, 3))
     x, occ = peaks.snap(np.array([0.5 + 0.2 / 6.1, 0.5, 0]), rot, tran, orth, 0.9)
     np.testing.assert_allclose(x, [0.5, 0.5, 0], atol=1e-12)

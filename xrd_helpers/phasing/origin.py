@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from itertools import product
 
 import gemmi
@@ -70,7 +70,7 @@ def allowed_origins(spacegroup):
     return shifts.copy(), polar.copy()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _allowed_origins(name):
     spacegroup = gemmi.SpaceGroup(name)
     rot, _ = rotations_and_translations(spacegroup)

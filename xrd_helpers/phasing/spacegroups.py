@@ -21,7 +21,7 @@ def laue_group(spacegroup):
     """The rotations of a space group and the inversion, as a set of triplets: the same for all groups of a Laue class
     in one setting of the axes."""
     rot, _ = rotations_and_translations(spacegroup)
-    return frozenset(map(lambda r: tuple(r.ravel()), np.concatenate([rot, -rot])))
+    return frozenset(tuple(r.ravel()) for r in np.concatenate([rot, -rot]))
 
 
 def without_absences(spacegroup):
