@@ -16,8 +16,8 @@ import gemmi
 import numba
 import numpy as np
 
-from .config import UserError
-from .crystals import Crystal, all_operators
+from ..config import UserError
+from ..crystals import Crystal, all_operators
 from .molecules import METALS, Molecule, draw_taste, ions, metal_core, organic_core
 from .packing import Contents, pack
 
@@ -50,14 +50,19 @@ def random_crystals(n, seed, spacegroups=None, first=0, recipe="atoms") -> list[
     UserError
         If the recipe or a space group is unknown, or the recipe cannot do the group.
     """
-    if recipe not in RECIPES:
-        raise UserError(f"there is no recipe {recipe!r}: the recipes are {' and '.join(RECIPES)}")
-    mixture = SPACEGROUPS if recipe == "atoms" else MOLECULE_SPACEGROUPS
-    groups = [_group(symbol, recipe) for symbol in spacegroups or mixture]
-    odds = [1.0] * len(groups) if spacegroups or recipe == "atoms" else list(MOLECULE_SPACEGROUPS.values())
+    shares = mixture(recipe)
+    groups = [_group(symbol, recipe) for symbol in spacegroups or shares]
+    odds = [1.0] * len(groups) if spacegroups else list(shares.values())
     make = _atoms if recipe == "atoms" else _molecules
     return [make(np.random.default_rng([seed, number]), f"{recipe}_{seed}_{number}", groups, np.cumsum(odds))
             for number in range(first, first + n)]
+
+
+def mixture(recipe) -> dict[str, float]:
+    """{space group: how often} of a recipe; UserError if there is no such recipe."""
+    if recipe not in RECIPES:
+        raise UserError(f"there is no recipe {recipe!r}: the recipes are {' and '.join(RECIPES)}")
+    return MOLECULE_SPACEGROUPS if recipe == "molecules" else dict.fromkeys(SPACEGROUPS, 1.0)
 
 
 def can_make(spacegroup: gemmi.SpaceGroup, recipe) -> bool:
