@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from ..config import UserError
 from ..crystals import count_elements, rotations_and_translations
-from ..metrics import normalize
+from ..wilson import normalize
 from ..reflections import expand_to_p1
 from . import verdict
 from .peaks import grid_size, without_hydrogen
