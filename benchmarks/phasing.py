@@ -42,7 +42,8 @@ import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from xrd_helpers.cif import read_cif, read_cif_folders  # noqa: E402
+from xrd_helpers.cif import read_cif  # noqa: E402
+from xrd_helpers.cif_folders import read_cif_folders  # noqa: E402
 from xrd_helpers.config import run_folder, write_json  # noqa: E402
 from xrd_helpers.crystals import Crystal  # noqa: E402
 from xrd_helpers.phasing import charge_flipping  # noqa: E402

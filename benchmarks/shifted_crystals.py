@@ -25,7 +25,8 @@ except ImportError:
     Dans_Diffraction = None
 
 from xrd_helpers import ROOT  # noqa: E402
-from xrd_helpers.cif import find_cifs, read_cif  # noqa: E402
+from xrd_helpers.cif import read_cif  # noqa: E402
+from xrd_helpers.cif_folders import find_cifs  # noqa: E402
 from xrd_helpers.config import run_folder, write_json  # noqa: E402
 from xrd_helpers.phases import ENERGY, PHASE_BOX, draw_shifts, shift_crystals  # noqa: E402
 from xrd_helpers.summary import git_state, machine  # noqa: E402

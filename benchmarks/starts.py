@@ -28,7 +28,7 @@ import torch  # noqa: E402
 from scipy.stats import wilcoxon  # noqa: E402
 
 from xrd_helpers import locate  # noqa: E402
-from xrd_helpers.cif import read_cif_folders  # noqa: E402
+from xrd_helpers.cif_folders import read_cif_folders  # noqa: E402
 from xrd_helpers.config import run_folder, write_json  # noqa: E402
 from xrd_helpers.gridding import BOXES, AmplitudeBoxes, select_fitting, to_box_setting  # noqa: E402
 from xrd_helpers.inference import load_model, predict  # noqa: E402

@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from xrd_helpers.cif import read_cif_folders  # noqa: E402
+from xrd_helpers.cif_folders import read_cif_folders  # noqa: E402
 from xrd_helpers.config import run_folder, write_json  # noqa: E402
 from xrd_helpers.metrics import correlation  # noqa: E402
 from xrd_helpers.phasing import verdict  # noqa: E402

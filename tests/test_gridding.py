@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from xrd_helpers import ROOT
-from xrd_helpers.cif import read_cif_folders
+from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.crystals import Crystal, CrystalError
 from xrd_helpers.gridding import BOXES, AmplitudeBoxes, check_fit, select_fitting, to_box_setting
 

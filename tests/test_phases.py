@@ -15,7 +15,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 from xrd_helpers import ROOT, phases, plots
-from xrd_helpers.cif import read_cif, read_cif_folders
+from xrd_helpers.cif import read_cif
+from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.config import UserError
 from xrd_helpers.crystals import Crystal, all_operators
 from xrd_helpers.inference import WeightsError, find_weights, save_model

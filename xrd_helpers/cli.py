@@ -63,9 +63,7 @@ def read_cifs(
     """Read CIF files by the thousand into one file, and say why each other one was left out."""
     from pathlib import Path
 
-    from tqdm import tqdm
-
-    from xrd_helpers import cif
+    from xrd_helpers.cif_folders import collect, write_left_out
     from xrd_helpers.gridding import BOXES
     from xrd_helpers.storage import write_crystals
 
@@ -75,26 +73,16 @@ def read_cifs(
         raise UserError(f"--d-target must be a resolution above 0 Å, not {d_target:g}")
     out = Path(out)
     left_out = out.with_suffix(".left_out.csv")
-    paths = cif.find_cifs(folders)
     try:
-        entries = list(tqdm(cif.read_cifs(paths, keep_disordered, workers), total=len(paths), unit=" files"))
+        found = collect(folders, BOXES.get(box), d_target, keep_disordered, workers, progress=True)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None
-    place = {str(path): i for i, path in enumerate(paths)}
-    entries = cif.set_aside_duplicates(sorted(entries, key=lambda entry: place[entry.path]))
-    if box != "any":
-        entries = cif.set_aside_unfit(entries, BOXES[box], d_target)
-    rows = cif.summarise(entries)
-    if box == "any":
-        fitting = cif.count_fitting(entries, d_target)
-        rows += [(f"read, fit the {name} box to {d_target:g} Å", number) for name, number in fitting.items()]
-    print("\n".join(f"{label:<48}{number:>8}" for label, number in rows))
-    cif.write_left_out(left_out, entries)
-    crystals = [entry.crystal for entry in entries if entry.crystal]
-    if not crystals:
-        raise UserError(f"none of the {len(paths)} files gave a crystal that can be used: {left_out} says why")
-    write_crystals(out, crystals)
+    print("\n".join(f"{label:<48}{number:>8}" for label, number in found.rows))
+    write_left_out(left_out, found.left_out)
+    if not found.crystals:
+        raise UserError(f"none of the {found.n_files} files gave a crystal that can be used: {left_out} says why")
+    write_crystals(out, found.crystals)
     print(f"wrote {out} and {left_out}")
 
 
@@ -215,15 +203,12 @@ def evaluate(
     """Score models on real crystals or generated ones, beside what can be said without having looked at them."""
     from functools import partial
 
-    from tqdm import tqdm
-
-    from xrd_helpers import cif
     from xrd_helpers import evaluation as ev
+    from xrd_helpers.cif_folders import collect
     from xrd_helpers.config import atomic_path, write_json
     from xrd_helpers.gridding import BOXES
     from xrd_helpers.inference import find_weights, load_for_box, predict
     from xrd_helpers.phasing.extension import phase_first_boxes
-    from xrd_helpers.storage import iter_crystals
     from xrd_helpers.summary import git_state, machine
     from xrd_helpers.training import Measurement
 
@@ -237,19 +222,11 @@ def evaluate(
         raise UserError(f"--out {out} cannot be written: name a file in a folder that exists")
     networks = [name for name in model if name != "phase_first"]
     models = {title: load_for_box(path, box) for title, path in find_weights(networks).items()}
-    stored = [source for source in sources if source.endswith(".parquet")]
-    folders = [source for source in sources if source not in stored]
-    paths = cif.find_cifs(folders) if folders else []
     try:
-        entries = list(tqdm(cif.read_cifs(paths, keep_disordered, workers), total=len(paths), unit=" files"))
-        place = {str(path): i for i, path in enumerate(paths)}
-        entries = cif.set_aside_duplicates(sorted(entries, key=lambda entry: place[entry.path]))
-        entries += [cif.CifEntry(path, crystal.name, crystal) for path in stored for crystal in iter_crystals(path)]
-        entries = cif.set_aside_unfit(entries, BOXES[box], d_target)
-        crystals = [entry.crystal for entry in entries if entry.crystal]
-        print("\n".join(f"{label:<48}{number:>8}" for label, number in cif.summarise(entries)))
-        if not crystals:
-            raise UserError(f"none of the {len(paths)} files gave a crystal that fits the {box} box to {d_target:g} Å")
+        found = collect(sources, BOXES[box], d_target, keep_disordered, workers, progress=True)
+        print("\n".join(f"{label:<48}{number:>8}" for label, number in found.rows))
+        if not found.crystals:
+            raise UserError(f"none of the {found.n_files} files gave a crystal that fits the {box} box to {d_target:g} Å")
         methods = {title: partial(predict, network) for title, (network, _) in models.items()}
         mean = ev.shell_mean(curve, box=box, d_input=d_input, d_target=d_target)
         if {"all", "phase_first"} & set(model):
@@ -257,7 +234,7 @@ def evaluate(
             methods["phase first"] = partial(phase_first_boxes, otherwise=otherwise, trials=trials, seed=seed)
         methods |= ev.know_nothing(mean, seed)
         measurement = Measurement(None, missing, noise)
-        result = ev.evaluate(crystals, methods, box, d_input, d_target, solve, trials, seed, measurement=measurement,
+        result = ev.evaluate(found.crystals, methods, box, d_input, d_target, solve, trials, seed, measurement=measurement,
                              progress=True)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
