@@ -99,6 +99,13 @@ def find_box(name) -> Box:
     return BOXES[name]
 
 
+def check_resolutions(d_input, d_target) -> None:
+    """UserError if data to d_input (Å) leave nothing to predict to d_target (Å)."""
+    if not 0 < d_target < d_input:
+        raise UserError(f"d_target must be above 0 and below d_input, else nothing is left to predict: d_target is "
+                        f"{d_target:g} Å and d_input {d_input:g} Å")
+
+
 def to_box_setting(crystal: Crystal) -> Crystal:
     """A monoclinic crystal (unique axis b) with the shorter of a and c first, any other as it is."""
     if crystal.spacegroup.crystal_system_str() == "monoclinic" and crystal.cell.a > crystal.cell.c:

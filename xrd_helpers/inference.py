@@ -197,6 +197,53 @@ def phase_first_boxes(boxes: AmplitudeBoxes, otherwise, trials=TRIALS, seed=0, s
     return F
 
 
+# --- by name ---
+
+
+def extend_by(name, measured: Measured, elements=(), d_target=0.8, trials=TRIALS, seed=0):
+    """Extend by a method of that name, or by the next best one where it finds nothing.
+
+    Parameters
+    ----------
+    name : phase_first (PattersonNet, and then the mean, stand in for it), shell_mean, or a file as for ``find_weights``
+    elements, trials, seed : as for ``extend_by_structure``
+
+    Returns
+    -------
+    Extended, d_shown (Å: data beyond it were kept from the method), and in words what it is worth
+
+    Raises
+    ------
+    UserError
+        As ``extend``, or if there are no such weights, or they were trained for other resolutions.
+    """
+    if name == "phase_first":
+        result, solution = extend_by_structure(measured, elements, d_target, trials, seed)
+        words = describe_solution(solution)
+        if solution:
+            return result, 0.0, words
+        try:  # it knows monoclinic crystals only
+            result, d_shown, more = extend_by("patterson_net", measured, d_target=d_target)
+        except (WeightsError, CrystalError) as error:
+            result, d_shown, more = extend_by("shell_mean", measured, d_target=d_target)
+            words += f" ({error}.)"
+        return result, d_shown, f"{words} Instead: {more}"
+    if name == "shell_mean":
+        return extend_by_mean(measured, shell_mean(), d_target), 0.0, (
+            "Shell mean: the fall-off with resolution of random crystals, which knows nothing of this one. Do not expect "
+            "these amplitudes to solve a structure.")
+    (title, path), = find_weights([name]).items()
+    network, made = load_model(path)
+    if not made.get("d_target", 0.8) <= d_target < made.get("d_input", 1.5):
+        raise UserError(f"--d-target {d_target:g} is not between the {made.get('d_target', 0.8):g} and "
+                        f"{made.get('d_input', 1.5):g} Å that {title} was trained for")
+    # a model that was trained on data of one resolution is shown no more than that
+    d_shown = min(made["d_min"]) if made.get("d_min") else made.get("d_input", 1.5)
+    result = extend(measured, partial(predict, network), made.get("r_ext") or UNKNOWN_R,
+                    find_box(made.get("box", "monoclinic")), d_target, d_shown)
+    return result, d_shown, verdict(title, made)
+
+
 # --- files and words ---
 
 

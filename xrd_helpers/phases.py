@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .config import UserError
 from .crystals import Crystal, rotations_and_translations
 from .gridding import Box
-from .inference import load_model, save_model
+from .weights import load_model, save_model
 from .models.phase_models import PHASE_MODELS, SIDE, LinearRegression, scaled
 from .structure_factors import structure_factors
 from .summary import git_state, machine

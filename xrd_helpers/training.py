@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from .baselines import shell_mean
 from .config import UserError, atomic_path, shown
-from .gridding import BOXES, AmplitudeBoxes
+from .gridding import BOXES, AmplitudeBoxes, check_resolutions
 from .metrics import score
 from .models import MODELS, find_model
 from .simulate import Faults
@@ -204,9 +204,7 @@ def fit(model, crystals, validation, budget=Budget(), device=Device(), *, box=BO
     if n is not None and n < size:
         raise UserError(f"{n} crystals that fit the box are fewer than one batch of {size}: generate more crystals, or lower "
                         "batch_size")
-    if not 0 < d_target < d_input:
-        raise UserError(f"d_target must be above 0 and below d_input, else nothing is left to predict: d_target is "
-                        f"{d_target:g} Å and d_input {d_input:g} Å")
+    check_resolutions(d_input, d_target)
     faults.check(d_target)
     budget = budget.in_steps(size, n)
     settings = dict(box=box, d_input=d_input, d_target=d_target)

@@ -128,6 +128,11 @@ def load_for_box(path, box: Box = BOXES["monoclinic"]):
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), made
 
 
+def load_models(names, box: Box = BOXES["monoclinic"], folder=WEIGHTS) -> dict:
+    """{title: (model, what its file says)} of files of weights, by ``find_weights`` and ``load_for_box``."""
+    return {title: load_for_box(path, box) for title, path in find_weights(names, folder).items()}
+
+
 def predict(model, boxes: AmplitudeBoxes, batch_size=8) -> np.ndarray:
     """(B, *box.shape) amplitudes extended by a model, on the scale of ``boxes.F``; the model is left in eval mode."""
     model.eval()

@@ -103,7 +103,7 @@ class ShellMean:
         F = boxes.F_in.double().numpy()
         for i in range(len(boxes)):
             absent = boxes.absent[i].numpy()
-            measured = boxes.measured[i].numpy() & ~absent & ~boxes.redundant.numpy()
+            measured = boxes.known[i].numpy()
             beyond = boxes.target[i].numpy() & ~boxes.measured[i].numpy() & ~absent
             d = boxes.d[i].double().numpy()
             F[i][beyond] = self.at(F[i][measured], d[measured], d[beyond])
