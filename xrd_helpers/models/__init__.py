@@ -46,9 +46,8 @@ def find_model(name) -> str:
     elif is_installed(name):
         known_as, model_class = name, next(iter(entry_points(group=GROUP, name=name))).load()
     else:
-        installed = sorted(entry_points(group=GROUP).names)
-        raise UserError(f"there is no model {name!r}: the models are {', '.join([*MODELS, *installed])}, or your own, "
-                        "as my_net.py:MyNet")
+        known = dict.fromkeys([*MODELS, *sorted(entry_points(group=GROUP).names)])
+        raise UserError(f"there is no model {name!r}: the models are {', '.join(known)}, or your own, as my_net.py:MyNet")
     if not (isinstance(model_class, type) and issubclass(model_class, AmplitudeModel)):
         raise UserError(f"{name} is no network: it has to be a class derived from xrd_helpers.models.AmplitudeModel")
     MODELS[known_as] = model_class
