@@ -225,7 +225,8 @@ def test_train_writes_weights_that_load_and_its_second_call_touches_nothing(xrd,
 
 @pytest.mark.parametrize("arguments, message", [
     ([], "a training needs an end: give --minutes, --steps or --n-crystals"),
-    (["--steps", "1", "--model", "vnet"], "there is no model 'vnet': the models are unet, fft_unet, xrd_transformer, patterson_net, or your own"),
+    (["--steps", "1", "--model", "vnet"], "there is no model 'vnet': the models are unet, fft_unet, xrd_transformer, "
+                                            "patterson_net, or your own"),
     (["--steps", "1", "--recipe", "salts"], "there is no recipe 'salts': the recipes are atoms and molecules"),
     (["--steps", "1", "--box", "cubic"], "there is no box 'cubic': the boxes are monoclinic, orthorhombic, triclinic"),
     (["--steps", "1", "--device", "tpu"], "there is no device 'tpu': choose auto, cpu, cuda"),

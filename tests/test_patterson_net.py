@@ -201,7 +201,8 @@ def test_training_learns_and_comes_back_from_its_file(tmp_path):
     model, boxes = network(), boxes_of("P 1 21/c 1")
     with torch.no_grad():
         before = float(model(*[AmplitudeBoxes.from_crystals(crystals, **D)] * 2))
-    history = fit(model, crystals, crystals[:2], Budget(epochs=8), Device("cpu"), batch_size=4, lr=3e-3, ema=0, n_validations=2, **D)
+    history = fit(model, crystals, crystals[:2], Budget(epochs=8), Device("cpu"), batch_size=4, lr=3e-3, ema=0,
+                  n_validations=2, **D)
     with torch.no_grad():
         after = float(model(*[AmplitudeBoxes.from_crystals(crystals, **D)] * 2))
     assert after < 0.97 * before and history["cc_ext"].dropna().between(-1, 1).all()

@@ -1,6 +1,5 @@
 """Where crystals are from: each once an epoch, the same for the same seed and number, and none of those kept aside."""
 
-import gemmi
 import numpy as np
 import pytest
 

@@ -265,7 +265,8 @@ def test_every_model_learns_in_both_precisions(name, crystals):
         config = {"xrd_transformer": XRDTransformer.Config(shape=TINY.shape, dim=8, depth=1, n_heads=2, dropout=0.0),
                   "patterson_net": PattersonNet.Config(channels=4, blocks=1, d_target=1.8)}
         model = new_model(name, config[name] if name in config else type(SMALL[name])((2, 3), 4))
-        losses.append(fit(model, crystals[:2], crystals[2:3], Budget(epochs=3), **SETTINGS | dict(device=Device("cpu", precision=precision)))["loss"])
+        device = Device("cpu", precision=precision)
+        losses.append(fit(model, crystals[:2], crystals[2:3], Budget(epochs=3), **SETTINGS | dict(device=device))["loss"])
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         with torch.no_grad(), arithmetic(precision, "cpu"):
             F_out = model(boxes)
@@ -304,7 +305,8 @@ def test_without_validations_nothing_is_validated(crystals):
     (dict(faults=Faults(d_min=(1.8, 3))), "between 1.8 and 3 Å"),
     (dict(faults=Faults(d_min=(3, 2.5))), "between 3 and 2.5 Å"),
     (dict(faults=Faults(missing=1.0)), "not 1 and 0"), (dict(faults=Faults(noise=-1.0)), "not 0 and -1"),
-    (dict(budget=Budget(steps=-1)), "must not be below 0"), (dict(budget=Budget(n_crystals=1)), "n_crystals 1 is less than one batch of 2")])
+    (dict(budget=Budget(steps=-1)), "must not be below 0"),
+    (dict(budget=Budget(n_crystals=1)), "n_crystals 1 is less than one batch of 2")])
 def test_what_cannot_be_trained_is_one_sentence(change, message, crystals):
     with pytest.raises(UserError, match=message):
         fit(thin(), crystals[:4], None, **(SETTINGS | change))
@@ -535,7 +537,8 @@ def test_a_training_begins_with_the_weights_of_another(crystals, tmp_path, small
     call = dict(crystals=tmp_path / "c.parquet", **LIMITS, n_validation=2, batch_size=2, device=CPU)
     training.train("unet", tmp_path / "a.safetensors", Budget(steps=3), **call)
     # no step to speak of: with a rate of zero and no mean the weights that come out are those that went in
-    made = training.train("unet", tmp_path / "b.safetensors", Budget(steps=1), lr=0.0, ema=0, start=tmp_path / "a.safetensors", **call)
+    made = training.train("unet", tmp_path / "b.safetensors", Budget(steps=1), lr=0.0, ema=0,
+                          start=tmp_path / "a.safetensors", **call)
     first, second = (load_model(tmp_path / f"{name}.safetensors")[0].state_dict() for name in "ab")
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert made["crystals_seen"] == 6 + 2 and made["started_from"]["crystals_seen"] == 6

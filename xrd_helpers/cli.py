@@ -248,7 +248,8 @@ def _find_networks(names):
 def extend(
     file: Annotated[str, typer.Argument(help="Measured reflections: .hkl or .ins of SHELX, .cif, .fcf or .mtz.")],
     model: Annotated[
-        str, typer.Option(help="phase_first, by the atoms found in what was measured; a file in weights, as unet; a path; shell_mean.")
+        str, typer.Option(help="phase_first, by the atoms found in what was measured; a file in weights, as unet; a path; "
+                               "shell_mean.")
     ] = "phase_first",
     network: Network = [],
     about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",

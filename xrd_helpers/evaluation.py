@@ -24,7 +24,7 @@ from .reflections import Reflections
 from .simulate import Faults
 from .summary import git_state, machine
 from .weights import predict
-from .wilson import ShellMean
+from .wilson import ShellMean, volume_shells
 
 TRUE, NOTHING = "true amplitudes", "nothing added"  # phased beside the methods: what is the most, and the least
 N_SHELLS = 8
@@ -69,8 +69,8 @@ def evaluate(crystals, methods, box=BOXES["monoclinic"], d_input=1.5, d_target=0
     methods : {name: function}, each from AmplitudeBoxes to (B, *box.shape) scaled amplitudes
     n_solve : int
         That many of the crystals, drawn with `seed`, are phased by charge flipping with `trials` starts, from the measured
-        amplitudes guided by every method's, from the true ones, and from the measured ones alone. The latter stand for ``zero fill``
-        as well: who adds nothing leaves the reflections out.
+        amplitudes guided by every method's, from the true ones, and from the measured ones alone. The latter stand for
+        ``zero fill`` as well: who adds nothing leaves the reflections out.
     faults : what is hidden from the methods or disturbed
 
     Raises
@@ -118,7 +118,7 @@ def _by_shell(name, F_pred, boxes, i, edges):
     """r_ext and cc_ext of one crystal in shells of d^-3: a DataFrame; a shell of few reflections is left out."""
     extension = boxes.extension[i].numpy()
     true, pred = boxes.F[i].double().numpy()[extension], F_pred[extension]
-    shell = (np.digitize(boxes.d[i].double().numpy()[extension] ** -3, edges) - 1).clip(0, len(edges) - 2)
+    shell = volume_shells(boxes.d[i].double().numpy()[extension], edges)
     inside = [shell == number for number in range(len(edges) - 1)]
     return pd.DataFrame([{"method": name, "shell": number, "r_ext": r_factor(pred[rows], true[rows]),
                           "cc_ext": correlation(pred[rows], true[rows])}

@@ -27,7 +27,7 @@ from .reflections import (Measured, ReflectionError, Reflections, shelx_scale, u
                           write_shelx_files)
 from .structure_factors import structure_factors
 from .weights import WeightsError, find_weights, load_model, predict
-from .wilson import UNKNOWN_R, ShellMean, shells
+from .wilson import UNKNOWN_R, ShellMean, shells, volume_shells
 
 PHASING_CC = 0.65    # cc_ext at which phasing starts to work (DESIGN.md, section 8)
 R_PER_R1 = 2.5       # r_ext over R1, of 59 accepted structures of real molecules; their correlation is 0.86
@@ -141,7 +141,7 @@ def _complete_to(merged, share=0.5):
     """d in Å, where fewer than `share` of the reflections of a shell of equal volume are measured; the limit if none is."""
     possible = merged.cell.calculate_d_array(gemmi.make_miller_array(merged.cell, merged.spacegroup, merged.d_min - 1e-6))
     edges = np.linspace(0, merged.d_min**-3 * (1 + 1e-6), max(2, len(possible) // 40))
-    there, all_there = (np.histogram(d**-3.0, edges)[0] for d in (merged.d, possible))
+    there, all_there = (np.bincount(volume_shells(d, edges), minlength=len(edges) - 1) for d in (merged.d, possible))
     low = np.flatnonzero((there < share * all_there) & (np.arange(len(there)) > 0))  # low orders hide behind the beam stop
     return float(edges[low[0]] ** (-1 / 3)) if len(low) else merged.d_min
 
@@ -276,7 +276,8 @@ def write_extended(stem, extended: Extended, elements=(), csv=False, mtz=False) 
             table.to_csv(temporary, index=False)
     if mtz:
         columns = {"F": ("F", table["F"]), "SIGF": ("Q", table["sigF"]), "MEASURED": ("I", table["measured"])}
-        write_mtz(paths[-1], table[["h", "k", "l"]], columns, measured.cell, measured.spacegroup, measured.wavelength, "extended")
+        write_mtz(paths[-1], table[["h", "k", "l"]], columns, measured.cell, measured.spacegroup, measured.wavelength,
+                  "extended")
     return paths
 
 

@@ -126,7 +126,7 @@ def pick_precision(model, boxes, device="auto") -> str:
     Timed with boxes (AmplitudeBoxes, the first is taken) on a CPU, where it depends on processor, layers and memory: without
     matrix units bfloat16 is emulated. A GPU that has it is faster in it. The model is left as it was, in train mode.
     """
-    if device in ("auto", "cuda", "gpu") and torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     one, seconds, threads = boxes[:1], {}, torch.get_num_threads()
     model.train()
@@ -480,7 +480,8 @@ def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="m
         model.start_from(partial(shell_mean, **settings))
     source, validation, sample = training_sets(crystals, recipe, box, d_target, n_validation, workers)
     with closing(source):
-        history = fit(model, source, validation, budget, device, **settings, seed=seed, checkpoint=checkpoint, log=log, **options)
+        history = fit(model, source, validation, budget, device, **settings, seed=seed, checkpoint=checkpoint, log=log,
+                      **options)
     imperfect = {key: value for key, value in vars(options.get("faults", Faults())).items() if value}
     made = describe(history, validation, model, sample, **settings, **(dict(run=run) if run else {}), seed=seed, **imperfect,
                     **{key: options[key] for key in ("batch_size", "lr", "ema") if key in options})
@@ -488,7 +489,8 @@ def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="m
         made |= {key: round(made[key] + before.get(key, 0), 1) for key in ("crystals_seen", "minutes")}
         if "curve" in made:
             made["curve"] = [[n + before.get("crystals_seen", 0), r, cc] for n, r, cc in made["curve"]]
-        made["started_from"] = {key: before[key] for key in ("crystals_seen", "minutes", "seed", "lr", "commit") if key in before}
+        about = ("crystals_seen", "minutes", "seed", "lr", "commit")
+        made["started_from"] = {key: before[key] for key in about if key in before}
     if is_first_process():
         save_model(out, name, model, **made)
         checkpoint.unlink(missing_ok=True)

@@ -60,9 +60,10 @@ def load_model(path, models=MODELS):
     if models is MODELS and name not in models and is_installed(name):
         find_model(name)
     if name not in models:
-        what = f"{path} holds weights of {name or 'an unnamed model'}, not of one of {', '.join(models)}"
-        own = models is MODELS and ":" in (name or "")
-        raise WeightsError(what + (f". Is that your own network? Then name its file, too, as in --network {name}" if own else ""))
+        hint = ""
+        if models is MODELS and ":" in (name or ""):
+            hint = f". Is that your own network? Then name its file, too, as in --network {name}"
+        raise WeightsError(f"{path} holds weights of {name or 'an unnamed model'}, not of one of {', '.join(models)}{hint}")
     try:
         if lacking := {"config", "made"} - metadata.keys():
             raise ValueError(f"its metadata lack {' and '.join(sorted(lacking))}")
@@ -165,7 +166,8 @@ def weights_readme(folder) -> str:
         cells = [f"{x:,}" if isinstance(x, int) else str(x) for x in (made.get(key, "") for key in README_COLUMNS)]
         n_parameters = sum(p.numel() for p in model.parameters())
         if points := made.get("curve"):
-            curves += [[f"`{path.name}`" if i == 0 else "", f"{n:,}", *map(str, scores)] for i, (n, *scores) in enumerate(points)]
+            curves += [[f"`{path.name}`" if i == 0 else "", f"{n:,}", *map(str, scores)]
+                       for i, (n, *scores) in enumerate(points)]
         rows.append([f"`{path.name}`", f"{n_parameters:,}", *cells, f"{path.stat().st_size / 2**20:.1f} MB"])
     head_of_curves = ["file", "crystals seen", "`r_ext`", "`cc_ext`"]
     table, curve = ("\n".join("| " + " | ".join(row) + " |" for row in [names, ["---"] * len(names), *body])

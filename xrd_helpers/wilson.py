@@ -19,6 +19,12 @@ def shells(d, n_shells=N_SHELLS) -> np.ndarray:
     return rank * min(n_shells, len(d)) // max(len(d), 1)  # no empty shells where reflections are few
 
 
+def volume_shells(d, edges) -> np.ndarray:
+    """(n,) int, shell number of each reflection, between edges (m + 1,) in Å⁻³: evenly apart they make shells of equal volume,
+    with as many reflections in each."""
+    return (np.digitize(np.asarray(d) ** -3.0, edges) - 1).clip(0, len(edges) - 2)
+
+
 def normalize(F, d, epsilon, n_shells=N_SHELLS) -> np.ndarray:
     """Normalised amplitudes E = F / sqrt(ε <F²/ε>), (n,) each.
 

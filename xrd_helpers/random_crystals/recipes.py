@@ -28,7 +28,8 @@ PLACES = 12              # tried for each atom before a crystal is begun anew
 
 # recipe ``molecules``: groups and their shares, near those of the Cambridge Structural Database
 MOLECULE_SPACEGROUPS = {"P 1 21/c 1": 0.22, "P 1 21/n 1": 0.14, "P -1": 0.27, "C 1 2/c 1": 0.08, "P 21 21 21": 0.09,
-                        "P 1 21 1": 0.07, "P b c a": 0.04, "P n a 21": 0.02, "P 1": 0.02, "C 1 2 1": 0.02, "C 1 c 1": 0.015, "P 1 c 1": 0.015}
+                        "P 1 21 1": 0.07, "P b c a": 0.04, "P n a 21": 0.02, "P 1": 0.02, "C 1 2 1": 0.02,
+                        "C 1 c 1": 0.015, "P 1 c 1": 0.015}
 # Å³ an atom in organic crystals (Hofmann, Acta Cryst. B58 (2002) 489); 32 for a metal
 VOLUMES = {"H": 5.08, "C": 13.87, "N": 11.8, "O": 11.39, "F": 11.17, "B": 13.24, "Si": 37.3, "P": 29.5, "S": 25.2,
            "Cl": 25.8, "Br": 32.7, "I": 46.2}
