@@ -52,7 +52,8 @@ from xrd_helpers.phasing.origin import solved  # noqa: E402
 from xrd_helpers.phasing.peaks import MapGrid, find_peaks  # noqa: E402
 from xrd_helpers.plots import OURS, plot_phasing_time, plot_solve_rate  # noqa: E402
 from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.reflections import Reflections, read_measured, unique_hkl  # noqa: E402
+from xrd_helpers.reflection_files import read_measured  # noqa: E402
+from xrd_helpers.reflections import Reflections, unique_hkl  # noqa: E402
 from xrd_helpers.structure_factors import structure_factors  # noqa: E402
 from xrd_helpers.summary import git_state, machine  # noqa: E402
 

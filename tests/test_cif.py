@@ -3,7 +3,7 @@
 import gemmi
 import numpy as np
 import pytest
-from cif_makers import (B_SITES, BAD, BODY, C2, C2C, FACE, I2A, MONOCLINIC, P21C, P21N, SITES, THREE, TRICLINIC, centred, cif)
+from cif_makers import (B_SITES, BAD, BODY, C2, C2C, FACE, I2A, P21C, P21N, SITES, THREE, TRICLINIC, centred, cif)
 
 from xrd_helpers.cif import DEFAULT_U, CifError, read_cif, read_cif_file
 from xrd_helpers.crystals import CrystalError

@@ -16,7 +16,8 @@ from xrd_helpers.config import UserError
 from xrd_helpers.crystals import Crystal
 from xrd_helpers.gridding import BOXES, AmplitudeBoxes, measured_box, to_box_setting
 from xrd_helpers.metrics import score
-from xrd_helpers.reflections import Measured, ReflectionError, Reflections, read_measured, unique_hkl
+from xrd_helpers.reflection_files import read_measured
+from xrd_helpers.reflections import Measured, ReflectionError, Reflections, unique_hkl
 from xrd_helpers.weights import load_model, predict
 from xrd_helpers.wilson import ShellMean
 

@@ -25,7 +25,9 @@ from xrd_helpers.phasing.charge_flipping import PhasingError, _worth_building
 from xrd_helpers.phasing.origin import match_solution, solved
 from xrd_helpers.phasing.spacegroups import candidates
 from xrd_helpers.random_crystals import random_crystals
-from xrd_helpers.reflections import Measured, read_measured, write_shelx_files
+from xrd_helpers.reflection_files import read_measured
+from xrd_helpers.reflections import Measured
+from xrd_helpers.shelx import write_shelx_files
 from xrd_helpers.structure_factors import structure_factors
 
 MEASURED = Path(os.environ.get("XRD_REAL_DATA") or ROOT.parent / "shared" / "data") / "measured"

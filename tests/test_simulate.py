@@ -8,7 +8,8 @@ from tiny import LIMITS, TINY, tiny_crystals
 from xrd_helpers import locate
 from xrd_helpers.cif import read_cif
 from xrd_helpers.gridding import AmplitudeBoxes
-from xrd_helpers.reflections import read_measured, unique_hkl
+from xrd_helpers.reflection_files import read_measured
+from xrd_helpers.reflections import unique_hkl
 from xrd_helpers.simulate import Faults, simulate_measurement
 from xrd_helpers.structure_factors import structure_factors
 

@@ -265,7 +265,7 @@ def extend(
     from pathlib import Path
 
     from xrd_helpers import inference
-    from xrd_helpers.reflections import read_measured
+    from xrd_helpers.reflection_files import read_measured
 
     _find_networks(network)
     measured, symbols = read_measured(file, about or None), _symbols(elements)
@@ -317,7 +317,7 @@ def solve(
     from xrd_helpers.crystals import count_elements
     from xrd_helpers.phasing import job, output
     from xrd_helpers.phasing.shelxt import find_shelxt
-    from xrd_helpers.reflections import read_measured
+    from xrd_helpers.reflection_files import read_measured
 
     if engine not in ("auto", "shelxt", "charge_flipping"):
         raise UserError(f"--engine {engine!r} is none of auto, shelxt and charge_flipping")

@@ -32,6 +32,12 @@ def count_elements(elements, amounts=None) -> dict[str, float]:
     return numbers
 
 
+def in_asymmetric_unit(contents, spacegroup) -> dict[str, float]:
+    """{symbol: atoms in the asymmetric unit} from pairs (symbol, atoms in the cell); at least one atom in the cell."""
+    n_ops = len(spacegroup.operations())
+    return count_elements({symbol: max(1, number) / n_ops for symbol, number in contents})
+
+
 @dataclass(frozen=True)
 class Crystal:
     """A crystal structure: cell, space group and the atoms of the asymmetric unit.

@@ -23,8 +23,9 @@ from .crystals import Crystal, CrystalError
 from .gridding import BOXES, LEAST, AmplitudeBoxes, Box, box_indices, find_box, measured_box
 from .phasing.charge_flipping import Solution
 from .phasing.extension import TRIALS, phase
-from .reflections import (Measured, ReflectionError, Reflections, shelx_scale, unique_hkl, write_mtz,
-                          write_shelx_files)
+from .reflection_files import write_mtz
+from .reflections import Measured, ReflectionError, Reflections, unique_hkl
+from .shelx import shelx_scale, write_shelx_files
 from .structure_factors import structure_factors
 from .weights import WeightsError, find_weights, load_model, predict
 from .wilson import UNKNOWN_R, ShellMean, shells, volume_shells
@@ -264,8 +265,8 @@ def write_extended(stem, extended: Extended, elements=(), csv=False, mtz=False) 
     read = {Path(path).resolve() for path in measured.files}
     if clash := [path for path in paths if path.resolve() in read]:
         raise ReflectionError(f"{shown(clash[0])} is a file that was read, and is not overwritten: choose another --out")
-    intensity = np.concatenate([measured.intensity, predicted.F**2]) * extended.scale
-    sigma = np.concatenate([measured.sigma, 2 * predicted.F * predicted.sigF + predicted.sigF**2]) * extended.scale
+    intensity, sigma = (np.concatenate(parts) * extended.scale
+                        for parts in zip((measured.intensity, measured.sigma), predicted.intensities()))
     batch = np.repeat([1, 2], [len(measured.hkl), len(predicted)])
     write_shelx_files(stem, np.concatenate([measured.hkl, predicted.hkl]), intensity, sigma, batch, measured.cell,
                       measured.spacegroup, elements or measured.elements, wavelength=measured.wavelength or 0.71073)

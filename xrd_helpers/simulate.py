@@ -15,7 +15,8 @@ import torch
 from .config import UserError
 from .crystals import Crystal
 from .gridding import AmplitudeBoxes
-from .reflections import SHELX_LARGEST, expand_to_p1, unique_hkl, write_shelx_files
+from .reflections import expand_to_p1, unique_hkl
+from .shelx import SHELX_LARGEST, write_shelx_files
 from .structure_factors import structure_factors
 
 BACKGROUND = 50     # counts under every reflection

@@ -11,8 +11,9 @@ import numpy as np
 
 from ..config import atomic_path
 from ..crystals import Crystal, count_elements
-from ..reflections import (Measured, Reflections, shelx_elements, shelx_header, shelx_scale, write_mtz,
-                           write_shelx_files)
+from ..reflection_files import write_mtz
+from ..reflections import Measured, Reflections
+from ..shelx import shelx_scale, write_shelx_files, write_shelx_res
 from ..structure_factors import structure_factors
 from .charge_flipping import PhasingError, Solution
 from .verdict import in_words, on_axes_of
@@ -59,8 +60,10 @@ def write_solution(stem, solution: Solution, measured: Measured, elements=()) ->
     write_shelx_files(stem, measured.hkl, measured.intensity * fits, measured.sigma * fits, 1, measured.cell,
                       solution.spacegroup, elements, wavelength=wavelength)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".hkl", ".ins", ".res", ".cif", ".mtz")]
-    _write_text(paths[2], _res(solution, elements, stem.name, wavelength, scale * np.sqrt(fits)))
-    _write_text(paths[3], _cif(solution, stem.name, wavelength))
+    remark = f"{solution.engine}: R1 {solution.r1:.4f}, {len(solution.elements)} atoms, without hydrogen"
+    write_shelx_res(paths[2], crystal, labels(solution.elements), elements, wavelength, scale * np.sqrt(fits), remark)
+    with atomic_path(paths[3]) as temporary:
+        temporary.write_text(_cif(solution, stem.name, wavelength), encoding="utf-8")
     # F and sigF as measured, and amplitude (on their scale) and phase of the atoms
     columns = {"F": ("F", merged.F), "SIGF": ("Q", merged.sigF), "FC": ("F", scale * np.abs(sf)),
                "PHIC": ("P", np.degrees(np.angle(sf)))}
@@ -79,22 +82,6 @@ def _turned(measured, solution):
         raise PhasingError(f"the cell of the solution, {' '.join(f'{x:.4g}' for x in solution.cell.parameters)}, is not of the "
                            "lattice of the data: no files are written")
     return replace(measured, hkl=np.round(measured.hkl @ fit[0].T).astype(measured.hkl.dtype), cell=solution.cell)
-
-
-def _write_text(path, lines):
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _res(solution, elements, title, wavelength, scale):
-    """Atoms for SHELXL: occupancies held fixed (10 + occ), isotropic U free, FVAR the scale of |F|."""
-    number = {symbol: i for i, symbol in enumerate(shelx_elements(elements), 1)}
-    atoms = [f"{label:<4} {number[element]:2d} " + " ".join(f"{x:9.5f}" for x in xyz) + f" {10 + occ:9.5f} {u:8.5f}"
-             for label, element, xyz, occ, u in zip(labels(solution.elements), solution.elements, solution.fract, solution.occ,
-                                                    solution.u_iso)]
-    return [*shelx_header(solution.cell, solution.spacegroup, elements, title, wavelength),
-            f"REM {solution.engine}: R1 {solution.r1:.4f}, {len(atoms)} atoms, without hydrogen", "L.S. 10", "BOND", "FMAP 2",
-            "PLAN 20", "WGHT 0.1", f"FVAR {scale:.5f}", *atoms, "HKLF 4", "END"]
 
 
 def _cif(solution, title, wavelength):
@@ -117,7 +104,7 @@ def _cif(solution, title, wavelength):
                                            solution.occ):
         # CIF gives the share of the site that is filled: here all of it, and the site as often as symmetry repeats it
         sites.add_row([label, element, *(f"{x:.5f}" for x in xyz), f"{u:.5f}", "Uiso", "1", str(round(n_ops * occ))])
-    return block.as_string().splitlines()
+    return block.as_string()
 
 
 def _ccp4(solution):

@@ -153,8 +153,8 @@ def on_axes_of(solution, reflections):
     fits = []
     for basis in same_lattice_bases(reflections.cell, solution.cell):
         hkl = np.round(reflections.hkl @ basis.T).astype(int)
-        moved = merge(hkl, reflections.F**2, 2 * reflections.F * reflections.sigF + reflections.sigF**2 + 1e-9,
-                      solution.cell, solution.spacegroup)
+        intensity, sigma = reflections.intensities()
+        moved = merge(hkl, intensity, sigma + 1e-9, solution.cell, solution.spacegroup)
         refiner = Refiner(moved)
         model = refiner.score(Model(solution.fract, solution.elements, solution.u_iso, solution.occ, solution.heights))
         fits.append((basis, model, refiner))
