@@ -1,10 +1,10 @@
-"""Crystals: classes of atoms, the exchange of a and c."""
+"""Crystals: classes of atoms, operators without the inversion, the exchange of a and c."""
 
 import gemmi
 import numpy as np
 import pytest
 
-from xrd_helpers.crystals import Crystal, CrystalError, swap_a_and_c
+from xrd_helpers.crystals import Crystal, CrystalError, swap_a_and_c, without_inversion
 
 MONOCLINIC = (12.1, 6.3, 9.2, 90, 104, 90)
 TRICLINIC = (6.1, 8.3, 11.7, 81, 95, 104)
@@ -83,3 +83,19 @@ def signed_volume(crystal):
 def test_a_setting_without_partner_is_an_error_that_names_it():
     with pytest.raises(CrystalError, match="C 1 21 1 has no setting with a and c exchanged"):
         swap_a_and_c(made("C 1 21 1"))
+
+
+@pytest.mark.parametrize("symbol, inversion", [
+    ("P -1", True), ("P 1 21/c 1", True), ("C 1 2/c 1", True), ("I 41/a m d:2", True), ("F d -3 m:2", True), ("P n n n:2", True),
+    ("P 1", False), ("P 1 21 1", False), ("P -4", False),
+    ("P n n n:1", False), ("F d -3 m:1", False)])  # origin choice 1: the inversion is off the origin
+def test_the_operators_that_an_inversion_at_the_origin_leaves_out(symbol, inversion):
+    spacegroup = gemmi.SpaceGroup(symbol)
+    rot, tran, found = without_inversion(spacegroup)
+    assert found == inversion and (rot[0] == np.eye(3)).all() and not tran[0].any()
+    assert not found or (np.linalg.det(rot) > 0).all()
+    centring = np.array(spacegroup.operations().cen_ops) / 24
+    whole = [(sign * R, sign * t + c) for R, t in zip(rot, tran) for c in centring for sign in ((1, -1) if found else (1,))]
+    names = {(R.tobytes(), tuple(np.round(24 * t).astype(int) % 24)) for R, t in whole}
+    assert len(whole) == len(names) and names == {
+        ((np.array(op.rot) // 24).tobytes(), tuple(np.array(op.tran) % 24)) for op in spacegroup.operations()}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from test_phasing_charge_flipping import CELLS, amplitudes, random_crystal
-from xrd_helpers.phasing import charge_flipping, output, verdict
+from xrd_helpers.phasing import Settings, output, solve, verdict
 from xrd_helpers.phasing.refine import Model, Refiner
 from xrd_helpers.reflections import Reflections
 
@@ -150,8 +150,8 @@ def test_shuffled_amplitudes_are_never_solved(name, seed):
     F, order = data.F.copy(), np.argsort(data.d)
     for rows in np.array_split(order, max(1, len(order) // 40)):  # each shell keeps its amplitudes
         F[rows] = F[rng.permutation(rows)]
-    found = charge_flipping.solve(Reflections(data.hkl, F, data.sigF, data.cell, data.spacegroup), ("S", *"OONCCC"), trials=4,
-                                  cycles=100)
+    found = solve(Reflections(data.hkl, F, data.sigF, data.cell, data.spacegroup), ("S", *"OONCCC"), trials=4,
+                  settings=Settings(cycles=100))
     assert found is None or found.verdict != "solved"
 
 
@@ -159,7 +159,7 @@ def test_a_solution_of_another_engine_is_weighed_in_its_own_setting():
     """The same atoms on the axes a' = c, b' = -b, c' = a, and in P21, a subgroup: the data follow."""
     crystal = random_crystal("P 1 21/c 1")
     data = amplitudes(crystal, 0.9)
-    solution = charge_flipping.solve(data, crystal.contents, seed=1)
+    solution = solve(data, crystal.contents, seed=1)
     here = verdict.weigh_solution(solution, data, crystal.contents)
     assert here.r1 == pytest.approx(solution.evidence.r1, abs=0.01) and here.bonded == solution.evidence.bonded
     a, b, c, alpha, beta, gamma = crystal.cell.parameters
@@ -173,7 +173,7 @@ def test_a_solution_of_another_engine_is_weighed_in_its_own_setting():
 
 def test_the_verdict_says_why():
     crystal = random_crystal("P 1 21/c 1")
-    solution = charge_flipping.solve(amplitudes(crystal, 0.85), crystal.contents, seed=1)
+    solution = solve(amplitudes(crystal, 0.85), crystal.contents, seed=1)
     def text(p):
         return output.verdict(replace(solution, evidence=replace(solution.evidence, probability=p)))
     solved, doubtful, wrong = text(0.999), text(0.5), text(0.001)

@@ -12,7 +12,7 @@ import torch
 from xrd_helpers import ROOT, structure_factors as sf_module
 from xrd_helpers.cif import read_cif
 from xrd_helpers.crystals import Crystal, CrystalError, all_operators
-from xrd_helpers.structure_factors import CrystalBatch, structure_factors
+from xrd_helpers.structure_factors import CrystalBatch, fit_scale, structure_factors
 
 SHIPPED = sorted((ROOT / "data" / "molecules").glob("*.cif")) + sorted((ROOT / "data" / "simple").glob("*.cif"))
 REAL = Path(os.environ.get("XRD_REAL_DATA") or ROOT.parent / "shared" / "data")
@@ -374,3 +374,8 @@ def test_deuterium_scatters_as_hydrogen_does():
 def test_an_element_without_form_factor_is_named():
     with pytest.raises(CrystalError, match="element Lr"):
         structure_factors(crystal("P 1", elements=("C", "Lr")), some_hkl())
+
+
+def test_scale_of_least_squares():
+    F, F_calc = np.array([2.0, 4.0, 9.0]), np.array([1.0, 2.0, 3.0])  # Σ F F_calc = 37, Σ F_calc² = 14
+    assert fit_scale(F, F_calc) == pytest.approx(37 / 14) and fit_scale(F, 0 * F_calc) == 0

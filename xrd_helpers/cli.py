@@ -311,10 +311,8 @@ def solve(
     out: Annotated[str, typer.Option(help="Folder for what is written. Default: FILE with _xrd.")] = "",
 ):
     """From measured reflections to atoms. Writes .res, .ins, .hkl, .cif, .mtz and a map into a folder beside the file."""
-    from dataclasses import replace
     from pathlib import Path
 
-    from xrd_helpers.crystals import count_elements
     from xrd_helpers.phasing import job, output
     from xrd_helpers.phasing.shelxt import find_shelxt
     from xrd_helpers.reflection_files import read_measured
@@ -324,17 +322,8 @@ def solve(
     program = find_shelxt(shelxt) if engine != "charge_flipping" else None
     if engine == "shelxt" and program is None:
         raise UserError("no SHELXT program was found: name it with --shelxt, or use --engine charge_flipping")
-    measured, symbols = read_measured(file, about or None), _symbols(elements)
-    if symbols:
-        measured = replace(measured, elements=count_elements(symbols))
-    if spacegroup not in ("", "search"):
-        measured = job.in_group(measured, spacegroup)
-    if d_min:
-        inside = measured.cell.calculate_d_array(measured.hkl.astype("i4")) >= d_min
-        if not inside.any():
-            raise UserError(f"nothing was measured to --d-min {d_min:g} Å")
-        measured = replace(measured, hkl=measured.hkl[inside], intensity=measured.intensity[inside],
-                           sigma=measured.sigma[inside])
+    symbols, search = _symbols(elements), spacegroup == "search"
+    measured = job.prepared(read_measured(file, about or None), symbols, "" if search else spacegroup, d_min)
     folder = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_xrd")
     folder.mkdir(parents=True, exist_ok=True)
     merged = measured.merge()
@@ -351,13 +340,13 @@ def solve(
         if program:
             solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
         else:
-            solved = job.solve(measured, extra, spacegroup == "search", trials, seed)
+            solved = job.solve_measured(measured, extra, search, trials, seed)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(output.verdict(solved.solution, solved.tried))
     if solved.solution is not None:
-        paths = output.write_solution(folder / measured.files[0].stem, solved.solution, measured, symbols)
+        paths = output.write_solution(folder / measured.files[0].stem, solved.solution, measured)
         print(f"wrote {', '.join(path.name for path in paths)} into {folder}")
 
 

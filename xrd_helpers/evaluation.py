@@ -18,7 +18,7 @@ from .gridding import BOXES, AmplitudeBoxes, check_resolutions, to_box_setting
 from .inference import phase_first_boxes
 from .metrics import SCORES, correlation, r_factor, score
 from .models import PattersonNet
-from .phasing.extension import phase
+from .phasing.job import phase
 from .phasing.origin import solved
 from .reflections import Reflections
 from .simulate import Faults

@@ -19,14 +19,14 @@ import pandas as pd
 
 from .baselines import shell_mean
 from .config import UserError, atomic_path, shown
-from .crystals import Crystal, CrystalError
+from .crystals import CrystalError
 from .gridding import BOXES, LEAST, AmplitudeBoxes, Box, box_indices, find_box, measured_box
-from .phasing.charge_flipping import Solution
-from .phasing.extension import TRIALS, phase
+from .phasing.job import TRIALS, phase
+from .phasing.solution import Solution
 from .reflection_files import write_mtz
 from .reflections import Measured, ReflectionError, Reflections, unique_hkl
 from .shelx import shelx_scale, write_shelx_files
-from .structure_factors import structure_factors
+from .structure_factors import fit_scale, structure_factors
 from .weights import WeightsError, find_weights, load_model, predict
 from .wilson import UNKNOWN_R, ShellMean, shells, volume_shells
 
@@ -173,11 +173,9 @@ def extend_from(solution: Solution | None, reflections: Reflections, hkl) -> Ext
     """Amplitudes at hkl (n, 3) of the atoms of a solution of these reflections; None if the engine does not accept it."""
     if solution is None or not solution.accepted:
         return None
-    atoms = Crystal("found", solution.cell, solution.spacegroup, tuple(solution.elements), solution.fract, solution.u_iso,
-                    solution.occ)
+    atoms = solution.as_crystal()
     known, new = (np.abs(structure_factors(atoms, indices)) for indices in (reflections.hkl, hkl))
-    scale = float(reflections.F @ known / (known @ known))
-    return Extension(scale * new, min(UNKNOWN_R, R_PER_R1 * solution.r1), solution)
+    return Extension(fit_scale(reflections.F, known) * new, min(UNKNOWN_R, R_PER_R1 * solution.r1), solution)
 
 
 def phase_first_boxes(boxes: AmplitudeBoxes, otherwise, trials=TRIALS, seed=0, solutions=None) -> np.ndarray:

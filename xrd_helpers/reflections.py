@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +56,11 @@ class Reflections:
 
     def __len__(self):
         return len(self.hkl)
+
+    @cached_property
+    def p1(self) -> P1Expansion:
+        """All their mates, by ``expand_to_p1``."""
+        return expand_to_p1(self.hkl, self.spacegroup)
 
     @property
     def d(self) -> np.ndarray:
@@ -203,7 +209,11 @@ class Measured:
                        r_int if np.isfinite(r_int) else None, float((self.intensity / self.sigma).mean()))
 
     def merge(self) -> Reflections:
-        """``merge`` of them; ReflectionError names the file if one has no uncertainty above zero."""
+        """``merge`` of them, which is done once; ReflectionError names the file if one has no uncertainty above zero."""
+        return self._merged
+
+    @cached_property
+    def _merged(self):
         try:
             return merge(self.hkl, self.intensity, self.sigma, self.cell, self.spacegroup)
         except ReflectionError as error:

@@ -14,7 +14,7 @@ import gemmi
 import numpy as np
 
 from .config import atomic_path
-from .crystals import count_elements, in_asymmetric_unit, rotations_and_translations
+from .crystals import count_elements, in_asymmetric_unit, without_inversion
 from .reflections import ReflectionError
 
 SHELX_LATT = {"P": 1, "I": 2, "R": 3, "F": 4, "A": 5, "B": 6, "C": 7}
@@ -45,24 +45,13 @@ def shelx_symmetry(spacegroup):
     ShelxError
         If the inversion is not at the origin, or the centring is none of P, I, R (obverse), F, A, B, C.
     """
-    group = spacegroup.operations()
-    centring = group.find_centering()
+    centring = spacegroup.operations().find_centering()
     if centring not in SHELX_LATT:
         raise ShelxError(f"SHELX has no LATT number for the centring of {spacegroup.xhm()}: transform the cell")
-    rot, tran = rotations_and_translations(spacegroup)
-    keep = np.ones(len(rot), bool)
-    if spacegroup.is_centrosymmetric():
-        inversion = int(np.flatnonzero((rot == -np.eye(3, dtype=int)).all(axis=(1, 2)))[0])
-        lattice = np.array(group.cen_ops, float) / gemmi.Op.DEN
-        if not (np.abs((tran[inversion] - lattice + 0.5) % 1 - 0.5).max(axis=1) < 1e-6).any():
-            raise ShelxError(f"SHELX needs the inversion at the origin, which {spacegroup.xhm()} has not: "
-                                  "use origin choice 2")
-        for i in range(len(rot)):
-            partner = (rot == -rot[i]).all(axis=(1, 2)) & (np.arange(len(rot)) > i)
-            keep[partner] = keep[partner] & ~keep[i]
-    keep[0] = False  # the identity
-    latt = SHELX_LATT[centring] * (1 if spacegroup.is_centrosymmetric() else -1)
-    return latt, [_shelx_operator(r, t) for r, t in zip(rot[keep], tran[keep])]
+    rot, tran, inversion = without_inversion(spacegroup)
+    if spacegroup.is_centrosymmetric() and not inversion:
+        raise ShelxError(f"SHELX needs the inversion at the origin, which {spacegroup.xhm()} has not: use origin choice 2")
+    return SHELX_LATT[centring] * (1 if inversion else -1), [_shelx_operator(r, t) for r, t in zip(rot[1:], tran[1:])]
 
 
 def _shelx_operator(rot, tran):

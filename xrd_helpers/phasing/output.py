@@ -10,20 +10,15 @@ import gemmi
 import numpy as np
 
 from ..config import atomic_path
-from ..crystals import Crystal, count_elements
 from ..reflection_files import write_mtz
 from ..reflections import Measured, Reflections
 from ..shelx import shelx_scale, write_shelx_files, write_shelx_res
-from ..structure_factors import structure_factors
-from .charge_flipping import PhasingError, Solution
+from ..structure_factors import fit_scale, structure_factors
+from .solution import PhasingError, Solution
+from .spacegroups import moved_to
 from .verdict import in_words, on_axes_of
 
 MOST_NAMED = 6  # space groups named with their agreement
-
-
-def as_crystal(solution: Solution, name="solution") -> Crystal:
-    return Crystal(name, solution.cell, solution.spacegroup, tuple(solution.elements), solution.fract, solution.u_iso,
-                   solution.occ, source=solution.engine)
 
 
 def labels(elements) -> list[str]:
@@ -31,31 +26,28 @@ def labels(elements) -> list[str]:
     return [f"{element}{elements[:i].count(element) + 1}" for i, element in enumerate(elements)]
 
 
-def write_solution(stem, solution: Solution, measured: Measured, elements=()) -> list[Path]:
+def write_solution(stem, solution: Solution, measured: Measured) -> list[Path]:
     """Write ``.hkl``, ``.ins`` (no atoms), ``.res``, ``.cif``, ``.mtz`` and, where there is a map, ``.ccp4``.
 
     Parameters
     ----------
     stem : path of the files without their suffix
     solution : on the axes of the data or others of their lattice, to which the data are brought then
-    measured : the reflections it was found from
-    elements : {symbol: atoms in the asymmetric unit of the data}, for SFAC and UNIT, by default theirs or those of the atoms
+    measured : the reflections it was found from; their elements are those of SFAC and UNIT, with those of the atoms
 
     Returns
     -------
     list of Path
     """
-    stem, crystal = Path(stem), as_crystal(solution, Path(stem).name)
+    stem, crystal = Path(stem), solution.as_crystal(Path(stem).name)
     if solution.orientation != "as input" or not solution.cell.approx(measured.cell, 0.01):
         measured = _turned(measured, solution)
-    merged = replace(measured, spacegroup=solution.spacegroup).merge()
-    # a part of the cell of another size, where the group found is not that of the data
-    ratio = len(measured.spacegroup.operations()) / len(solution.spacegroup.operations())
-    elements = {symbol: n * ratio for symbol, n in count_elements(elements or measured.elements).items()} or crystal.contents
-    elements |= {symbol: n for symbol, n in crystal.contents.items() if symbol not in elements}
+    measured = moved_to(measured, solution.spacegroup)
+    merged = measured.merge()
+    elements = {**crystal.contents, **measured.elements}
     wavelength = measured.wavelength or 0.71073
     sf = structure_factors(crystal, merged.hkl)
-    scale = float(merged.F @ np.abs(sf) / (np.abs(sf) @ np.abs(sf)))
+    scale = fit_scale(merged.F, np.abs(sf))
     fits = shelx_scale(measured.intensity, measured.sigma)
     write_shelx_files(stem, measured.hkl, measured.intensity * fits, measured.sigma * fits, 1, measured.cell,
                       solution.spacegroup, elements, wavelength=wavelength)

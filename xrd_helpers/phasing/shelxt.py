@@ -14,8 +14,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..crystals import count_elements
 from ..shelx import ShelxError, read_instructions, write_shelx
-from .charge_flipping import PhasingError, Solution
+from .solution import PhasingError, Solution
 from .verdict import weigh_solution
 
 NAME = "job"          # of the files in the folder of a run
@@ -88,6 +89,7 @@ def run_shelxt(reflections, elements, folder, timeout=600, executable=None, thre
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{NAME}[._]*"):
         old.unlink()  # a solution of an earlier run would look like one of this run
+    elements = count_elements(elements)
     write_shelx(folder / NAME, reflections, elements)
     began = time.perf_counter()
     output = folder / f"{NAME}.out"
