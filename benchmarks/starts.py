@@ -29,7 +29,6 @@ from xrd_helpers import locate  # noqa: E402
 from xrd_helpers.cif_folders import read_cif_folders  # noqa: E402
 from xrd_helpers.config import run_folder, write_json  # noqa: E402
 from xrd_helpers.gridding import BOXES, AmplitudeBoxes, select_fitting, to_box_setting  # noqa: E402
-from xrd_helpers.inference import load_model, predict  # noqa: E402
 from xrd_helpers.phasing import Settings  # noqa: E402
 from xrd_helpers.phasing.charge_flipping import Candidate, one_thread  # noqa: E402
 from xrd_helpers.phasing.flipping_grid import FlippingGrid, eliminate_low_density, flip, keep_peaks  # noqa: E402
@@ -37,6 +36,7 @@ from xrd_helpers.phasing.peaks import without_hydrogen  # noqa: E402
 from xrd_helpers.reflections import Reflections, unique_hkl  # noqa: E402
 from xrd_helpers.structure_factors import structure_factors  # noqa: E402
 from xrd_helpers.summary import git_state, machine  # noqa: E402
+from xrd_helpers.weights import load_model, predict  # noqa: E402
 
 SET_APART = 40  # the first light ones are those of benchmarks/phasing.py
 STARTS, RIGHT = 16, 0.6

@@ -31,10 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from xrd_helpers.config import run_folder, write_json  # noqa: E402
 from xrd_helpers.gridding import BOXES, AmplitudeBoxes, select_fitting  # noqa: E402
-from xrd_helpers.inference import predict  # noqa: E402
-from xrd_helpers.models import TITLES, FFTUNet, UNet, XRDTransformer  # noqa: E402
+from xrd_helpers.models import FFTUNet, UNet, XRDTransformer  # noqa: E402
 from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.training import fit, pick_precision  # noqa: E402
+from xrd_helpers.training import Budget, Device, fit, pick_precision  # noqa: E402
+from xrd_helpers.weights import predict  # noqa: E402
 
 MODELS = {"unet": UNet, "fft_unet": FFTUNet, "xrd_transformer": XRDTransformer}
 GOALS = {"unet": 10, "fft_unet": 10, "xrd_transformer": 20}
@@ -112,7 +112,7 @@ def rate(step, items, seconds, warm=True):
 def ours(name, crystals, batch, seconds, device):
     """Crystals a second of ``fit``, from the second step on, without the last one."""
     torch.manual_seed(0)
-    history = fit(MODELS[name](), crystals, None, epochs=10**6, minutes=seconds / 60, batch_size=batch, device=device.type)
+    history = fit(MODELS[name](), crystals, None, Budget(minutes=seconds / 60), Device(device.type), batch_size=batch)
     seconds = history["seconds"].to_numpy()
     if len(seconds) < 3:
         return batch * len(seconds) / seconds[-1]
@@ -175,7 +175,7 @@ def main():
             row["share_of_peak"] = share_of_peak(name, crystals, given.batch, row["fit"], device) if device.type == "cuda" else None
             rows[name] = row
             share = f"{row['share_of_peak']:.1%}" if row["share_of_peak"] else ""
-            print(f"{TITLES[name]:16s} {row['published']:10.3g} {row['fit']:10.3g} {row['ratio']:7.1f} {GOALS[name]:5d} "
+            print(f"{MODELS[name].title:16s} {row['published']:10.3g} {row['fit']:10.3g} {row['ratio']:7.1f} {GOALS[name]:5d} "
                   f"{row['predict']:10.3g}  {share}", flush=True)
     write_json(run_folder("benchmarks") / "training.json",
                {"rows": rows, "goals": GOALS, "device": given.device, "precision": precision, "batch": given.batch,

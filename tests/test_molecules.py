@@ -6,8 +6,8 @@ import gemmi
 import numpy as np
 import pytest
 
-from xrd_helpers.molecules import (CHELATES, DIRECTIONS, FOURFOLD, METALS, SANDWICHES, Molecule, _chelate, _sandwich, draw_taste,
-                                   groups, ions, ligands, metal_core, organic_core)
+from xrd_helpers.random_crystals.molecules import (CHELATES, DIRECTIONS, FOURFOLD, METALS, SANDWICHES, Molecule, _chelate,
+                                                   _sandwich, draw_taste, groups, ions, ligands, metal_core, organic_core)
 
 PALETTES = {"group": {name: row[0] for name, row in groups().items()}, "ligand": {name: row[0] for name, row in ligands().items()},
             "ion": ions()}

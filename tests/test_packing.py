@@ -9,10 +9,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from xrd_helpers import random_crystals as recipe
 from xrd_helpers.crystals import Crystal
-from xrd_helpers.packing import Contents, pack
 from xrd_helpers.random_crystals import MOLECULE_SPACEGROUPS, random_crystals
+from xrd_helpers.random_crystals import recipes as recipe
+from xrd_helpers.random_crystals.packing import Contents, pack
 
 # the groups of the recipe, and some that differ in their lattice or have more operators
 GROUPS = (*MOLECULE_SPACEGROUPS, "C 1 2/m 1", "P n n m", "P 1 21/m 1", "P b c n", "P 2 2 2", "A 1 2/n 1", "F d d 2", "I 2 2 2")

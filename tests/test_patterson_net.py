@@ -12,12 +12,13 @@ from torch.nn import functional as nnf
 
 from xrd_helpers.crystals import Crystal
 from xrd_helpers.gridding import BOXES, AmplitudeBoxes, to_box_setting
-from xrd_helpers.inference import extend, load_model, predict, save_model
-from xrd_helpers.metrics import ShellMean, normalize
+from xrd_helpers.inference import extend
 from xrd_helpers.models.patterson_net import Block, PattersonMap, PattersonNet, grid_points, pad
 from xrd_helpers.reflections import Measured, unique_hkl
 from xrd_helpers.structure_factors import structure_factors
-from xrd_helpers.training import fit
+from xrd_helpers.training import Budget, Device, fit
+from xrd_helpers.weights import load_model, predict, save_model
+from xrd_helpers.wilson import ShellMean, normalize
 
 MEAN = ShellMean(s2=np.linspace(0.02, 1.55, 40), curve=0.3 * np.exp(-np.linspace(0.02, 1.55, 40)), B=3.0, sigma_B=1.0)
 D = dict(d_input=2.2, d_target=1.4)
@@ -200,7 +201,8 @@ def test_training_learns_and_comes_back_from_its_file(tmp_path):
     model, boxes = network(), boxes_of("P 1 21/c 1")
     with torch.no_grad():
         before = float(model(*[AmplitudeBoxes.from_crystals(crystals, **D)] * 2))
-    history = fit(model, crystals, crystals[:2], epochs=8, batch_size=4, lr=3e-3, ema=0, n_validations=2, device="cpu", **D)
+    history = fit(model, crystals, crystals[:2], Budget(epochs=8), Device("cpu"), batch_size=4, lr=3e-3, ema=0,
+                  n_validations=2, **D)
     with torch.no_grad():
         after = float(model(*[AmplitudeBoxes.from_crystals(crystals, **D)] * 2))
     assert after < 0.97 * before and history["cc_ext"].dropna().between(-1, 1).all()

@@ -17,10 +17,10 @@ from xrd_helpers.cif import read_cif
 from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.config import UserError
 from xrd_helpers.crystals import Crystal, all_operators
-from xrd_helpers.inference import WeightsError, find_weights, save_model
 from xrd_helpers.models.phase_models import PHASE_MODELS, SIDE, FullyConnected, LinearRegression, PhaseUNet, SymmetricUNet
 from xrd_helpers.phases import ENERGY, PHASE_BOX, Shifted, shift_crystals
 from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.weights import WeightsError, find_weights, save_model
 
 HKL = PHASE_BOX.hkl
 TRICLINIC = gemmi.UnitCell(6.1, 8.3, 11.7, 81, 95, 104)

@@ -20,12 +20,12 @@ from test_phasing_charge_flipping import random_crystal
 from xrd_helpers import ROOT, cli, reflections
 from xrd_helpers.cif import read_cif
 from xrd_helpers.config import UserError
-from xrd_helpers.phasing import PhasingError, in_group, match_solution, output, solve_measured, solved
+from xrd_helpers.phasing import PhasingError, in_group, job, match_solution, output, solve_measured, solved
 from xrd_helpers.phasing.charge_flipping import _worth_building
 from xrd_helpers.phasing.spacegroups import candidates
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.reflection_files import read_measured
-from xrd_helpers.reflections import Measured
+from xrd_helpers.reflections import Measured, Reflections, unique_hkl
 from xrd_helpers.shelx import write_shelx_files
 from xrd_helpers.structure_factors import structure_factors
 
@@ -366,3 +366,14 @@ def test_all_measured_data_sets_are_solved_from_their_intensities():
         assert all(solution.elements[i] == true[j] for i, j in match.pairs), (row["id"], "elements")
         solution, _ = solve_measured(hide(data), search=True)
         assert solution.accepted and solution.spacegroup.xhm() == published.spacegroup.xhm() and solved(solution, published)
+
+
+def test_a_list_of_kinds_is_filled_up_with_carbon(monkeypatch):
+    asked = []
+    monkeypatch.setattr(job.charge_flipping, "solve", lambda reflections, elements, **_: asked.append(elements))
+    crystal = random_crystal("P 1 21/c 1")  # 521 Å³ in four parts: 7 atoms of 18 Å³
+    hkl = unique_hkl(crystal.cell, crystal.spacegroup, 1.5)
+    measured = Reflections.of_good_data(hkl, np.ones(len(hkl)), crystal.cell, crystal.spacegroup)
+    for elements in (["C", "H", "O"], {}, ["S", *"OONCCC", "H"]):
+        job.phase(measured, elements)
+    assert asked == [{"O": 1, "C": 6}, {"C": 7}, {"S": 1, "O": 2, "N": 1, "C": 3, "H": 1}]

@@ -7,7 +7,7 @@ import pytest
 
 from xrd_helpers import phasing
 
-ENGINE = ("charge_flipping", "flipping_grid", "extension", "job")
+ENGINE = ("charge_flipping", "flipping_grid", "job")
 
 
 def loaded_by(line):

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from xrd_helpers import locate, viewer
+from xrd_helpers.baselines import KNOW_NOTHING
 from xrd_helpers.cif import read_cif
 from xrd_helpers.crystals import Crystal
 from xrd_helpers.gridding import AmplitudeBoxes, Box
-from xrd_helpers.models import TITLES
+from xrd_helpers.models import MODELS
 from xrd_helpers.plots import (
     COLOURS,
     ELEMENTS,
-    KNOW_NOTHING,
     plot_calibration,
     plot_cells,
     plot_density,
@@ -34,6 +34,7 @@ from xrd_helpers.plots import (
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.viewer import browse_layers
 
+TITLES = [model.title for model in MODELS.values()]
 BOX = Box("small", (-4, 0, 0), (3, 5, 6), "P 1 2/m 1")
 
 
@@ -134,7 +135,7 @@ def test_history_without_validation_or_with_one_step():
 
 def test_r_against_resolution_has_d_on_a_scale_of_its_inverse_square():
     curves = {name: pd.DataFrame({"d": [1.4, 1.0, 0.82], "r_ext": [0.3, 0.1 * i, 0.6]})
-              for i, name in enumerate([*KNOW_NOTHING, *TITLES.values(), "another"])}
+              for i, name in enumerate([*KNOW_NOTHING, *TITLES, "another"])}
     fig = plot_r_by_resolution(curves)
     ax, = panels(fig)
     assert ax.get_xlabel() == "d / Å" and ax.get_ylabel() == "$R_{ext}$" and texts(ax.get_legend()) == list(curves)
@@ -144,8 +145,8 @@ def test_r_against_resolution_has_d_on_a_scale_of_its_inverse_square():
         np.testing.assert_allclose(line.get_xdata(), [1 / 1.96, 1, 1 / 0.6724])
         np.testing.assert_array_equal(line.get_ydata(), curve["r_ext"])
         assert (line.get_color() == "grey") == (name in KNOW_NOTHING)
-    assert COLOURS.keys() == {*TITLES.values(), "phase first"}
-    assert [line.get_color() for line in ax.lines[3:-1]] == [COLOURS[name] for name in TITLES.values()]
+    assert COLOURS.keys() == {*TITLES, "phase first"}
+    assert [line.get_color() for line in ax.lines[3:-1]] == [COLOURS[name] for name in TITLES]
     assert ax.get_ylim()[0] == 0
     assert_nothing_is_cut_off(fig)
     assert ax.get_legend().get_window_extent().x0 > ax.get_window_extent().x1, "beside the curves, not on them"

@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 from .config import UserError
 from .crystals import Crystal, rotations_and_translations
 from .gridding import Box
-from .inference import load_model, save_model
 from .models.phase_models import PHASE_MODELS, SIDE, LinearRegression, PhaseUNet, SymmetricUNet, scaled
 from .structure_factors import structure_factors
 from .summary import git_state, machine
 from .training import Budget, _average, learning_rate
+from .weights import load_model, save_model
 
 PHASE_BOX = Box("phases", (-6, -6, -6), (6, 6, 6), "P 1")
 ENERGY = 10.0   # keV

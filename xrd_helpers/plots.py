@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import cycle, product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 from scipy.spatial.transform import Rotation
 
+from .baselines import KNOW_NOTHING
 from .bonds import covalent_radii, whole_molecules
 from .crystals import all_operators
 from .phasing.origin import hands, match_solution
@@ -24,7 +25,7 @@ COLOURS = {"UNet": "C0", "FFT_UNet": "C1", "XRD_Transformer": "C2", "phase first
 ELEMENTS = {"H": "white", "D": "white", "B": "#f0a8a0", "C": "0.4", "N": "#3c5fd7", "O": "#d9281e", "F": "#8fce4a",
             "Si": "#c9a86a", "P": "#ee8a1d", "S": "#ecc82c", "Cl": "#35b83a", "Br": "#96341f", "I": "#7a2a9b"}
 METAL = "#4fb0b5"  # and whatever else is not in ELEMENTS
-KNOW_NOTHING = {"shell mean": ":", "shell permuted": "-.", "zero fill": "--"}  # grey lines
+LINES = dict(zip(KNOW_NOTHING, cycle((":", "-.", "--"))))  # grey
 
 
 def plot_history(history, baseline=None):
@@ -66,7 +67,7 @@ def plot_r_by_resolution(curves, ylabel="$R_{ext}$"):
     """R against resolution: ``curves`` is {name: DataFrame with d and r_ext}; names of know-nothing rows are grey."""
     fig, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
     for name, curve in curves.items():
-        style = dict(color="grey", ls=KNOW_NOTHING[name]) if name in KNOW_NOTHING else dict(
+        style = dict(color="grey", ls=LINES[name]) if name in KNOW_NOTHING else dict(
             color=COLOURS.get(name), marker="o", ms=4)
         ax.plot(1 / curve["d"] ** 2, curve["r_ext"], label=name, **style)
     ticks = np.array([1.5, 1.2, 1.0, 0.9, 0.8])

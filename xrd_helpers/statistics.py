@@ -9,6 +9,7 @@ import pandas as pd
 from .bonds import SLACK, covalent_radii, neighbours
 from .crystals import Crystal
 from .structure_factors import structure_factors
+from .wilson import shells
 
 N_SHELLS = 12  # of equal numbers of reflections, for the Wilson plot and the normalisation of E
 
@@ -69,7 +70,7 @@ def _wilson(crystal, d_min):
     group = crystal.spacegroup.operations()
     intensity = np.abs(structure_factors(crystal, hkl)) ** 2 / group.epsilon_factor_array(hkl)
     stol2 = crystal.cell.calculate_1_d2_array(hkl) / 4
-    shell = np.argsort(np.argsort(stol2)) * N_SHELLS // len(hkl)
+    shell = shells(crystal.cell.calculate_d_array(hkl), N_SHELLS)
     count = np.bincount(shell, minlength=N_SHELLS)
     mean = np.bincount(shell, intensity, N_SHELLS) / count
     x = np.bincount(shell, stol2, N_SHELLS) / count

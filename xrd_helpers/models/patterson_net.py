@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as nnf
 
 from ..crystals import all_operators
-from ..metrics import ShellMean, normalize
+from ..wilson import ShellMean, normalize
 from .base import AmplitudeModel
 
 STEP = 0.4                              # Å between points of the map, about
@@ -63,7 +63,7 @@ class PattersonMap:
         E2[use] = normalize(F[use], d[use], epsilon[use], max(3, min(10, use.sum() // 20))) ** 2
         inner, outer = measured & ~centring, target & ~measured & ~centring
         # a screw axis or a glide plane makes known zeros
-        values = np.where(absent, -1, epsilon * E2[box.index(hkl)] - 1)[inner]
+        values = np.where(absent, -1, epsilon * E2[box.representative] - 1)[inner]
         self.values = torch.as_tensor(np.tile(values, 4), dtype=torch.float32)
         self.inner, self.outer = self._places(hkl[inner]), self._places(hkl[outer])
         self.read = self.outer[:outer.sum()]
@@ -240,6 +240,6 @@ class PattersonNet(AmplitudeModel):
         box, out = boxes.box, boxes.F_in[i].flatten().clone()
         known = boxes.measured[i].flatten()
         out[torch.as_tensor(voxels, device=out.device)] = F.to(out)
-        same = torch.as_tensor(box.index(box.hkl), device=out.device)
+        same = torch.as_tensor(box.representative, device=out.device)
         out = torch.where(known, boxes.F_in[i].flatten(), out[same])
         return (out * (boxes.target[i] & ~boxes.absent[i]).flatten()).view(box.shape)

@@ -10,9 +10,8 @@ from importlib import import_module
 
 _ROOMS = {
     "charge_flipping": ("solve",),
-    "extension": ("phase", "phase_first_boxes"),
     "flipping_grid": ("Settings",),
-    "job": ("Solved", "in_group", "solve_measured", "solve_with_shelxt"),
+    "job": ("Solved", "in_group", "phase", "solve_measured", "solve_with_shelxt"),
     "origin": ("hands", "match_atoms", "match_solution", "phase_error", "solved"),
     "output": ("describe_data", "write_solution"),
     "shelxt": ("find_shelxt", "run_shelxt"),

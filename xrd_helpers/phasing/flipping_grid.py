@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..crystals import rotations_and_translations
-from ..metrics import normalize
+from ..wilson import normalize
 from .fourier import FourierSum, HalfGrid, grid_size
 
 MOST_LINKED = 1500     # strong reflections of half the sphere that tell how well phases agree with a space group

@@ -16,7 +16,7 @@ import gemmi
 import numba
 import numpy as np
 
-from .crystals import all_operators
+from ..crystals import all_operators
 
 # Å, contact radii: those of Bondi (J. Phys. Chem. 1964, 68, 441); what is not listed is taken as 1.9
 RADII = {"H": 1.10, "C": 1.70, "N": 1.55, "O": 1.52, "F": 1.47, "Cl": 1.75, "Br": 1.85, "I": 1.98, "S": 1.80, "P": 1.80,
