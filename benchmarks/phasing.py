@@ -24,7 +24,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 try:  # before torch: the other way round cctbx 2025.11 crashes on import
     from cctbx import crystal as cctbx_crystal
@@ -35,28 +35,28 @@ try:  # before torch: the other way round cctbx 2025.11 crashes on import
 except ImportError:
     flex = None
 
-import gemmi  # noqa: E402
-import matplotlib  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import gemmi
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
 
-from xrd_helpers.cif import read_cif  # noqa: E402
-from xrd_helpers.cif_folders import read_cif_folders  # noqa: E402
-from xrd_helpers.config import run_folder, write_json  # noqa: E402
-from xrd_helpers.crystals import Crystal  # noqa: E402
-from xrd_helpers.phasing import phase, solved  # noqa: E402
-from xrd_helpers.phasing.charge_flipping import one_thread  # noqa: E402
-from xrd_helpers.phasing.flipping_grid import FlippingGrid, flip  # noqa: E402
-from xrd_helpers.phasing.fourier import MapGrid  # noqa: E402
-from xrd_helpers.phasing.peaks import find_peaks  # noqa: E402
-from xrd_helpers.plots import OURS, plot_phasing_time, plot_solve_rate  # noqa: E402
-from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.reflection_files import read_measured  # noqa: E402
-from xrd_helpers.reflections import Reflections, expand_to_p1, unique_hkl  # noqa: E402
-from xrd_helpers.structure_factors import structure_factors  # noqa: E402
-from xrd_helpers.summary import git_state, machine  # noqa: E402
+from xrd_helpers.cif import read_cif
+from xrd_helpers.cif_folders import read_cif_folders
+from xrd_helpers.config import run_folder, write_json
+from xrd_helpers.crystals import Crystal
+from xrd_helpers.phasing import phase, solved
+from xrd_helpers.phasing.charge_flipping import one_thread
+from xrd_helpers.phasing.flipping_grid import FlippingGrid, flip
+from xrd_helpers.phasing.fourier import MapGrid
+from xrd_helpers.phasing.peaks import find_peaks
+from xrd_helpers.plots import OURS, plot_phasing_time, plot_solve_rate
+from xrd_helpers.random_crystals import random_crystals
+from xrd_helpers.reflection_files import read_measured
+from xrd_helpers.reflections import Reflections, expand_to_p1, unique_hkl
+from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.summary import git_state, machine
 
 matplotlib.use("Agg")
 

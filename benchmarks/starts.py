@@ -18,25 +18,27 @@ import time
 from functools import partial
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
-from phasing import real  # noqa: E402, first, since it imports cctbx, which crashes after torch
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from scipy.stats import wilcoxon  # noqa: E402
+from phasing import real  # first, since it imports cctbx, which crashes after torch
 
-from xrd_helpers import locate  # noqa: E402
-from xrd_helpers.cif_folders import read_cif_folders  # noqa: E402
-from xrd_helpers.config import run_folder, write_json  # noqa: E402
-from xrd_helpers.gridding import BOXES, AmplitudeBoxes, select_fitting, to_box_setting  # noqa: E402
-from xrd_helpers.phasing import Settings  # noqa: E402
-from xrd_helpers.phasing.charge_flipping import Candidate, one_thread  # noqa: E402
-from xrd_helpers.phasing.flipping_grid import FlippingGrid, eliminate_low_density, flip, keep_peaks  # noqa: E402
-from xrd_helpers.phasing.peaks import without_hydrogen  # noqa: E402
-from xrd_helpers.reflections import Reflections, unique_hkl  # noqa: E402
-from xrd_helpers.structure_factors import structure_factors  # noqa: E402
-from xrd_helpers.summary import git_state, machine  # noqa: E402
-from xrd_helpers.weights import load_model, predict  # noqa: E402
+# isort: split
+import numpy as np
+import torch
+from scipy.stats import wilcoxon
+
+from xrd_helpers import locate
+from xrd_helpers.cif_folders import read_cif_folders
+from xrd_helpers.config import run_folder, write_json
+from xrd_helpers.gridding import BOXES, AmplitudeBoxes, select_fitting, to_box_setting
+from xrd_helpers.phasing import Settings
+from xrd_helpers.phasing.charge_flipping import Candidate, one_thread
+from xrd_helpers.phasing.flipping_grid import FlippingGrid, eliminate_low_density, flip, keep_peaks
+from xrd_helpers.phasing.peaks import without_hydrogen
+from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.summary import git_state, machine
+from xrd_helpers.weights import load_model, predict
 
 SET_APART = 40  # the first light ones are those of benchmarks/phasing.py
 STARTS, RIGHT = 16, 0.6
@@ -132,7 +134,8 @@ def main():
         began, counts = time.perf_counter(), []
         for i, crystal in enumerate(crystals):
             hkl = unique_hkl(crystal.cell, crystal.spacegroup, given.d_min)
-            reflections = Reflections.of_good_data(hkl, np.abs(structure_factors(crystal, hkl)), crystal.cell, crystal.spacegroup)
+            F_true = np.abs(structure_factors(crystal, hkl))
+            reflections = Reflections.of_good_data(hkl, F_true, crystal.cell, crystal.spacegroup)
             predicted = None if guides.get(name) is None else guide(boxes, i, F, crystal, guides[name])
             with one_thread():
                 grid = FlippingGrid(reflections, predicted, settings)
@@ -140,10 +143,11 @@ def main():
             counts.append(int((agreement_with_truth(grid, sf, crystal) > RIGHT).sum()))
         right[name] = counts
         rows[name] = {"crystals": len(crystals), "some start right": int(np.count_nonzero(counts)),
-                      "starts right": round(sum(counts) / len(counts) / STARTS, 3), "seconds": round(time.perf_counter() - began)}
+                      "starts right": round(sum(counts) / len(counts) / STARTS, 3),
+                      "seconds": round(time.perf_counter() - began)}
         print(f"{given.d_min:g} Å  {name:<32} {rows[name]}", flush=True)
-    result = {"table": rows, "right": right, "d_min": given.d_min, "starts": STARTS, "cycles": Settings().cycles, "commit": git_state(),
-              "machine": machine()}
+    result = {"table": rows, "right": right, "d_min": given.d_min, "starts": STARTS, "cycles": Settings().cycles,
+              "commit": git_state(), "machine": machine()}
     if given.fit:
         result["p"] = {name: float(wilcoxon(right[name], right["engine"]).pvalue) for name in rows if name != "engine"}
         result["p"]["PattersonNet against equal E"] = float(wilcoxon(*(right[name] for name in list(rows)[1:])).pvalue)

@@ -19,28 +19,28 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
-import gemmi  # noqa: E402
-import matplotlib  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-from sklearn.linear_model import LogisticRegression  # noqa: E402
-from sklearn.metrics import log_loss, roc_auc_score  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import gemmi
+import matplotlib
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from tqdm import tqdm
 
-from xrd_helpers.cif_folders import read_cif_folders  # noqa: E402
-from xrd_helpers.config import run_folder, write_json  # noqa: E402
-from xrd_helpers.metrics import correlation  # noqa: E402
-from xrd_helpers.phasing import match_solution, phase, verdict  # noqa: E402
-from xrd_helpers.phasing.flipping_grid import normalised_amplitudes  # noqa: E402
-from xrd_helpers.phasing.refine import Model, Refiner  # noqa: E402
-from xrd_helpers.phasing.spacegroups import laue_group  # noqa: E402
-from xrd_helpers.plots import plot_calibration  # noqa: E402
-from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.reflections import Reflections, unique_hkl  # noqa: E402
-from xrd_helpers.structure_factors import structure_factors  # noqa: E402
-from xrd_helpers.summary import git_state, machine  # noqa: E402
+from xrd_helpers.cif_folders import read_cif_folders
+from xrd_helpers.config import run_folder, write_json
+from xrd_helpers.metrics import correlation
+from xrd_helpers.phasing import match_solution, phase, verdict
+from xrd_helpers.phasing.flipping_grid import normalised_amplitudes
+from xrd_helpers.phasing.refine import Model, Refiner
+from xrd_helpers.phasing.spacegroups import laue_group
+from xrd_helpers.plots import plot_calibration
+from xrd_helpers.random_crystals import random_crystals
+from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.summary import git_state, machine
 
 matplotlib.use("Agg")
 
@@ -137,8 +137,9 @@ def hopeless(rng, kind, crystals, crystal, d_min):
 def regroup(rng, reflections):
     """The same reflections in another group of their Laue class in which none of them but weak ones is absent."""
     group = reflections.spacegroup
+    centring = group.operations().find_centering()
     others = [other for other in gemmi.spacegroup_table() if other.number != group.number and other.ext != "1"
-              and laue_group(other) == laue_group(group) and other.operations().find_centering() == group.operations().find_centering()]
+              and laue_group(other) == laue_group(group) and other.operations().find_centering() == centring]
     rng.shuffle(others)
     for other in others:
         absent = np.array(other.operations().systematic_absences(reflections.hkl.astype(np.int32)), bool)
@@ -211,8 +212,8 @@ def collect(path, folder, seed, minutes, most):
         numbers.set_postfix(kind=row["kind"])
 
 
-COLUMNS = ["number", "name", "group", "in", "light", "atoms", "kind", "d_min", "noise", "missing", "formula", "trials", "seconds",
-           "reflections", "matched", "r1", "r_free", "expected", "probability", *FEATURES, "fit",
+COLUMNS = ["number", "name", "group", "in", "light", "atoms", "kind", "d_min", "noise", "missing", "formula", "trials",
+           "seconds", "reflections", "matched", "r1", "r_free", "expected", "probability", *FEATURES, "fit",
            "data", "agreement", "cc_E", "cc_high", "residue", "lowest_atom", "residual", "away",
            "held_10", "held_20", "held_30"]
 
@@ -293,10 +294,12 @@ def fit(path, seed):
     tried = single_features(table)
     print(f"{len(table)} cases of {table['name'].nunique()} crystals, {right.sum()} right, {lost.sum()} hopeless")
     old = (table["r1"] < np.minimum(0.2, table["expected"] + 0.03)).to_numpy()
-    print(f"R1 below 0.20 and the expected one + 0.03: {old.sum()} claims, {(old & ~right).sum()} wrong, {(old & lost).sum()} of "
-          "them of hopeless data")
-    print("AUC of single features: " + ", ".join(f"{name} {value:.3f}" for name, value in sorted(tried.items(), key=lambda x: -x[1])))
-    for names in (("fit",), FEATURES[:1], FEATURES[2:3], *(tuple(f for f in FEATURES if f != left) for left in FEATURES), FEATURES,
+    print(f"R1 below 0.20 and the expected one + 0.03: {old.sum()} claims, {(old & ~right).sum()} wrong, "
+          f"{(old & lost).sum()} of them of hopeless data")
+    best_first = sorted(tried.items(), key=lambda x: -x[1])
+    print("AUC of single features: " + ", ".join(f"{name} {value:.3f}" for name, value in best_first))
+    without_one = [tuple(f for f in FEATURES if f != left) for left in FEATURES]
+    for names in (("fit",), FEATURES[:1], FEATURES[2:3], *without_one, FEATURES,
                   *((*FEATURES, more) for more in OTHERS)):
         p = held_out(table, names)[~lost]
         print(f"  {' + '.join(names):<45} log loss {log_loss(right[~lost], p):.4f}  AUC {auc(p, right[~lost]):.4f}")
@@ -328,7 +331,8 @@ def fit(path, seed):
                      "auc": auc(p[~lost], right[~lost]), "log_loss": float(log_loss(right[~lost], p[~lost])), "solved": claims,
                      "wrongly": wrong, "missed": int((right & (p < sure)).sum()),
                      "hopeless": {kind: {"n": int((lost & (table["kind"] == kind)).sum()),
-                                         "solved": int((lost & (table["kind"] == kind) & (p >= sure)).sum())} for kind in HOPELESS},
+                                         "solved": int((lost & (table["kind"] == kind) & (p >= sure)).sum())}
+                                  for kind in HOPELESS},
                      "highest_hopeless": float(p[lost].max(initial=0.0))},
         "auc_of_single_features": tried, "seed": seed, "commit": git_state(), "machine": machine(),
         "data": "real molecules of the test folder (at most 40 non-H atoms) and random_crystals, recipe molecules; "

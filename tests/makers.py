@@ -8,6 +8,8 @@ import numpy as np
 
 from xrd_helpers import ROOT
 from xrd_helpers.crystals import Crystal
+from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.structure_factors import structure_factors
 
 REAL = Path(os.environ.get("XRD_REAL_DATA") or ROOT.parent / "shared" / "data")
 """Real crystals and measured data that cannot be shipped: crystals/, simple/ and measured/. Who needs them skips without."""
@@ -26,6 +28,32 @@ def make_crystal(elements, spacegroup="P -1", cell=TRICLINIC, fract=None, *, u=0
     u, occ = (rng.uniform(*x, n) if isinstance(x, tuple) else np.broadcast_to(x, n).astype(float) for x in (u, occ))
     cell = cell if isinstance(cell, gemmi.UnitCell) else gemmi.UnitCell(*cell)
     return Crystal(name, cell, gemmi.SpaceGroup(spacegroup), tuple(elements), fract, u, occ)
+
+
+CELLS = {"P 1": (5.1, 6.3, 7.7, 81, 95, 104), "P -1": (6.1, 7.3, 8.7, 81, 95, 104),
+         "P 1 21 1": (6.1, 8.3, 6.2, 90, 103, 90), "P 1 21/c 1": (7.3, 9.1, 8.4, 90, 111, 90),
+         "C 1 2 1": (12.1, 6.3, 7.2, 90, 108, 90), "C 1 c 1": (12.3, 6.1, 9.4, 90, 107, 90)}  # of crystals to phase
+
+
+def random_crystal(name, n_atoms=7, seed=3):
+    """A crystal in one of CELLS: atoms at least 1.5 Å apart, images included, in general positions."""
+    cell, spacegroup = gemmi.UnitCell(*CELLS[name]), gemmi.SpaceGroup(name)
+    rng, fract = np.random.default_rng(seed), []
+    while len(fract) < n_atoms:
+        x = rng.random(3)
+        images = [np.array(op.apply_to_xyz(list(y))) for op in spacegroup.operations() for y in [*fract, x]]
+        vectors = [(x - y + 0.5) % 1 - 0.5 for y in images]
+        lengths = sorted(cell.orthogonalize(gemmi.Fractional(*v)).length() for v in vectors)
+        if min(lengths[1:], default=9) > 1.5:  # the shortest is the atom itself
+            fract.append(x)
+    return make_crystal("SOONCCC"[:n_atoms], name, cell, fract, u=np.linspace(0.02, 0.06, n_atoms), name=name)
+
+
+def reflections_of(crystal, d_min):
+    """Reflections with the exact amplitudes of a crystal, each known to 2 %."""
+    hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_min)
+    F = np.abs(structure_factors(crystal, hkl))
+    return Reflections(hkl, F, 0.02 * F, crystal.cell, crystal.spacegroup)
 
 
 def direct_sum(crystal, hkl):

@@ -63,6 +63,7 @@ def test_folders_below_and_upper_case_are_found(tmp_path):
     assert find_cifs([tmp_path, tmp_path / "1"]) == find_cifs([tmp_path])  # no file twice
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
 def test_a_file_that_holds_up_the_reader_is_named_and_the_others_are_read(tmp_path):
     """A pipe that nobody writes to is a file whose reading never ends; its process is killed, with all it had in hand."""

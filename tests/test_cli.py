@@ -200,10 +200,11 @@ def test_generate_takes_the_scheduler_of_the_profile_unless_told_otherwise(xrd, 
 # --- train ---
 
 
+@pytest.mark.slow
 def test_train_writes_weights_that_load_and_its_second_call_touches_nothing(xrd, capsys, tmp_path):
-    from xrd_helpers.weights import load_model
     from xrd_helpers.random_crystals import random_crystals
     from xrd_helpers.storage import write_crystals
+    from xrd_helpers.weights import load_model
 
     file, out = tmp_path / "c.parquet", tmp_path / "w.safetensors"
     write_crystals(file, random_crystals(16, 0))
@@ -223,6 +224,7 @@ def test_train_writes_weights_that_load_and_its_second_call_touches_nothing(xrd,
     assert out.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments, message", [
     ([], "a training needs an end: give --minutes, --steps or --n-crystals"),
     (["--steps", "1", "--model", "vnet"], "there is no model 'vnet': the models are unet, fft_unet, xrd_transformer, "
@@ -257,8 +259,8 @@ def test_an_interrupted_train_says_how_to_go_on(xrd, capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def small_unet(tmp_path_factory):
     """A file of weights of an untrained UNet of four channels, that says how it scored."""
-    from xrd_helpers.weights import save_model
     from xrd_helpers.models import UNet
+    from xrd_helpers.weights import save_model
 
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     save_model(path, "unet", UNet(UNet.Config((3, 4), 5)), box="monoclinic", d_input=1.5, d_target=0.8, r_ext=0.6,

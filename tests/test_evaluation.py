@@ -1,14 +1,13 @@
 """The table of scores against numbers worked out by hand, and against crystals whose answer is known."""
 
-import gemmi
 import numpy as np
 import pandas as pd
 import pytest
 
+from makers import make_crystal
 from xrd_helpers import evaluation as ev
 from xrd_helpers.baselines import zero_fill
 from xrd_helpers.config import UserError
-from xrd_helpers.crystals import Crystal
 from xrd_helpers.gridding import AmplitudeBoxes, to_box_setting
 from xrd_helpers.simulate import Faults
 
@@ -16,9 +15,7 @@ D = dict(d_input=1.5, d_target=1.0)
 
 
 def crystal(name, elements, seed, spacegroup="P 1 21/c 1", cell=(7.3, 9.1, 8.4, 90, 111, 90)):
-    rng = np.random.default_rng(seed)
-    return Crystal(name, gemmi.UnitCell(*cell), gemmi.SpaceGroup(spacegroup), tuple(elements),
-                   rng.random((len(elements), 3)), np.full(len(elements), 0.03), np.ones(len(elements)))
+    return make_crystal(elements, spacegroup, cell, seed=seed, name=name)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +134,7 @@ def test_solve_rate_and_wrong_claims_are_of_the_phased_crystals():
 def test_the_true_amplitudes_of_a_crystal_solve_it(crystals):
     # five atoms, two of them heavy, far apart: any engine finds these from amplitudes to 1 Å, on axes exchanged as well
     atoms = [[0.1, 0.1, 0.1], [0.35, 0.4, 0.2], [0.7, 0.2, 0.4], [0.2, 0.6, 0.6], [0.55, 0.62, 0.1]]
-    easy = Crystal("easy", gemmi.UnitCell(8.4, 9.1, 7.3, 90, 101, 90), gemmi.SpaceGroup("P 1 21/a 1"),
-                   ("S", "Cl", "O", "C", "C"), np.array(atoms), np.full(5, 0.02), np.ones(5))
+    easy = make_crystal(("S", "Cl", "O", "C", "C"), "P 1 21/a 1", (8.4, 9.1, 7.3, 90, 101, 90), atoms, u=0.02, name="easy")
     methods = {"zero fill": zero_fill, "all right": METHODS["all right"]}
     result = ev.evaluate([easy, crystals[0]], methods, **D, n_solve=2, trials=4)
     found = result.table[result.table["name"] == "easy"].set_index("method")

@@ -1,6 +1,5 @@
 """Extension of measured reflections: against structure factors by gemmi, which the code under test has never seen."""
 
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from test_phasing_charge_flipping import random_crystal
+from makers import REAL, direct_sum, make_crystal, random_crystal
 from xrd_helpers import ROOT, baselines, inference
 from xrd_helpers.config import UserError
-from xrd_helpers.crystals import Crystal
 from xrd_helpers.gridding import BOXES, AmplitudeBoxes, measured_box, to_box_setting
 from xrd_helpers.metrics import score
 from xrd_helpers.reflection_files import read_measured
@@ -40,7 +38,7 @@ def test_the_verdict_says_when_a_model_knows_nothing():
 
 # ---- extension of measured reflections ----
 
-REAL = Path(os.environ.get("XRD_REAL_DATA", ROOT / "../shared/data")) / "measured"
+MEASURED = REAL / "measured"
 SETTINGS = {"P 1 21/c 1": (7.3, 9.1, 8.4, 90, 111, 90), "P 1 21/n 1": (9.4, 6.1, 7.3, 90, 99, 90),
             "P 1 21/a 1": (9.4, 6.1, 7.3, 90, 99, 90), "I 1 2/a 1": (11.3, 5.1, 9.4, 90, 97, 90),
             "A 1 2/n 1": (11.3, 5.1, 9.4, 90, 97, 90), "C 1 2 1": (12.1, 6.3, 7.2, 90, 108, 90),
@@ -50,13 +48,10 @@ SETTINGS = {"P 1 21/c 1": (7.3, 9.1, 8.4, 90, 111, 90), "P 1 21/n 1": (9.4, 6.1,
 
 def made_data(group, d_min=1.5, seed=0):
     """(Crystal, {hkl: |F|} to 0.9 Å by gemmi's direct summation, Measured to d_min)."""
-    rng = np.random.default_rng(seed)
-    cell, spacegroup = gemmi.UnitCell(*SETTINGS[group]), gemmi.SpaceGroup(group)
-    crystal = Crystal("made", cell, spacegroup, ("C", "N", "O", "S"), rng.random((4, 3)), np.full(4, 0.03), np.ones(4))
-    small_structure = crystal.small_structure()
-    calculator = gemmi.StructureFactorCalculatorX(small_structure.cell)  # with the images that symmetry makes
+    crystal = make_crystal("CNOS", group, SETTINGS[group], seed=seed)
+    cell, spacegroup = crystal.cell, crystal.spacegroup
     hkl = gemmi.make_miller_array(cell, spacegroup, 0.9)
-    F = np.array([abs(calculator.calculate_sf_from_small_structure(small_structure, h)) for h in hkl.tolist()])
+    F = np.abs(direct_sum(crystal, hkl))
     inside = cell.calculate_d_array(hkl) >= d_min
     measured = Measured(hkl[inside].astype(np.int64), F[inside] ** 2, 0.02 * F[inside] ** 2 + 0.01, cell, spacegroup,
                         crystal.contents, 0.71073, (Path("made.hkl"),), "made")
@@ -213,13 +208,13 @@ def test_intensities_that_shelx_has_no_room_for_are_scaled(tmp_path):
         assert "All intensities in the .hkl file were multiplied by" in inference.describe(extended, 0.9)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no measured reflections in {REAL}")
+@pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}")
 def test_the_shipped_patterson_net_knows_more_than_the_fall_off_on_measured_data(shell_mean):
     network, _ = load_model(ROOT / "weights" / "patterson_net.safetensors")
     gains = []
     for name in ("2012000.hkl", "2016452.hkl", "2021921.cif", "2200000.hkl", "2241551.cif", "4035731.cif"):
-        model = REAL / name.replace(".hkl", "_model.cif")
-        whole = read_measured(REAL / name, model if model.is_file() and name.endswith(".hkl") else None)
+        model = MEASURED / name.replace(".hkl", "_model.cif")
+        whole = read_measured(MEASURED / name, model if model.is_file() and name.endswith(".hkl") else None)
         d = whole.cell.calculate_d_array(whole.hkl.astype(np.int32))
         cut = replace(whole, hkl=whole.hkl[d >= 1.5], intensity=whole.intensity[d >= 1.5], sigma=whole.sigma[d >= 1.5])
         merged = whole.merge()
@@ -233,10 +228,10 @@ def test_the_shipped_patterson_net_knows_more_than_the_fall_off_on_measured_data
     assert min(gains) > 0.05 and np.mean(gains) > 0.15, gains
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no measured reflections in {REAL}")
+@pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}")
 @pytest.mark.parametrize("name", ["2012000.hkl", "2016452.hkl", "2021921.cif", "2200000.hkl", "2241551.cif", "4035731.cif"])
 def test_measured_data_cut_at_1_5_angstrom_are_extended_to_those_that_were_measured(name, shell_mean):
-    whole = read_measured(REAL / name)
+    whole = read_measured(MEASURED / name)
     d = whole.cell.calculate_d_array(whole.hkl.astype(np.int32))
     cut = replace(whole, hkl=whole.hkl[d >= 1.5], intensity=whole.intensity[d >= 1.5], sigma=whole.sigma[d >= 1.5])
     predicted = inference.extend(cut, shell_mean.predict).predicted
@@ -256,17 +251,11 @@ def test_measured_data_cut_at_1_5_angstrom_are_extended_to_those_that_were_measu
 MEAN = ShellMean(s2=np.linspace(0.01, 1.6, 20), curve=np.exp(-np.linspace(0.01, 1.6, 20)), B=3.0, sigma_B=1.0)
 
 
-def amplitudes(crystal, hkl):
-    small = crystal.small_structure()
-    calculator = gemmi.StructureFactorCalculatorX(small.cell)
-    return np.array([abs(calculator.calculate_sf_from_small_structure(small, h)) for h in hkl.tolist()])
-
-
 def split(name, d_input=1.2, d_target=0.9, scale=1.0):
     """(crystal, Reflections to d_input on a scale, hkl beyond, their F)."""
     crystal = random_crystal(name)
     hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_target)
-    F, known = scale * amplitudes(crystal, hkl), crystal.cell.calculate_d_array(hkl.astype(np.int32)) >= d_input
+    F, known = scale * np.abs(direct_sum(crystal, hkl)), crystal.cell.calculate_d_array(hkl.astype(np.int32)) >= d_input
     return crystal, Reflections.of_good_data(hkl[known], F[known], crystal.cell, crystal.spacegroup), hkl[~known], F[~known]
 
 

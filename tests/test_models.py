@@ -11,8 +11,8 @@ from scipy.special import erf
 from torch import nn
 
 from xrd_helpers.models import MODELS, FFTUNet, UNet, XRDTransformer
-from xrd_helpers.models.fft_unet import ResFBlock
 from xrd_helpers.models.base import amplitudes, start_constant
+from xrd_helpers.models.fft_unet import ResFBlock
 from xrd_helpers.models.unet import DoubleConv
 
 SHAPE = (9, 6, 8)

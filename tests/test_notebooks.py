@@ -111,6 +111,7 @@ def test_trainings_differ_only_in_their_model(training):
     assert other == pattern
 
 
+@pytest.mark.slow
 def test_a_warning_from_a_cell_or_from_the_package_ends_a_run(tmp_path, monkeypatch):
     """`make test` starts kernels with tests/startup.py; a warning that a library raises about itself is let through."""
     assert "PYTHONSTARTUP" in re.search(r"^TEST_ENV := (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as nnf
 
-from xrd_helpers.crystals import Crystal
+from makers import make_crystal
 from xrd_helpers.gridding import BOXES, AmplitudeBoxes, to_box_setting
 from xrd_helpers.inference import extend
 from xrd_helpers.models.patterson_net import Block, PattersonMap, PattersonNet, grid_points, pad
@@ -27,9 +27,7 @@ GROUPS = {"P 1 21/c 1": (7.3, 9.1, 8.4, 90, 111, 90), "P 1 21 1": (6.1, 8.3, 6.2
 
 
 def crystal(name, seed=0):
-    rng = np.random.default_rng(seed)
-    return Crystal(name, gemmi.UnitCell(*GROUPS[name]), gemmi.SpaceGroup(name), tuple("CCCNOO"), rng.random((6, 3)),
-                   np.full(6, 0.04), np.ones(6))
+    return make_crystal("CCCNOO", name, GROUPS[name], u=0.04, seed=seed, name=name)
 
 
 def boxes_of(*names, **settings):
@@ -225,8 +223,7 @@ def test_parameters_against_the_closed_form():
 
 def test_measured_data_are_extended_as_the_crystal_would_be():
     """In P2₁/a with a > c: the box holds it with a and c exchanged."""
-    swapped = Crystal("x", gemmi.UnitCell(8.4, 9.1, 7.3, 90, 111, 90), gemmi.SpaceGroup("P 1 21/a 1"), tuple("CCCNOO"),
-                      np.random.default_rng(3).random((6, 3)), np.full(6, 0.04), np.ones(6))
+    swapped = make_crystal("CCCNOO", "P 1 21/a 1", (8.4, 9.1, 7.3, 90, 111, 90), u=0.04, seed=3)
     hkl = unique_hkl(swapped.cell, swapped.spacegroup, 2.2)
     F = np.abs(structure_factors(swapped, hkl))
     measured = Measured(hkl, F**2, 0.02 * F**2 + 1e-3, swapped.cell, swapped.spacegroup, swapped.contents, 0.7,

@@ -193,6 +193,7 @@ def test_density_has_its_peak_where_the_atom_is():
     assert np.unravel_index(rho.argmax(), rho.shape) == (6, 9, 20)
 
 
+@pytest.mark.slow
 def test_what_amplitudes_can_tell():
     """Moving all of an atom's crystal: the mean over the normal distribution, 1 - exp(-2π² h² σ²) a reflection."""
     crystals = [read_cif(ROOT / f"data/simple/{name}.cif") for name in ("silver", "sodium_chloride")]
@@ -236,6 +237,7 @@ def test_a_trained_unet_is_averaged_over_the_inversion():
     assert torch.allclose(phases.symmetrised(model)(F), (model(F) + other_side) / 2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_linear_regression_is_that_of_scikit_learn():
     """Full rank: components and ridge together are plain least squares on data with fewer dimensions than samples."""
     from sklearn.linear_model import LinearRegression as Reference
@@ -252,6 +254,7 @@ def test_linear_regression_is_that_of_scikit_learn():
     assert np.corrcoef(found.ravel(), reference.predict(x).ravel())[0, 1] > 0.98
 
 
+@pytest.mark.slow
 def test_training_learns_stops_early_and_keeps_what_validated_best():
     crystals, _ = read_cif_folders([ROOT / "data/simple"])
     training, validation, test = phases.split(shift_crystals(crystals[:4], phases.draw_shifts(4, 100)), "random")

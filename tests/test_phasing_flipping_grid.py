@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from test_phasing_charge_flipping import CELLS, amplitudes, random_crystal
+from makers import CELLS, random_crystal, reflections_of
 from xrd_helpers.phasing import origin
 from xrd_helpers.phasing.flipping_grid import FlippingGrid, flip, keep_peaks, normalised_amplitudes
 from xrd_helpers.phasing.fourier import HalfGrid
@@ -13,7 +13,7 @@ from xrd_helpers.structure_factors import structure_factors
 
 
 def test_normalised_amplitudes_are_one_on_average_in_every_shell():
-    reflections = amplitudes(random_crystal("P 1 21/c 1"), 0.7)
+    reflections = reflections_of(random_crystal("P 1 21/c 1"), 0.7)
     E2 = normalised_amplitudes(reflections) ** 2
     order = np.argsort(reflections.d)
     assert [part.mean() for part in np.array_split(E2[order], 5)] == pytest.approx([1] * 5, abs=0.12)
@@ -26,7 +26,7 @@ def test_normalised_amplitudes_are_one_on_average_in_every_shell():
 @pytest.mark.parametrize("name", [name for name in CELLS if name != "P 1"])
 def test_agreement_finds_the_origin_of_a_shifted_map(name):
     crystal = random_crystal(name)
-    reflections = amplitudes(crystal, 0.9)
+    reflections = reflections_of(crystal, 0.9)
     grid = FlippingGrid(reflections)
     phi = np.angle(structure_factors(crystal, reflections.hkl))
     moved = np.array([0.13, 0.27, 0.41])
@@ -53,7 +53,7 @@ def test_flipping_by_hand():
 
 def test_weak_reflections_turn_by_ninety_degrees_and_stay_real():
     crystal = random_crystal("P 1")
-    grid = FlippingGrid(amplitudes(crystal, 1.0))
+    grid = FlippingGrid(reflections_of(crystal, 1.0))
     start = grid.random_start(1, torch.Generator().manual_seed(0))
     after = grid.run(start, lambda rho: rho, 1)
     weak = grid.factor.numpy().imag != 0
@@ -70,7 +70,7 @@ def test_weak_reflections_turn_by_ninety_degrees_and_stay_real():
 def test_what_was_not_measured_floats():
     """Measured to 1.5 Å with one reflection missing: all to 0.975 Å keep 0.6 of their amplitude, absent ones and F000 none."""
     crystal = random_crystal("P 1 21/c 1")
-    data = amplitudes(crystal, 1.5)
+    data = reflections_of(crystal, 1.5)
     missing = int(data.F.argmax())
     rest = Reflections(*(np.delete(x, missing, 0) for x in (data.hkl, data.F, data.sigF)), data.cell, data.spacegroup)
     grid = FlippingGrid(rest)
@@ -88,7 +88,7 @@ def test_what_was_not_measured_floats():
     assert inside.sum() > 800 and tuple(data.hkl[missing]) in set(map(tuple, hkl[inside].tolist()))
     np.testing.assert_allclose(after.ravel()[inside], 0.6, atol=1e-4)
     assert not np.abs(after.ravel()[(absent | (d < 0.975) | np.isinf(d)) & ~edge]).any()
-    assert FlippingGrid(amplitudes(crystal, 0.8)).factor.real.max() == 0, "nothing to gain beyond 0.8 Å"
+    assert FlippingGrid(reflections_of(crystal, 0.8)).factor.real.max() == 0, "nothing to gain beyond 0.8 Å"
 
 
 def test_keep_peaks_by_hand():
@@ -103,7 +103,7 @@ def test_keep_peaks_by_hand():
 @pytest.mark.parametrize("name", ["P -1", "P 1 21/c 1", "C 1 c 1"])
 def test_symmetrised_grids_have_the_symmetry(name):
     crystal = random_crystal(name)
-    data = amplitudes(crystal, 1.2)
+    data = reflections_of(crystal, 1.2)
     grid = FlippingGrid(data)
     phi = np.angle(structure_factors(crystal, data.hkl))
     p1 = expand_to_p1(data.hkl, crystal.spacegroup)

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from test_phasing_charge_flipping import amplitudes, random_crystal
+from makers import random_crystal, reflections_of
 from xrd_helpers.phasing.fourier import FourierSum, MapGrid
 from xrd_helpers.structure_factors import structure_factors
 
 
 def test_map_is_the_fourier_sum():
     crystal = random_crystal("P 1 21 1")
-    reflections = amplitudes(crystal, 1.5)
+    reflections = reflections_of(crystal, 1.5)
     sf = structure_factors(crystal, reflections.hkl)
     grid = MapGrid(reflections.p1, crystal.cell, 0.6)
     rho = grid.map(sf)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import gemmi
 import numpy as np
 import pytest
 
-from test_phasing_charge_flipping import random_crystal
+from makers import REAL, direct_sum, random_crystal
 from xrd_helpers import ROOT, cli, reflections
 from xrd_helpers.cif import read_cif
 from xrd_helpers.config import UserError
@@ -29,16 +28,14 @@ from xrd_helpers.reflections import Measured, Reflections, unique_hkl
 from xrd_helpers.shelx import write_shelx_files
 from xrd_helpers.structure_factors import structure_factors
 
-MEASURED = Path(os.environ.get("XRD_REAL_DATA") or ROOT.parent / "shared" / "data") / "measured"
+MEASURED = REAL / "measured"
 NAMES = ["P -1", "P 1 21/c 1", "C 1 2 1", "P 1 21 1"]
 
 
 def data_of(crystal, d_min=0.85, noise=0.02, seed=0):
     """The whole sphere of intensities by gemmi, absent ones too, in units of its own, with errors."""
-    small = crystal.small_structure()
-    calculator = gemmi.StructureFactorCalculatorX(small.cell)
     hkl = gemmi.make_miller_array(crystal.cell, gemmi.SpaceGroup("P 1"), d_min)
-    I = 0.3 * np.array([abs(calculator.calculate_sf_from_small_structure(small, h)) ** 2 for h in hkl.tolist()])
+    I = 0.3 * np.abs(direct_sum(crystal, hkl)) ** 2
     sigma = noise * I + 0.01 * I.mean()
     I = I + sigma * np.random.default_rng(seed).standard_normal(len(I))
     return Measured(hkl.astype(int), I, sigma, crystal.cell, crystal.spacegroup, crystal.contents, 0.71073,
@@ -162,6 +159,7 @@ def test_the_space_group_is_found(name):
     assert agreement[name] == solution.figure_of_merit and len(agreement) == len(tried) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["P -1", "P 1 21/n 1", "C 1 2/c 1", "P 1 c 1", "P 21 21 21", "P n a 21", "P n a m", "P b c a"])
 def test_the_space_group_of_packed_molecules_is_found(name):
     crystal = random_crystals(1, 0, (name,), recipe="molecules")[0]
@@ -347,6 +345,7 @@ def run(*arguments):
     return caught.value.code or 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}: set XRD_REAL_DATA")
 def test_all_measured_data_sets_are_solved_from_their_intensities():
     with open(MEASURED / "SOURCES.csv", newline="") as file:

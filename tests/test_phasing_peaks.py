@@ -3,7 +3,7 @@
 import gemmi
 import numpy as np
 
-from test_phasing_charge_flipping import CELLS, amplitudes, random_crystal
+from makers import CELLS, random_crystal, reflections_of
 from xrd_helpers.crystals import count_elements
 from xrd_helpers.phasing import origin, peaks
 from xrd_helpers.phasing.fourier import MapGrid
@@ -12,7 +12,7 @@ from xrd_helpers.structure_factors import structure_factors
 
 def test_peaks_are_at_the_atoms():
     crystal = random_crystal("P 1 21/c 1")
-    reflections = amplitudes(crystal, 0.7)
+    reflections = reflections_of(crystal, 0.7)
     rho = MapGrid(reflections.p1, crystal.cell, 0.25).map(
         structure_factors(crystal, reflections.hkl))
     found = peaks.find_peaks(rho, crystal.cell, crystal.spacegroup, 7)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from test_phasing_charge_flipping import CELLS, amplitudes, random_crystal
+from makers import CELLS, random_crystal, reflections_of
 from xrd_helpers.phasing.refine import Model, Refiner
 from xrd_helpers.structure_factors import structure_factors
 
@@ -11,7 +11,7 @@ from xrd_helpers.structure_factors import structure_factors
 @pytest.mark.parametrize("name", CELLS)
 def test_refiner_agrees_with_direct_summation_and_refines_back(name):
     crystal = random_crystal(name)
-    reflections = amplitudes(crystal, 0.9)
+    reflections = reflections_of(crystal, 0.9)
     refiner = Refiner(reflections)
     model = Model(crystal.fract, crystal.elements, crystal.u_iso, crystal.occ, np.zeros(7))
     sf = structure_factors(crystal, reflections.hkl)
@@ -28,7 +28,7 @@ def test_refiner_agrees_with_direct_summation_and_refines_back(name):
 @pytest.mark.parametrize("name", ["P 1 21 1", "P 1 21/c 1"])
 def test_misnamed_atoms_get_their_names_back(name):
     crystal = random_crystal(name)  # S O O N C C C
-    refiner = Refiner(amplitudes(crystal, 0.9))
+    refiner = Refiner(reflections_of(crystal, 0.9))
     wrong = Model(crystal.fract, ("S", "O", "C", "N", "O", "C", "C"), np.full(7, 0.04), crystal.occ, np.zeros(7))
     wrong = refiner.least_squares(wrong, 6)
     filled = refiner.filled(wrong)

@@ -50,6 +50,7 @@ def run(**options):
     return pipeline.run("smoke", runs="out", config="config.yaml", notebooks="notebooks", **options)
 
 
+@pytest.mark.slow
 def test_a_failing_cell_stops_the_run_and_resume_goes_on(project, capfd):
     with pytest.raises(pipeline.NotebookFailed) as caught:
         run()

@@ -82,7 +82,8 @@ def test_up_to_the_stated_share_of_the_measured_is_missing(many):
     assert share.mean() == pytest.approx(0.075, abs=0.01) and share.max() < 0.3
     assert np.corrcoef(share, np.random.default_rng(0).random(len(many)))[0, 1] < 0.2
     # truth in electrons is what it was; scaled to the largest one that is left
-    np.testing.assert_allclose(truth.F * truth.scale.view(-1, 1, 1, 1), many.F * many.scale.view(-1, 1, 1, 1), rtol=1e-5, atol=1e-4)
+    in_electrons = [boxes.F * boxes.scale.view(-1, 1, 1, 1) for boxes in (truth, many)]
+    np.testing.assert_allclose(*in_electrons, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose((seen.F * seen.measured).amax(dim=(1, 2, 3)), 1, rtol=1e-6)
     assert torch.equal(seen.F, truth.F)
 

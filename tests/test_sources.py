@@ -23,6 +23,7 @@ def small_file(path, crystals, rows=3):
     return [c.name for c in crystals]
 
 
+@pytest.mark.slow
 def test_crystals_of_a_file_come_once_an_epoch_mixed_over_its_row_groups(crystals, tmp_path):
     crystals = crystals[:10]
     names = small_file(tmp_path / "c.parquet", crystals)
@@ -42,10 +43,11 @@ def test_crystals_of_a_file_come_once_an_epoch_mixed_over_its_row_groups(crystal
     original = {c.name: c for c in crystals}
     for crystal in late:
         np.testing.assert_allclose(crystal.fract, original[crystal.name].fract, atol=1e-6)
-    assert {c.name for step in range(4) for c in Stored(tmp_path / "c.parquet", TINY, 1.8, start=6).batch(0, step, 1, slice(None))
-            } <= set(names[3:])
+    rest = Stored(tmp_path / "c.parquet", TINY, 1.8, start=6)
+    assert {c.name for step in range(4) for c in rest.batch(0, step, 1, slice(None))} <= set(names[3:])
 
 
+@pytest.mark.slow
 def test_generated_crystals_depend_on_seed_and_number_only():
     settings = dict(recipe="atoms", box=TINY, d_target=1.8)
     with Generated(workers=1, ahead=3, **settings) as source, Generated(workers=0, **settings) as alone:
@@ -76,7 +78,8 @@ def test_generated_molecules_are_of_groups_of_the_box_in_the_shares_of_the_recip
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(recipe="salts"), "no recipe 'salts'"), (dict(spacegroups=["P -1"]), "no space group of P -1 belongs to the monoclinic box"),
+    (dict(recipe="salts"), "no recipe 'salts'"),
+    (dict(spacegroups=["P -1"]), "no space group of P -1 belongs to the monoclinic box"),
     (dict(spacegroups=["P 1 1 2"]), "unique axis b")])
 def test_what_cannot_be_generated_is_one_sentence(arguments, message):
     with pytest.raises(UserError, match=message):
@@ -87,7 +90,8 @@ def test_validation_crystals_are_apart_and_the_same_for_every_seed(crystals, tmp
     write_crystals(tmp_path / "c.parquet", [large(crystals[0]), *crystals])
     source, validation, sample = training_sets(tmp_path / "c.parquet", "", TINY, 1.8, 3, 0)
     assert [c.name for c in validation] == [c.name for c in crystals[:3]] and len(source) == len(crystals) - 3
-    assert {c.name for step in range(len(source)) for c in source.batch(0, step, 1, slice(None))} == {c.name for c in crystals[3:]}
+    seen = {c.name for step in range(len(source)) for c in source.batch(0, step, 1, slice(None))}
+    assert seen == {c.name for c in crystals[3:]}
     sets = [training_sets("", "atoms", TINY, 1.8, 3, 0) for _ in range(2)]
     assert [c.name for c in sets[0][1]] == [c.name for c in sets[1][1]] and len(sets[0][2]) == 100
     kept = {c.name for c in sets[0][1] + sets[0][2]}

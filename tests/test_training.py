@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tiny import LIMITS, TINY, tiny_crystals
-from xrd_helpers import gridding, training
+from xrd_helpers import training
 from xrd_helpers.config import UserError
 from xrd_helpers.gridding import AmplitudeBoxes, Box
 from xrd_helpers.models import MODELS, AmplitudeModel, FFTUNet, PattersonNet, UNet, XRDTransformer, base, extension_loss
@@ -107,6 +107,7 @@ def test_gradients_are_cut_to_a_norm_of_one(crystals, monkeypatch):
     assert float((weights(model) - before).norm()) == pytest.approx(0.51 * 0.001 / 0.051, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, steps", [("unet", 60), ("fft_unet", 70), ("xrd_transformer", 200)])
 def test_two_crystals_are_learnt_by_heart(name, steps, crystals):
     boxes = AmplitudeBoxes.from_crystals(crystals[:2], **LIMITS)
@@ -194,7 +195,8 @@ def test_the_minutes_end_the_training_and_the_learning_rate_gets_to_its_end(crys
     """A clock that goes on by six seconds a step: one minute is ten steps, whatever the number of epochs."""
     ticks, rates = iter(range(0, 10_000, 6)), []
     monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    monkeypatch.setattr(training, "learning_rate", lambda progress, peak: rates.append(progress) or learning_rate(progress, peak))
+    monkeypatch.setattr(training, "learning_rate",
+                        lambda progress, peak: rates.append(progress) or learning_rate(progress, peak))
     history = fit(thin(), crystals[:4], crystals[4:5], Budget(epochs=10**6, minutes=1), **SETTINGS)
     assert list(history["seconds"]) == [6, 12, 18, 24, 30, 36, 42, 48, 54, 60]
     np.testing.assert_allclose(rates, np.arange(10) / 10)
@@ -203,13 +205,15 @@ def test_the_minutes_end_the_training_and_the_learning_rate_gets_to_its_end(crys
 
 def test_the_epochs_end_a_training_that_has_time_left(crystals, monkeypatch):
     rates = []
-    monkeypatch.setattr(training, "learning_rate", lambda progress, peak: rates.append(progress) or learning_rate(progress, peak))
+    monkeypatch.setattr(training, "learning_rate",
+                        lambda progress, peak: rates.append(progress) or learning_rate(progress, peak))
     assert len(fit(thin(), crystals[:4], None, Budget(epochs=4, minutes=60), **SETTINGS)) == 8
     np.testing.assert_allclose(rates, np.arange(8) / 8, atol=1e-2)
 
 
 def test_too_few_crystals_say_what_to_do(crystals):
-    with pytest.raises(UserError, match="^1 crystals .* fewer than one batch of 2: generate more crystals, or lower batch_size$"):
+    too_few = "^1 crystals .* fewer than one batch of 2: generate more crystals, or lower batch_size$"
+    with pytest.raises(UserError, match=too_few):
         fit(thin(), crystals[:1], None, **SETTINGS)
 
 
@@ -381,6 +385,7 @@ def killed_after(step):
     return watch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_resumed_training_is_the_uninterrupted_one(ema, crystals, tmp_path):
     """Dropout, hidden reflections and the order of the crystals included: equal to the last bit."""
@@ -392,7 +397,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(ema, crystals, tmp_path):
     settings |= dict(checkpoint=path, checkpoint_minutes=0.0, log=log)
     for step, start in (4, 0), (9, 77):  # with a checkpoint, where the weights start does not matter
         with pytest.raises(Killed):
-            fit(new_model("xrd_transformer", config, seed=start), crystals[:5], crystals[5:6], watch=killed_after(step), **settings)
+            fit(new_model("xrd_transformer", config, seed=start), crystals[:5], crystals[5:6], watch=killed_after(step),
+                **settings)
         log.write_text(log.read_text() + "99,198,1.0,0.5,,\n")  # a line that came after the last checkpoint
     (tmp_path / ".x.0123abcd.checkpoint").write_text("half a checkpoint")
     resumed = new_model("xrd_transformer", config, seed=99)
@@ -445,7 +451,8 @@ def test_a_checkpoint_of_another_training_says_what_differs(change, message, cry
 def test_a_checkpoint_of_a_wider_model_says_so(crystals, tmp_path):
     settings = SETTINGS | dict(budget=Budget(steps=1), checkpoint=tmp_path / "c.checkpoint")
     fit(thin(), crystals[:4], None, **settings)
-    with pytest.raises(UserError, match=r"training with model UNet.Config\(widths=\(2, 3\).*, not UNet.Config\(widths=\(4, 6\)"):
+    other = r"training with model UNet.Config\(widths=\(2, 3\).*, not UNet.Config\(widths=\(4, 6\)"
+    with pytest.raises(UserError, match=other):
         fit(new_model(config=UNet.Config((4, 6), 8)), crystals[:4], None, **settings)
 
 
@@ -465,7 +472,7 @@ def test_batches_made_a_step_ahead_by_a_thread_are_the_same(crystals, monkeypatc
     settings = SETTINGS | dict(budget=Budget(steps=7), faults=Faults(missing=0.3, noise=0.1), seed=2)
     histories = []
     for ahead in (False, True):
-        monkeypatch.setattr(training, "_ahead", lambda device: ahead)
+        monkeypatch.setattr(training, "_ahead", lambda device, ahead=ahead: ahead)
         histories.append(fit(thin(), crystals[:5], crystals[5:6], **settings).drop(columns="seconds"))
     assert histories[0].equals(histories[1])
     assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name], "it ended with the training"
@@ -490,6 +497,7 @@ fit(thin(), crystals[:7], crystals[7:8], Budget(6), Device("cpu", 2, precision="
 """
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_of_one_with_twice_the_batch(crystals, tmp_path):
     log = tmp_path / "two.csv"
     (tmp_path / "two.py").write_text(TWO.format(tests=str(Path(__file__).parent), log=str(log)))
@@ -511,7 +519,8 @@ def test_the_bar_shows_loss_score_speed_and_time_left(crystals, monkeypatch, cap
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     seen, show = [], training._progress_bar.show
-    monkeypatch.setattr(training._progress_bar, "show", lambda bar, *arguments: show(bar, *arguments) or seen.append(bar.bar.postfix))
+    monkeypatch.setattr(training._progress_bar, "show",
+                        lambda bar, *arguments: show(bar, *arguments) or seen.append(bar.bar.postfix))
     fit(thin(), crystals[:4], crystals[4:5], Budget(steps=31), n_validations=1, **SETTINGS)
     # a step of two crystals every two seconds; 20 of 31 steps left
     assert re.fullmatch(r"loss \d\.\d\de-\d\d, r_ext \d\.\d{3}, 1 crystals/s, 00:40 left", seen[10])
@@ -570,5 +579,6 @@ def test_a_killed_training_goes_on_with_the_same_call_and_leaves_weights_and_log
     model, stated = load_model(out)
     boxes = AmplitudeBoxes.from_crystals(crystals[:2], **LIMITS)
     F_pred = predict(model, boxes)
-    r = [np.abs(F_pred - boxes.F.numpy())[i][boxes.extension[i].numpy()].sum() / boxes.F[i][boxes.extension[i]].sum() for i in (0, 1)]
+    error, inside = np.abs(F_pred - boxes.F.numpy()), boxes.extension.numpy()
+    r = [error[i][inside[i]].sum() / boxes.F[i].numpy()[inside[i]].sum() for i in (0, 1)]
     assert stated["r_ext"] == pytest.approx(float(np.mean(r)), abs=2e-3)

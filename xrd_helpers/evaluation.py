@@ -132,7 +132,8 @@ def _phase_all(crystal, boxes, F_true, i, predictions, trials, seed):
     found, inside, beyond = {}, boxes.known, boxes.extension
     for name, F in amplitudes.items():
         def part(which):
-            return Reflections.of_good_data(*boxes.reflections(i, F, which), crystal.cell, crystal.spacegroup)
+            hkl, amplitude = boxes.reflections(i, F, which)  # noqa: B023, called in this round
+            return Reflections.of_good_data(hkl, amplitude, crystal.cell, crystal.spacegroup)
         known = part(None if name == TRUE else inside)
         predicted = None if name in (TRUE, NOTHING) else part(beyond)
         solution = phase(known, crystal.contents, trials, seed, predicted=predicted)

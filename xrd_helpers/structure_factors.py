@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import gemmi
@@ -336,7 +336,7 @@ def _perpendicular_axis(metric):
     return np.select([ab & bc, ac & bc, ab & ac], [1, 2, 0], -1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _operators(symbol):
     """(rot (g, 3, 3), tran (g, 3), centring, inversion at the origin) of a space group, see CrystalBatch and Kind."""
     spacegroup = gemmi.SpaceGroup(symbol)
@@ -344,7 +344,7 @@ def _operators(symbol):
     return rot.astype(float), tran, tuple(map(tuple, spacegroup.operations().cen_ops)), inversion
 
 
-@lru_cache(maxsize=None)
+@cache
 def _form_factor(symbol):
     """The nine coefficients of table 6.1.1.4 for a neutral atom; deuterium scatters X-rays as hydrogen does."""
     coefficients = gemmi.Element("H" if symbol == "D" else symbol).it92

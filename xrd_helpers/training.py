@@ -134,7 +134,7 @@ def pick_precision(model, boxes, device="auto") -> str:
     try:
         for precision in PRECISIONS:
             def step():
-                with arithmetic(precision, "cpu"):
+                with arithmetic(precision, "cpu"):  # noqa: B023, called in this round
                     loss = model(one, one)
                 loss.backward()
             seconds[precision] = min(timeit.repeat(step, number=1, repeat=3))  # noise only adds time

@@ -179,8 +179,8 @@ the files say of themselves; change nothing here by hand.
 
 {table}
 
-The scores are means over the crystals that were kept aside for validation; those on real crystals stand in the project's
-README. *shell mean* is the row that knows nothing about a crystal but its fall-off, on the same crystals: a model whose
+The scores are means over the crystals that were kept aside for validation; those on real crystals stand in
+RESULTS.md. *shell mean* is the row that knows nothing about a crystal but its fall-off, on the same crystals: a model whose
 `r_ext` is above it, or whose `cc_ext` is below, has learnt nothing that is of use yet.
 
 What the running mean of the weights scored while it was trained, on the same crystals:

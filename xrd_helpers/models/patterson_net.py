@@ -222,10 +222,11 @@ class PattersonNet(AmplitudeModel):
 
     def _passes(self, crystal):
         """[E (n,) of the reflections to be predicted, after each pass], on a scale where 1 is expected of all."""
-        g, found = self.start * crystal.squared(), []
+        g, E, found = self.start * crystal.squared(), None, []
         for i, (stem, blocks, head) in enumerate(zip(self.stem, self.blocks, self.head)):
             if i == 0:
-                x = stem(pad(torch.cat([crystal.to_map(), crystal.maps], 1))) + self.numbers(crystal.numbers).view(1, -1, 1, 1, 1)
+                x = stem(pad(torch.cat([crystal.to_map(), crystal.maps], 1)))
+                x = x + self.numbers(crystal.numbers).view(1, -1, 1, 1, 1)
             else:
                 x = x + stem(pad(crystal.to_map(E.square())))
             x = blocks(x)

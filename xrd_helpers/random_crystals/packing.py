@@ -10,7 +10,7 @@ as array operations over many crystals at once they took ten times as long, sinc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import gemmi
 import numba
@@ -266,7 +266,7 @@ def _rotation(w):
                      [s * (x * z - y), s * (y * z + x), 1 - s * (x * x + y * y)]])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _signs(symbol):
     """Operators of a space group with diagonal rotations: their diagonals (g, 3) and translations (g, 3)."""
     rot, tran = all_operators(gemmi.SpaceGroup(symbol))

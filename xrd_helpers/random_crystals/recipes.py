@@ -10,7 +10,7 @@ packed without clashes (see ``molecules`` and ``packing``).
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import gemmi
 import numba
@@ -113,7 +113,7 @@ def _atoms(rng, name, groups, odds):
                            u_iso=u_mean * rng.uniform(0.75, 1.35, n_atoms), occ=np.ones(n_atoms), source="recipe atoms")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _operators(symbol):
     """rot (g, 3, 3) and tran (g, 3) of a space group, as floats."""
     rot, tran = all_operators(gemmi.SpaceGroup(symbol))
@@ -187,7 +187,7 @@ def _molecules(rng, name, groups, odds):
                 contents.volume *= 1.01  # a molecule that packs badly gets the room that it needs
 
 
-@lru_cache(maxsize=None)
+@cache
 def inversion_centres(symbol):
     """(n, 3) fractional, the points of the cell in steps of a quarter whose site symmetry is -1 and nothing more."""
     rot, tran = all_operators(gemmi.SpaceGroup(symbol))
