@@ -6,6 +6,7 @@ import pytest
 import typer
 
 import xrd_helpers
+from test_own_network import MY_NET
 from xrd_helpers import ROOT
 from xrd_helpers.cli import app
 
@@ -28,6 +29,10 @@ def test_the_map_has_every_room_and_no_other():
     folder = ROOT / "xrd_helpers"
     there = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
     assert set(rooms_of(xrd_helpers.__doc__)) == there - {"__init__"}
+
+
+def test_the_network_of_the_readme_is_the_one_that_is_tested():
+    assert f"```python\n{MY_NET}```" in README
 
 
 def test_the_readme_is_three_screens():
