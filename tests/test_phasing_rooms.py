@@ -27,6 +27,7 @@ def test_importing_the_package_loads_none_of_its_rooms():
     assert loaded_by("import xrd_helpers.phasing") == {"xrd_helpers", "xrd_helpers.phasing"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["find_shelxt", "run_shelxt", "write_solution", "Solution", "PhasingError", "match_solution"])
 def test_shelxt_and_the_writers_do_not_load_the_engine(name):
     loaded = loaded_by(f"from xrd_helpers.phasing import {name}")

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room, strangers", [
     ("training", "xrd_helpers.phasing"), ("phasing.charge_flipping", "xrd_helpers.random_crystals"),
     ("phasing.charge_flipping", "xrd_helpers.models"), ("wilson", "xrd_helpers.random_crystals"),
