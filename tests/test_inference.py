@@ -343,6 +343,6 @@ def test_measured_data_of_any_space_group_are_extended():
     assert np.corrcoef(P, F)[0, 1] > 0.98 and np.abs(P - F).sum() / F.sum() < 0.15
     with pytest.raises(ReflectionError, match="nothing to extend"):
         inference.extend_by_structure(measured, d_target=1.3)
-    few = Measured(measured.hkl[:20], measured.intensity[:20], measured.sigma[:20], *list(vars(measured).values())[3:])
+    few = replace(measured, hkl=measured.hkl[:20], intensity=measured.intensity[:20], sigma=measured.sigma[:20])
     with pytest.raises(ReflectionError, match="made.hkl: only 20 reflections"):
         inference.extend_by_structure(few)
