@@ -42,12 +42,12 @@ def test_normalised_amplitudes_have_wilson_statistics(kind, expected):
 
 
 def test_shells_of_equal_volume_hold_as_many_reflections():
-    hkl = np.stack(np.meshgrid(*[np.arange(-30, 31)] * 3), -1).reshape(-1, 3)
-    d = 1 / np.sqrt(np.maximum((hkl**2).sum(1), 1e-9)) * 20  # a cubic lattice of 20 Å
+    hkl = np.stack(np.meshgrid(*[np.arange(-61, 62)] * 3), -1).reshape(-1, 3)
+    d = 60 / np.sqrt(np.maximum((hkl**2).sum(1), 1e-9))  # a cubic lattice of 60 Å: 4/3 π a³ / d³ points but for 0.5 %
     edges = np.linspace(2.0**-3, 1.0**-3, 6)
     inside = (d < 2) & (d >= 1)
     number = wilson.volume_shells(d[inside], edges)
-    np.testing.assert_allclose(np.bincount(number), 4 / 3 * np.pi * 20**3 * (1 - 1 / 8) / 5, rtol=0.02)
+    np.testing.assert_allclose(np.bincount(number), 4 / 3 * np.pi * 60**3 * (1 - 1 / 8) / 5, rtol=0.01)
     assert d[inside][number == 0].min() > d[inside][number == 1].max()
     assert wilson.volume_shells([99.0, 0.5], edges).tolist() == [0, 4], "what lies beyond belongs to the last one"
 
