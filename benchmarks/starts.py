@@ -132,7 +132,8 @@ def main():
         began, counts = time.perf_counter(), []
         for i, crystal in enumerate(crystals):
             hkl = unique_hkl(crystal.cell, crystal.spacegroup, given.d_min)
-            reflections = Reflections.of_good_data(hkl, np.abs(structure_factors(crystal, hkl)), crystal.cell, crystal.spacegroup)
+            F_true = np.abs(structure_factors(crystal, hkl))
+            reflections = Reflections.of_good_data(hkl, F_true, crystal.cell, crystal.spacegroup)
             predicted = None if guides.get(name) is None else guide(boxes, i, F, crystal, guides[name])
             with one_thread():
                 grid = FlippingGrid(reflections, predicted, settings)
@@ -142,7 +143,8 @@ def main():
         rows[name] = {"crystals": len(crystals), "some start right": int(np.count_nonzero(counts)),
                       "starts right": round(sum(counts) / len(counts) / STARTS, 3), "seconds": round(time.perf_counter() - began)}
         print(f"{given.d_min:g} Å  {name:<32} {rows[name]}", flush=True)
-    result = {"table": rows, "right": right, "d_min": given.d_min, "starts": STARTS, "cycles": Settings().cycles, "commit": git_state(),
+    result = {"table": rows, "right": right, "d_min": given.d_min, "starts": STARTS, "cycles": Settings().cycles,
+              "commit": git_state(),
               "machine": machine()}
     if given.fit:
         result["p"] = {name: float(wilcoxon(right[name], right["engine"]).pvalue) for name in rows if name != "engine"}

@@ -152,7 +152,8 @@ class FlippingGrid(HalfGrid):
         """Improve grids (b, ...) by some cycles of a change in real space and the known amplitudes.
 
         Weak reflections keep the amplitude of the changed map and turn by 90 degrees; reflections that were not measured
-        keep settings.free of it. F000 is zero: left free, it grows until no density is below the threshold and all stands still.
+        keep settings.free of it. F000 is zero: left free, it grows until no density is below the threshold and all stands
+        still.
         """
         for _ in range(cycles):
             rho = real_space_step(torch.fft.irfftn(sf, s=self.size, dim=(1, 2, 3)))
@@ -184,7 +185,8 @@ class FlippingGrid(HalfGrid):
         # one of two Friedel mates: the other adds the same
         strong = np.flatnonzero((E > max(1.0, np.sort(E)[-2 * MOST_LINKED:][0])) & (hkl @ [1, 10**4, 10**8] > 0))
         hkl = hkl[strong]
-        parts = [(strong, self.rows_of(hkl @ R), np.exp(2j * np.pi * hkl @ t), hkl @ R - hkl) for R, t in zip(rot[1:], tran[1:])]
+        parts = [(strong, self.rows_of(hkl @ R), np.exp(2j * np.pi * hkl @ t), hkl @ R - hkl)
+                 for R, t in zip(rot[1:], tran[1:])]
         if not parts:
             return np.zeros(0, int), np.zeros(0, int), np.zeros(0, complex), np.zeros((0, 3), int)
         first, second, turn, k = (np.concatenate(column) for column in zip(*parts))
