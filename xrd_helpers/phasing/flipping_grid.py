@@ -152,7 +152,8 @@ class FlippingGrid(HalfGrid):
         """Improve grids (b, ...) by some cycles of a change in real space and the known amplitudes.
 
         Weak reflections keep the amplitude of the changed map and turn by 90 degrees; reflections that were not measured
-        keep settings.free of it. F000 is zero: left free, it grows until no density is below the threshold.
+        keep settings.free of it. F000 is zero: left free, it grows until no density is below the threshold and all stands
+        still.
         """
         for _ in range(cycles):
             rho = real_space_step(torch.fft.irfftn(sf, s=self.size, dim=(1, 2, 3)))

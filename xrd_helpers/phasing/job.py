@@ -71,9 +71,8 @@ def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=N
     if set(contents.values()) <= {1.0} and known < 0.6 * n:
         contents["C"] = contents.get("C", 0) + n - known
         contents.pop("H", None)  # one H in all would make a right structure look wrong
-    elements = count_elements(contents)
     try:
-        return charge_flipping.solve(reflections, elements, groups=groups, predicted=predicted, trials=trials, seed=seed)
+        return charge_flipping.solve(reflections, contents, groups=groups, predicted=predicted, trials=trials, seed=seed)
     except PhasingError:
         return None
 

@@ -120,8 +120,8 @@ def describe_data(measured: Measured, merged: Reflections) -> str:
 
 def verdict(solution: Solution | None, tried=()) -> str:
     """Solved, uncertain or not solved, and why one should believe it, in words."""
-    nowhere = f" in any of {len(tried)} space groups" if len(tried) > 1 else ""
-    where = f" in {solution.spacegroup.xhm()}" if solution else nowhere
+    several = f" in any of {len(tried)} space groups" if len(tried) > 1 else ""
+    where = f" in {solution.spacegroup.xhm()}" if solution else several
     if solution and len(tried) > 1:
         best = sorted(tried, key=lambda pair: (pair[0].xhm() != solution.spacegroup.xhm(), -pair[1]))
         agreed = ", ".join(f"{group.xhm()} {figure:.2f}" for group, figure in best[:MOST_NAMED])
