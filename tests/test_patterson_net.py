@@ -10,27 +10,28 @@ import pytest
 import torch
 from torch.nn import functional as nnf
 
-from xrd_helpers.crystals import Crystal
-from xrd_helpers.gridding import BOXES, AmplitudeBoxes, Box, amplitude_boxes, to_box_setting
-from xrd_helpers.inference import extend, load_model, predict, save_model
-from xrd_helpers.metrics import ShellMean, normalize
+from makers import make_crystal
+from xrd_helpers.config import UserError
+from xrd_helpers.gridding import BOXES, OWN, AmplitudeBoxes, Box, amplitude_boxes, to_box_setting
+from xrd_helpers.inference import extend
 from xrd_helpers.models.patterson_net import Block, Fold, PattersonMap, PattersonNet, grid_points
 from xrd_helpers.reflections import Measured, unique_hkl
+from xrd_helpers.simulate import Faults
 from xrd_helpers.structure_factors import structure_factors
-from xrd_helpers.training import Measurement, fit
+from xrd_helpers.training import Budget, Device, fit, train
+from xrd_helpers.weights import load_model, predict, save_model
+from xrd_helpers.wilson import ShellMean, normalize
 
 MEAN = ShellMean(s2=np.linspace(0.02, 1.55, 40), curve=0.3 * np.exp(-np.linspace(0.02, 1.55, 40)), B=3.0, sigma_B=1.0)
 D = dict(d_input=2.2, d_target=1.4)
 GROUPS = {"P 1 21/c 1": (7.3, 9.1, 8.4, 90, 111, 90), "P 1 21 1": (6.1, 8.3, 6.2, 90, 103, 90),
           "C 1 2/c 1": (8.3, 7.1, 9.4, 90, 107, 90), "P 1 n 1": (6.3, 7.1, 9.4, 90, 98, 90)}
-OTHERS = {"P -1": (6.1, 7.4, 8.3, 81, 103, 111), "P 21 21 21": (6.4, 7.7, 9.1, 90, 90, 90), "R -3": (11.2, 11.2, 7.3, 90, 90, 120),
-          "P 41 21 2": (7.3, 7.3, 9.8, 90, 90, 90), "I 1 1 2/b": (8.3, 9.4, 7.1, 90, 90, 107)}
+OTHERS = {"P -1": (6.1, 7.4, 8.3, 81, 103, 111), "P 21 21 21": (6.4, 7.7, 9.1, 90, 90, 90),
+          "R -3": (11.2, 11.2, 7.3, 90, 90, 120), "P 41 21 2": (7.3, 7.3, 9.8, 90, 90, 90), "I 1 1 2/b": (8.3, 9.4, 7.1, 90, 90, 107)}
 
 
 def crystal(name, seed=0):
-    rng = np.random.default_rng(seed)
-    return Crystal(name, gemmi.UnitCell(*(GROUPS | OTHERS)[name]), gemmi.SpaceGroup(name), tuple("CCCNOO"), rng.random((6, 3)),
-                   np.full(6, 0.04), np.ones(6))
+    return make_crystal("CCCNOO", name, (GROUPS | OTHERS)[name], u=0.04, seed=seed, name=name)
 
 
 def boxes_of(*names, **settings):
@@ -39,7 +40,7 @@ def boxes_of(*names, **settings):
 
 def own(name, **settings):
     """In a box of its own, as crystals of any symmetry are."""
-    found, = amplitude_boxes([crystal(name)], None, **(D | settings))
+    found, = amplitude_boxes([crystal(name)], OWN, **(D | settings))
     return found
 
 
@@ -111,8 +112,8 @@ def test_folding_and_padding_are_the_symmetry_of_the_whole_cell(laue):
     group = gemmi.SpaceGroup(laue).operations()
     whole, drawn = np.zeros(n), rng.random(n)
     for point in np.ndindex(n):
-        images = [tuple(np.round(np.array(op.apply_to_xyz((np.array(point) / n).tolist())) * n).astype(int) % n) for op in group]
-        whole[point] = drawn[min(images)]
+        images = [op.apply_to_xyz((np.array(point) / n).tolist()) for op in group]
+        whole[point] = drawn[min(tuple(np.round(np.array(image) * n).astype(int) % n) for image in images)]
     fold = Fold(Box("own", (0, 0, 0), (1, 1, 1), laue).rotations)
     x, y, z = fold.shape(n)
     part = torch.as_tensor(whole)[:x, :y, :z]
@@ -132,12 +133,19 @@ def test_harker_vectors_of_a_screw_axis_and_a_glide_plane():
     assert lines[0, :, n[2] // 2].min() == pytest.approx(1) and lines[:, :, 0].max() < 1e-6
 
 
-def test_crystals_of_any_symmetry_train_together_each_in_a_box_of_its_own():
+def test_crystals_of_any_symmetry_train_together_each_in_a_box_of_its_own(tmp_path):
     crystals = [crystal(name) for name in ("P -1", "P 21 21 21", "P 1 21/c 1", "R -3")]
-    model = network()
-    settings = dict(box=None, batch_size=4, lr=3e-3, ema=0, n_validations=2, device="cpu", measurement=Measurement((1.9, 2.4)), **D)
-    history = fit(model, crystals, crystals[:2], steps=8, **settings)
-    assert history["loss"].iloc[-1] < 0.97 * history["loss"].iloc[0] and np.isfinite(history["cc_ext"].iloc[-1])
+    model, boxes = network(), amplitude_boxes(crystals, OWN, **D)
+
+    def loss():
+        with torch.no_grad():
+            return sum(float(model(part, part)) for part in boxes)
+    before = loss()
+    history = fit(model, crystals, crystals[:2], Budget(steps=10), Device("cpu"), box=OWN, batch_size=4, lr=3e-3, ema=0,
+                  n_validations=2, faults=Faults((1.9, 2.4)), **D)
+    assert loss() < 0.97 * before and np.isfinite(history["cc_ext"].iloc[-1])
+    with pytest.raises(UserError, match="UNet needs one box for all crystals: choose monoclinic"):
+        train("unet", tmp_path / "u.safetensors", Budget(steps=1), box=OWN)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -239,7 +247,8 @@ def test_training_learns_and_comes_back_from_its_file(tmp_path):
     model, boxes = network(), boxes_of("P 1 21/c 1")
     with torch.no_grad():
         before = float(model(*[AmplitudeBoxes.from_crystals(crystals, **D)] * 2))
-    history = fit(model, crystals, crystals[:2], epochs=8, batch_size=4, lr=3e-3, ema=0, n_validations=2, device="cpu", **D)
+    history = fit(model, crystals, crystals[:2], Budget(epochs=8), Device("cpu"), batch_size=4, lr=3e-3, ema=0,
+                  n_validations=2, **D)
     with torch.no_grad():
         after = float(model(*[AmplitudeBoxes.from_crystals(crystals, **D)] * 2))
     assert after < 0.97 * before and history["cc_ext"].dropna().between(-1, 1).all()
@@ -263,8 +272,7 @@ def test_parameters_against_the_closed_form():
 
 def test_measured_data_are_extended_as_the_crystal_would_be():
     """In P2₁/a with a > c: the box holds it with a and c exchanged."""
-    swapped = Crystal("x", gemmi.UnitCell(8.4, 9.1, 7.3, 90, 111, 90), gemmi.SpaceGroup("P 1 21/a 1"), tuple("CCCNOO"),
-                      np.random.default_rng(3).random((6, 3)), np.full(6, 0.04), np.ones(6))
+    swapped = make_crystal("CCCNOO", "P 1 21/a 1", (8.4, 9.1, 7.3, 90, 111, 90), u=0.04, seed=3)
     hkl = unique_hkl(swapped.cell, swapped.spacegroup, 2.2)
     F = np.abs(structure_factors(swapped, hkl))
     measured = Measured(hkl, F**2, 0.02 * F**2 + 1e-3, swapped.cell, swapped.spacegroup, swapped.contents, 0.7,

@@ -10,8 +10,12 @@ import gemmi
 import numpy as np
 import torch
 
+from .config import UserError
 from .crystals import Crystal, CrystalError, rotations_and_translations, swap_a_and_c
+from .reflections import ReflectionError, Reflections
 from .structure_factors import CrystalBatch, reciprocal_metric
+
+LEAST = 30  # reflections measured in the box, below which there is nothing to extend
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,15 @@ class Box:
         return rotations_and_translations(gemmi.SpaceGroup(self.spacegroup))[0]
 
     @cached_property
+    def laue(self) -> str:
+        """The Laue class, as gemmi's ``laue_str``."""
+        return gemmi.SpaceGroup(self.spacegroup).laue_str()
+
+    def groups(self, symbols) -> list[str]:
+        """Those of some space groups that are of the box's Laue class."""
+        return [symbol for symbol in symbols if gemmi.SpaceGroup(symbol).laue_str() == self.laue]
+
+    @cached_property
     def redundant(self) -> np.ndarray:
         """(n,) bool, voxels whose equivalent under the Laue group stands elsewhere in the box (there with larger h, k, l)."""
         best = self.hkl
@@ -62,6 +75,11 @@ class Box:
             better = inside & (_order(hkl) > _order(best))
             best = np.where(better[:, None], hkl, best)
         return (best != self.hkl).any(axis=1)
+
+    @cached_property
+    def representative(self) -> np.ndarray:
+        """(n,) int, of each voxel the number of that equivalent one that counts in scores: itself, unless redundant."""
+        return self.index(self.hkl)
 
     def index(self, hkl) -> np.ndarray:
         """Flat voxel numbers of reflections hkl (n, 3), taken to an equivalent that is inside; -1 where none is."""
@@ -87,24 +105,49 @@ BOXES = {box.name: box for box in (
 )}
 
 
-def box_named(name) -> Box | None:
-    """One of BOXES; None for "own", where each crystal gets a box of its own."""
-    if name not in (*BOXES, "own"):
-        raise CrystalError(f"there is no box {name!r}: choose {', '.join(BOXES)} or own")
-    return BOXES.get(name)
+class OwnBoxes:
+    """In place of a Box: each crystal in one of its own (``Box.around``), for models that work in any."""
+
+    name, largest = "own", 10_000  # Å³, of a cell
+
+    def groups(self, symbols) -> list[str]:
+        """All of some space groups."""
+        return list(symbols)
+
+
+OWN = OwnBoxes()
+
+
+def find_box(name) -> Box | OwnBoxes:
+    """The box of a name that was typed or stands in a file; UserError if there is none."""
+    known = BOXES | {OWN.name: OWN}
+    if name not in known:
+        raise UserError(f"there is no box {name!r}: the boxes are {', '.join(known)}")
+    return known[name]
+
+
+def check_resolutions(d_input, d_target) -> None:
+    """UserError if data to d_input (Å) leave nothing to predict to d_target (Å)."""
+    if not 0 < d_target < d_input:
+        raise UserError(f"d_target must be above 0 and below d_input, else nothing is left to predict: d_target is "
+                        f"{d_target:g} Å and d_input {d_input:g} Å")
 
 
 def to_box_setting(crystal: Crystal) -> Crystal:
     """A monoclinic crystal (unique axis b) with the shorter of a and c first, any other as it is."""
-    if crystal.spacegroup.crystal_system_str() == "monoclinic" and crystal.cell.a > crystal.cell.c:
+    if crystal.spacegroup.monoclinic_unique_axis() == "b" and crystal.cell.a > crystal.cell.c:
         return swap_a_and_c(crystal)
     return crystal
 
 
 def check_fit(crystal: Crystal, box: Box, d_target: float) -> None:
     """Raise CrystalError, with the limit that is broken, if a reflection with d >= d_target has no voxel in the box."""
+    if box is OWN:
+        if crystal.cell.volume > OWN.largest:
+            raise CrystalError(f"{crystal.name}: its cell of {crystal.cell.volume:.0f} Å³ is larger than {OWN.largest} Å³")
+        return
     group = crystal.spacegroup
-    if group.laue_str() != gemmi.SpaceGroup(box.spacegroup).laue_str() or (
+    if group.laue_str() != box.laue or (
             box.name == "monoclinic" and group.monoclinic_unique_axis() != "b"):
         raise CrystalError(f"{crystal.name}: space group {group.xhm()} is not of the {box.name} box"
                            + (" (unique axis b)" if box.name == "monoclinic" else ""))
@@ -128,11 +171,8 @@ def check_fit(crystal: Crystal, box: Box, d_target: float) -> None:
                            f"{box.name} box ({'; '.join(axes)})")
 
 
-LARGEST = 10_000  # Å³, of a cell that gets a box of its own
-
-
-def select_fitting(crystals, box: Box | None, d_target: float):
-    """Bring crystals to the box's setting and keep those that fit. Without a box each gets its own: cells to LARGEST fit.
+def select_fitting(crystals, box: Box, d_target: float):
+    """Bring crystals to the box's setting and keep those that fit.
 
     Returns
     -------
@@ -142,11 +182,8 @@ def select_fitting(crystals, box: Box | None, d_target: float):
     fitting, problems = [], []
     for crystal in crystals:
         try:
-            if box is None and crystal.cell.volume > LARGEST:
-                raise CrystalError(f"{crystal.name}: its cell of {crystal.cell.volume:.0f} Å³ is larger than {LARGEST} Å³")
-            if box is not None:
-                crystal = to_box_setting(crystal)
-                check_fit(crystal, box, d_target)
+            crystal = to_box_setting(crystal)
+            check_fit(crystal, box, d_target)
             fitting.append(crystal)
         except CrystalError as error:
             problems.append(str(error))
@@ -154,9 +191,9 @@ def select_fitting(crystals, box: Box | None, d_target: float):
 
 
 @lru_cache(maxsize=256)
-def absences_and_epsilon(box, spacegroup_symbol):
+def absences_and_epsilon(box: Box, symbol):
     """(absent (n,) bool, epsilon (n,)) of the voxels of a box in a space group; the same for every crystal of it."""
-    group = gemmi.SpaceGroup(spacegroup_symbol).operations()
+    group = gemmi.SpaceGroup(symbol).operations()
     hkl = np.ascontiguousarray(box.hkl, dtype=np.int32)
     epsilon = np.ones(len(hkl))
     present = (hkl != 0).any(axis=1)  # F(000) has no direction
@@ -164,12 +201,10 @@ def absences_and_epsilon(box, spacegroup_symbol):
     return np.array(group.systematic_absences(hkl), bool), epsilon
 
 
-def amplitude_boxes(crystals, box: Box | None, d_input=1.5, d_target=0.8, **options) -> list[AmplitudeBoxes]:
-    """One AmplitudeBoxes of all crystals, or of each crystal one in a box of its own where `box` is None."""
-    if box is not None:
-        return [AmplitudeBoxes.from_crystals(crystals, box, d_input, d_target, **options)]
-    return [AmplitudeBoxes.from_crystals([crystal], Box.around(crystal.cell, crystal.spacegroup, d_target), d_input, d_target,
-                                         **options) for crystal in crystals]
+def amplitude_boxes(crystals, box, d_input=1.5, d_target=0.8, **options) -> list[AmplitudeBoxes]:
+    """One AmplitudeBoxes of all crystals, or one of each where each has a box of its own (``OWN``)."""
+    parts = [(crystals, box)] if box is not OWN else [([c], Box.around(c.cell, c.spacegroup, d_target)) for c in crystals]
+    return [AmplitudeBoxes.from_crystals(part, one, d_input, d_target, **options) for part, one in parts]
 
 
 class Sample(NamedTuple):
@@ -204,6 +239,11 @@ class AmplitudeBoxes:
     def F_in(self) -> torch.Tensor:
         """What a model sees: the measured amplitudes, zero elsewhere."""
         return self.F * self.measured
+
+    @property
+    def known(self) -> torch.Tensor:
+        """Bool, the reflections that were measured: in d_target, present, each once."""
+        return self.target & self.measured & ~self.absent & ~self.redundant
 
     @property
     def extension(self) -> torch.Tensor:
@@ -258,8 +298,60 @@ class AmplitudeBoxes:
         """The same on another device."""
         return replace(self, **{name: x.to(device) for name, x in vars(self).items() if torch.is_tensor(x)})
 
-    def reflections(self, row, F) -> tuple[np.ndarray, np.ndarray]:
-        """(hkl (n, 3), F (n,) in electrons) of one crystal from a box of scaled amplitudes F (*box.shape)."""
-        keep = (self.target[row] & ~self.absent[row] & ~self.redundant).flatten().cpu().numpy()
+    def reflections(self, row, F, which=None) -> tuple[np.ndarray, np.ndarray]:
+        """(hkl (n, 3), F (n,) in electrons) of one crystal from a box of scaled amplitudes F (*box.shape).
+
+        ``which`` is ``known``, ``extension``, or both where it is None.
+        """
+        keep = (self.known | self.extension if which is None else which)[row].flatten().cpu().numpy()
         F = torch.as_tensor(F).detach().cpu().double().flatten().numpy()
         return self.box.hkl[keep], F[keep] * float(self.scale[row])
+
+
+def measured_box(merged: Reflections, box: Box, d_target=0.8, d_shown=0.0, name="the data", contents=None):
+    """Measured amplitudes in a box, as a model sees them.
+
+    `contents` is {symbol: atoms in the asymmetric unit}. Data with d >= d_shown (Å) are measured, systematic absences inside
+    them too, as in training; F is zero elsewhere.
+
+    Returns
+    -------
+    boxes : AmplitudeBoxes, a batch of one, in the box's setting
+    swapped : bool, whether that is another than the setting of the data (see ``box_indices``)
+
+    Raises
+    ------
+    CrystalError, ReflectionError
+        If the reflections to d_target do not fit the box, or fewer than LEAST are measured in it; ``name`` begins it.
+    """
+    data = Crystal(name, merged.cell, merged.spacegroup, (), np.zeros((0, 3)), np.zeros(0), np.zeros(0))  # no atoms yet
+    crystal = to_box_setting(data)
+    check_fit(crystal, box, d_target)
+    if box is OWN:
+        box = Box.around(crystal.cell, crystal.spacegroup, d_target)
+    absent, epsilon = absences_and_epsilon(box, crystal.spacegroup.xhm())
+    with np.errstate(divide="ignore"):
+        d = crystal.cell.calculate_1_d2_array(box.hkl.astype(np.int32)) ** -0.5
+    target = (d >= d_target) & np.isfinite(d)
+    inside = merged.d >= max(d_shown, d_target)
+    voxel = box.index(box_indices(merged.hkl[inside], crystal is not data))
+    if (voxel >= 0).sum() < LEAST or not merged.F[inside].max() > 0:
+        raise ReflectionError(f"{name}: only {len(voxel)} reflections are measured to {max(d_shown, d_target):g} Å, "
+                              f"of {LEAST} at least")
+    F, measured = np.zeros(len(d)), np.zeros(len(d), bool)
+    F[voxel[voxel >= 0]], measured[voxel[voxel >= 0]] = merged.F[inside][voxel >= 0], True
+    F, measured = F[box.representative], measured[box.representative] | absent & target & (d >= merged.d[inside].min())
+    F *= ~absent
+    grid, scale = (1, *box.shape), F.max()
+    tensors = {name: torch.as_tensor(x.reshape(grid)) for name, x in
+               {"measured": measured, "target": target, "absent": absent}.items()}
+    numbers = {name: torch.as_tensor(x.reshape(grid), dtype=torch.float32) for name, x in
+               {"F": F / scale, "d": d, "epsilon": epsilon}.items()}
+    boxes = AmplitudeBoxes(box=box, scale=torch.tensor([scale]), redundant=torch.as_tensor(box.redundant).reshape(box.shape),
+                           samples=(Sample(crystal.cell, crystal.spacegroup, contents or {}),), **tensors, **numbers)
+    return boxes, crystal is not data
+
+
+def box_indices(hkl, swapped) -> np.ndarray:
+    """Indices (n, 3) in the box's setting from those of the data, or back: a' = c, b' = -b, c' = a undoes itself."""
+    return hkl[:, [2, 1, 0]] * [1, -1, 1] if swapped else hkl

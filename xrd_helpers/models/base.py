@@ -14,15 +14,20 @@ class AmplitudeModel(nn.Module):
     """A network that extends amplitudes. A subclass has ``predict``; whatever else it says is of its own choice.
 
     ``model(boxes)`` is (B, *box.shape), the amplitudes of ``gridding.AmplitudeBoxes`` extended; ``model(boxes, truth)``, with
-    boxes that hold the true ones, is the loss to train with.
+    boxes that hold the true ones, is the loss to train with. ``title`` is its name in tables, that of the class if it has
+    none of its own.
     """
 
-    any_box = False
-    """Whether it works on boxes of any shape and Laue class, so that each crystal may have its own."""
+    title = "AmplitudeModel"
+    any_box = False  # whether it works in boxes of any shape and Laue class, so that each crystal may have its own
 
     @dataclass
     class Config:
         """The choices of the network: plain numbers, texts and tuples of them, which its file of weights keeps."""
+
+    def __init_subclass__(cls, **arguments):
+        super().__init_subclass__(**arguments)
+        cls.title = vars(cls).get("title", cls.__name__)
 
     def __init__(self, config=None):
         super().__init__()

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as nnf
 
 from ..crystals import all_operators
-from ..metrics import ShellMean, normalize
+from ..wilson import ShellMean, normalize
 from .base import AmplitudeModel
 
 STEP = 0.4                              # Å between points of the map, about
@@ -66,7 +66,7 @@ class PattersonMap:
         E2[use] = normalize(F[use], d[use], epsilon[use], max(3, min(10, use.sum() // 20))) ** 2
         inner, outer = measured & ~centring, target & ~measured & ~centring
         # a screw axis or a glide plane makes known zeros
-        values = np.where(absent, -1, epsilon * E2[box.index(hkl)] - 1)[inner]
+        values = np.where(absent, -1, epsilon * E2[box.representative] - 1)[inner]
         self.fold = Fold(box.rotations)
         places, rows = self._places(hkl[inner], box.rotations)
         self.inner, once = (torch.as_tensor(x) for x in np.unique(places, return_index=True))
@@ -279,10 +279,11 @@ class PattersonNet(AmplitudeModel):
 
     def _passes(self, crystal):
         """[E (n,) of the reflections to be predicted, after each pass], on a scale where 1 is expected of all."""
-        g, found, pad = self.start * crystal.squared(), [], crystal.fold.pad
+        g, E, found, pad = self.start * crystal.squared(), None, [], crystal.fold.pad
         for i, (stem, blocks, head) in enumerate(zip(self.stem, self.blocks, self.head)):
             if i == 0:
-                x = stem(pad(torch.cat([crystal.to_map(), crystal.maps], 1))) + self.numbers(crystal.numbers).view(1, -1, 1, 1, 1)
+                x = stem(pad(torch.cat([crystal.to_map(), crystal.maps], 1)))
+                x = x + self.numbers(crystal.numbers).view(1, -1, 1, 1, 1)
             else:
                 x = x + stem(pad(crystal.to_map(E.square())))
             for block in blocks:
@@ -298,6 +299,6 @@ class PattersonNet(AmplitudeModel):
         box, out = boxes.box, boxes.F_in[i].flatten().clone()
         known = boxes.measured[i].flatten()
         out[torch.as_tensor(voxels, device=out.device)] = F.to(out)
-        same = torch.as_tensor(box.index(box.hkl), device=out.device)
+        same = torch.as_tensor(box.representative, device=out.device)
         out = torch.where(known, boxes.F_in[i].flatten(), out[same])
         return (out * (boxes.target[i] & ~boxes.absent[i]).flatten()).view(box.shape)

@@ -39,6 +39,8 @@ class Block(nn.Module):
 class XRDTransformer(AmplitudeModel):
     """Value projection plus one-hot embeddings of h, k and l, five blocks, and a linear head."""
 
+    title = "XRD_Transformer"
+
     @dataclass
     class Config:
         shape: tuple[int, int, int] = (26, 18, 23)  # voxels of the box along h, k, l
