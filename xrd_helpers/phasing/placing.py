@@ -1,0 +1,527 @@
+"""Known molecules placed in a cell by a search over conformer, rotation, translation and torsions.
+
+Many random placements are scored at 4 Å; the best ones climb the correlation of |F| while the resolution rises from 4 Å to
+that of the data (``climbing``); the best of these are refined with the distances that torsions leave alone (``distances``),
+which brings right ones to R1 0.03-0.15 and leaves wrong ones at 0.25 and more at 2 Å. Each round begins half anew and half
+with changes of the best placements so far, until the answer is certain or the time is used up.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import combinations, product
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from ..config import UserError
+from ..crystals import all_operators
+from ..known_molecule import KnownMolecule, with_hydrogen
+from .charge_flipping import Solution, one_thread
+from .climbing import LEAST, Joints, add_waves, climb, data_of, draw, mutate, r_factors, score
+from .distances import WEIGHT, Distances, distances_of, refine, rigid_distances
+from .refine import Model, Refiner
+
+VOLUME = 18.0, 15.0, 22.0      # Å³ for each atom that is not hydrogen: of most crystals, and the range in which they lie
+WIDEST = 12.0, 28.0            # ... beyond which nothing is tried
+U_START = 0.045                # Å²
+FROM = 4.0                     # Å, where the climb begins
+DRAWN, CLIMBING, FOLLOWED, REFINED = 4096, 384, 128, 48  # placements a round: scored, begun with, followed to d_min, refined
+STEPS = 32, 45                 # of the climb at rising resolution, and at d_min
+ELITE = 24                     # placements that changes are made of
+SAME = 0.15                    # R between calculated amplitudes of placements that are the same
+NEAREST = 2.5                  # Å, between atoms of two molecules; hydrogen bonds are not shorter
+ROUND = 2.5                    # s that a round should not exceed
+FOLDS = 5
+
+
+class PlacingError(UserError):
+    """Molecules that cannot be placed in this cell, and why."""
+
+
+class Part(NamedTuple):
+    """One molecule of the asymmetric unit: row in the list of molecules, order of its site symmetry (1: anywhere)."""
+
+    molecule: int
+    order: int
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Molecules of an asymmetric unit; z : formula units in it; volume : Å³ for each atom that is not hydrogen."""
+
+    parts: tuple[Part, ...]
+    z: Fraction
+    volume: float
+
+    def describe(self, molecules) -> str:
+        names = []
+        for part in dict.fromkeys(self.parts):
+            n = self.parts.count(part)
+            where = "" if part.order == 1 else f" on a special position of order {part.order}"
+            names.append(f"{n} {molecules[part.molecule].formula}{where}")
+        return f"{', '.join(names)} in the asymmetric unit, {self.volume:.1f} Å³ for each non-H atom"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for molecules as they were placed.
+
+    r1 : of all atoms with hydrogen; r_free : of reflections left out of the refinement in turn
+    found : random starts that led to the same amplitudes, of `tried`; next_r1 : of the best placement with others
+    strain : mean square of the deviations of distances from those of the conformer, in their standard deviations
+    contact : Å, the shortest distance between atoms of two molecules
+    probability : that at least 80 % of the atoms are within 0.5 Å of true ones; nan as long as that is not calibrated
+    """
+
+    r1: float
+    r_free: float
+    found: int
+    tried: int
+    next_r1: float
+    strain: float
+    contact: float
+    probability: float = float("nan")
+
+    def in_words(self) -> str:
+        return (f"R1 {self.r1:.3f} with hydrogen, {self.r_free:.3f} for reflections left out of it; {self.found} of {self.tried} "
+                f"starts led to it, and the next different one has R1 {self.next_r1:.3f}; the shortest distance between "
+                f"molecules is {self.contact:.2f} Å")
+
+
+class Placement(NamedTuple):
+    """xyz (n, 3) Å and refined (n, 3) Å, free (m, 3, 3) as in ``climbing.climb``, u : Å² beside U_START; amplitude (n_hkl,);
+    cost : what it is ranked by; chosen (m,) conformers; fresh : whether it comes from a random start"""
+
+    xyz: np.ndarray
+    refined: np.ndarray
+    free: np.ndarray
+    u: float
+    r1: float
+    strain: float
+    cost: float
+    amplitude: np.ndarray
+    chosen: np.ndarray
+    contact: float
+    fresh: bool
+
+
+def arrangements(molecules, counts, cell, spacegroup) -> list[Arrangement]:
+    """What may be in the asymmetric unit by its volume, the likeliest first.
+
+    Parameters
+    ----------
+    molecules : sequence of KnownMolecule; counts : (m,) how many of each in a formula unit
+
+    Raises
+    ------
+    PlacingError
+        If the charges do not add up, or no number of formula units fits the cell.
+    """
+    charge = sum(n * molecule.charge for molecule, n in zip(molecules, counts))
+    if charge:
+        raise PlacingError(f"the molecules have a charge of {charge:+d} together: name the counter-ion too, with its count")
+    n_ops, atoms = len(spacegroup.operations()), sum(n * len(molecule) for molecule, n in zip(molecules, counts))
+    asu = cell.volume / n_ops
+    found = []
+    for z in sorted({Fraction(1, m) for m in (2, 3, 4, 6, 8, 12)} | {Fraction(n, 2) for n in range(2, 17)}):
+        volume = asu / float(z * atoms)
+        if WIDEST[0] <= volume <= WIDEST[1]:
+            for parts in _parts(molecules, counts, z, spacegroup):
+                found.append(Arrangement(parts, z, volume))
+    if not found:
+        smallest = f"{asu / VOLUME[0]:.0f} non-H atoms fit the asymmetric unit of {asu:.0f} Å³ in {spacegroup.xhm()}"
+        names = " + ".join(f"{n} {molecule.formula}" if n > 1 else molecule.formula for molecule, n in zip(molecules, counts))
+        raise PlacingError(f"about {smallest}, and {names} has {atoms}: no number of them fills it, so the molecule, what "
+                           "crystallised with it, the cell or the space group is not right")
+    special = [sum(part.order > 1 for part in a.parts) for a in found]
+    order = sorted(range(len(found)), key=lambda i: (not VOLUME[1] <= found[i].volume <= VOLUME[2],
+                                                     round(abs(np.log(found[i].volume / VOLUME[0])), 3), special[i]))
+    return [found[i] for i in order]
+
+
+def _parts(molecules, counts, z, spacegroup):
+    """The tuples of Part that z formula units may be: molecules anywhere, the rest of one on a special position."""
+    fixed, choices = [], []
+    for row, (molecule, n) in enumerate(zip(molecules, counts)):
+        amount = z * n
+        whole, rest = int(amount), amount - int(amount)
+        if rest and (rest.numerator != 1 or not can_be_special(molecule, rest.denominator, spacegroup)):
+            return []
+        fixed += [Part(row, 1)] * whole + ([Part(row, rest.denominator)] if rest else [])
+        if whole and not rest and can_be_special(molecule, 2, spacegroup) and len(molecule) > 1:
+            choices.append(row)
+    made = [tuple(fixed)]
+    for row in choices[:1]:  # one anywhere, or two halves
+        other = list(fixed)
+        other.remove(Part(row, 1))
+        made.append(tuple(sorted(other + [Part(row, 2)] * 2, key=lambda part: (part.molecule, part.order))))
+    return made
+
+
+def can_be_special(molecule, order, spacegroup) -> bool:
+    """Whether the bonds of a molecule allow a site symmetry of that order, and the space group has such sites."""
+    moved = len(molecule.symmetry) >= order
+    return moved and len(special_sites(spacegroup, order)) > 0
+
+
+def special_sites(spacegroup, order) -> np.ndarray:
+    """Special positions of an order, those that differ by lattice translations once: (s, 12), a point in fractions of the
+    cell and the projection (3, 3) on what is free around it. Of order 1: everywhere."""
+    if order == 1:
+        return np.concatenate([np.zeros(3), np.eye(3).ravel()])[None]
+    return np.array([np.concatenate([point, projection.ravel()]) for point, projection in _sites(spacegroup, order)]
+                    ).reshape(-1, 12)
+
+
+def _sites(spacegroup, order):
+    rot, tran = all_operators(spacegroup)
+    spaces = {}
+
+    def add(matrix, shift):
+        point, *_ = np.linalg.lstsq(matrix, shift, rcond=None)
+        if np.abs(matrix @ point - shift).max() > 1e-6:
+            return
+        _, size, vt = np.linalg.svd(matrix)
+        null = vt[(np.concatenate([size, np.zeros(3)])[:3] < 1e-9)]
+        generic = point + null.T @ np.array([0.2137, 0.3519, 0.1173])[:len(null)]
+        moved = np.einsum("gij,j->gi", rot, generic) + tran - generic
+        fixing = np.abs(moved - np.round(moved)).max(1) < 1e-6
+        projection = rot[fixing].mean(0)
+        rest = (point - projection @ point)
+        key = tuple(np.round(rest % 1, 4) % 1), tuple(np.round(projection, 4).ravel())
+        spaces.setdefault(key, (matrix, shift, point % 1 if not len(null) else point, projection, int(fixing.sum())))
+
+    for r, t in zip(rot, tran):
+        if not (r == np.eye(3)).all():
+            for cell in product((-1, 0, 1), repeat=3):
+                add((r - np.eye(3)).astype(float), -(t + cell))
+    if not any(space[4] == order for space in spaces.values()):
+        for a, b in combinations(list(spaces.values())[:60], 2):
+            add(np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]]))
+    return [(point, projection) for _, _, point, projection, n in spaces.values() if n == order]
+
+
+class Search:
+    """One arrangement of molecules to be placed against one set of reflections."""
+
+    def __init__(self, refiner, molecules, arrangement):
+        self.refiner, self.arrangement = refiner, arrangement
+        self.molecules = [molecules[part.molecule] for part in arrangement.parts]
+        self.elements = [e for m in self.molecules for e in m.elements]
+        self.occ = np.concatenate([np.full(len(m), 1 / part.order) for m, part in zip(self.molecules, arrangement.parts)])
+        hydrogen = np.concatenate([m.n_hydrogen for m in self.molecules])
+        self.data, self.d = data_of(refiner, self.elements, hydrogen, self.occ, U_START)
+        order = np.argsort(-refiner.reflections.d, kind="stable")
+        self.sigma = refiner.reflections.sigF[order]
+        self.joints = _joints(self.molecules)
+        self.rows = rigid_distances(self.molecules)
+        n = max(len(m.conformers) for m in self.molecules)
+        self.conformers = np.concatenate([(m.conformers - m.conformers.mean(1, keepdims=True))[np.arange(n) % len(m.conformers)]
+                                          for m in self.molecules], 1).astype(np.float32)
+        sites = [special_sites(refiner.reflections.spacegroup, part.order) for part in arrangement.parts]
+        most = max(map(len, sites))
+        self.sites = np.array([s[np.arange(most) % len(s)] for s in sites])
+        self.rot, self.tran = (np.asarray(x, float) for x in all_operators(refiner.reflections.spacegroup))
+        self.pool: list[Placement] = []
+        self.found, self.tried, self.rounds, self.cost_of_step = 0, 0, 0, None
+
+    def round(self, rng, deadline):
+        """Draw, climb, refine; what is found goes into the pool."""
+        m, n = len(self.joints.first) - 1, len(self.elements)
+        data, n_hkl = self.data, len(self.d)
+        begun = self._affordable(CLIMBING, sum(STEPS), deadline)
+        fresh = begun if not self.pool else begun // 2
+        xyz, free = np.empty((DRAWN, n, 3), np.float32), np.empty((DRAWN, m, 3, 3), np.float32)
+        chosen = rng.integers(len(self.conformers), size=(DRAWN, m))
+        draw(xyz, free, self.conformers, chosen, self.joints, self.sites, self.refiner.orth, 1.0, int(rng.integers(2**31)))
+        best = np.argsort(-score(xyz, data, self._count(FROM)))[:fresh]
+        xyz, free, chosen = xyz[best], free[best], chosen[best]
+        if fresh < begun:
+            parents = self.pool[:ELITE]
+            # the better ones more often
+            rows = np.minimum(rng.exponential(len(parents) / 3, begun - fresh).astype(int), len(parents) - 1)
+            changed = np.array([parents[i].xyz for i in rows])
+            kept = np.array([parents[i].free for i in rows])
+            drawn = rng.integers(len(self.conformers), size=(len(rows), m))
+            mutate(changed, kept, self.conformers, drawn, self.joints, self.sites, self.refiner.orth, int(rng.integers(2**31)))
+            xyz, free = np.concatenate([xyz, changed]), np.concatenate([free, kept])
+            chosen = np.concatenate([chosen, drawn])
+        origin = np.arange(begun) < fresh
+        d_min, (rising, steady) = float(self.d[-1]), STEPS
+        middle = max(d_min, min(FROM, d_min + 0.3))
+        cuts = np.linspace(max(FROM, d_min), middle, rising)
+        began = time.perf_counter()
+        cc = climb(xyz, free, data, self.joints, np.array([self._count(d) for d in cuts]), np.ones(rising, np.float32))
+        keep = np.argsort(-cc)[:max(8, begun * FOLLOWED // CLIMBING)]
+        xyz, free, chosen, origin = xyz[keep], free[keep], chosen[keep], origin[keep]
+        counts = np.array([self._count(d) for d in np.concatenate([np.linspace(middle, d_min, steady // 3),
+                                                                   np.full(steady - steady // 3, d_min)])])
+        climb(xyz, free, data, self.joints, counts, np.linspace(1, 0.2, steady).astype(np.float32))
+        r = r_factors(xyz, data, n_hkl)
+        self.cost_of_step = (time.perf_counter() - began) / begun / sum(STEPS)
+        made = []
+        for i in np.argsort(r)[:max(8, begun * REFINED // CLIMBING)]:
+            made.append(self.refined(xyz[i], free[i], chosen[i], bool(origin[i])))
+            if time.perf_counter() > deadline and len(made) > 3:
+                break
+        self.tried, self.rounds = self.tried + begun, self.rounds + 1
+        self._pool(made)
+
+    def _affordable(self, wanted, steps, deadline):
+        if self.cost_of_step is None:
+            work = len(self.elements) * len(self.d) * len(self.data.shift) * 4e-9
+        else:
+            work = self.cost_of_step
+        seconds = min(ROUND, max(0.2, deadline - time.perf_counter()))
+        return int(np.clip(seconds / (steps * work), 32, wanted))
+
+    def _count(self, d):
+        return min(len(self.d), max(LEAST, int((self.d >= d - 1e-6).sum())))
+
+    def refined(self, xyz, free, chosen, fresh, cycles=8) -> Placement:
+        moved, u, r1, strain = refine(xyz.astype(float), self.data, self.refiner, self.sigma,
+                                      distances_of(self.rows, xyz.astype(float)), cycles)
+        shortest, bump = contacts(moved, self.joints.first, self.refiner.orth, self.rot, self.tran, NEAREST)
+        amplitude = self.amplitude(moved, u)
+        return Placement(xyz, moved, free, u, r1, strain, r1 * (1 + 0.02 * strain) + 0.02 * bump, amplitude, chosen, shortest,
+                         fresh)
+
+    def amplitude(self, xyz, u):
+        """|Fcalc| (n,) in the order of d, on the scale of F."""
+        re, im = amplitudes_of(xyz.astype(np.float32), self.data)
+        a = np.hypot(re, im) * np.exp(-8 * np.pi**2 * u * 0.25 / self.d**2)
+        return a * (a @ self.data.F) / (a @ a)
+
+    def _pool(self, made):
+        """Placements of different amplitudes, the best first; how often the best was found from random starts."""
+        pool, found = [], 0
+        for new in sorted([*self.pool, *made], key=lambda p: p.cost):
+            if any(r_between(new.amplitude, old.amplitude) < SAME for old in pool):
+                continue
+            pool.append(new)
+        if self.pool and r_between(pool[0].amplitude, self.pool[0].amplitude) < SAME:
+            found = self.found
+        self.found = found + sum(p.fresh and r_between(p.amplitude, pool[0].amplitude) < SAME for p in made)
+        self.pool = pool[:2 * ELITE]
+
+    def gap(self) -> float:
+        """R1 of the best placement that has other amplitudes than the best, over that of the best."""
+        return self.pool[1].r1 / max(self.pool[0].r1, 0.01) if len(self.pool) > 1 else np.inf
+
+
+def r_between(a, b) -> float:
+    return float(np.abs(a - b).sum() / a.sum())
+
+
+@numba.njit(cache=True, fastmath=True, error_model="numpy")
+def _sum_all(fract, data, re, im):
+    from_form = data.form
+    for i in range(len(fract)):
+        add_waves(fract[i, 0], fract[i, 1], fract[i, 2], from_form[data.kind[i]], data, len(re), re, im)
+
+
+
+def amplitudes_of(xyz, data):
+    """Real and imaginary part (n,) of the structure factors of atoms xyz (atoms, 3) float32 Å."""
+    n = len(data.F)
+    re, im = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    _sum_all((xyz @ data.frac.T).astype(np.float32), data, re, im)
+    return re, im
+
+
+@numba.njit(cache=True, error_model="numpy")
+def contacts(xyz, first, orth, rot, tran, nearest):
+    """(shortest distance in Å, Σ ((nearest - distance) / 0.2)² of shorter ones) between atoms of different molecules.
+
+    xyz (n, 3) Å, those of molecule c from first[c] to first[c + 1]; rot (g, 3, 3), tran (g, 3) all operators. An image whose
+    centre lies within 1 Å of that of the molecule itself is the molecule, on a special position.
+    """
+    frac = np.linalg.inv(orth)
+    m, shortest, bump = len(first) - 1, 99.0, 0.0
+    x = xyz @ frac.T
+    inside = np.zeros(3)
+    for c in range(m):
+        for e in range(c, m):
+            for g in range(len(rot)):
+                image = np.zeros((first[e + 1] - first[e], 3))
+                for i in range(len(image)):
+                    for k in range(3):
+                        image[i, k] = tran[g, k]
+                        for q in range(3):
+                            image[i, k] += rot[g, k, q] * x[first[e] + i, q]
+                for k in range(3):
+                    inside[k] = x[first[c]:first[c + 1], k].mean() - image[:, k].mean()
+                for u in range(-1, 2):
+                    for v in range(-1, 2):
+                        for w in range(-1, 2):
+                            off = np.round(inside)
+                            off[0] += u
+                            off[1] += v
+                            off[2] += w
+                            away = orth @ (inside - off)
+                            if c == e and np.sqrt((away * away).sum()) < 1.0:
+                                continue
+                            for i in range(len(image)):
+                                for j in range(first[c], first[c + 1]):
+                                    s = 0.0
+                                    for k in range(3):
+                                        f = 0.0
+                                        for q in range(3):
+                                            f += orth[k, q] * (image[i, q] + off[q] - x[j, q])
+                                        s += f * f
+                                    if s < shortest * shortest:
+                                        shortest = np.sqrt(s)
+                                    if s < nearest * nearest:
+                                        bump += ((nearest - np.sqrt(s)) / 0.2) ** 2
+    return shortest, bump
+
+
+def _joints(molecules):
+    first = np.cumsum([0] + [len(m) for m in molecules])
+    a, b, side, start, linked = [], [], [], [0], [0]
+    for molecule, offset in zip(molecules, first):
+        for torsion in molecule.torsions:
+            a.append(torsion.a + offset)
+            b.append(torsion.b + offset)
+            side += (torsion.side + offset).tolist()
+            start.append(len(side))
+        linked.append(len(a))
+    return Joints(*(np.array(x, np.int64) for x in (first, a, b, side, start, linked)))
+
+
+def is_certain(search) -> bool:
+    """Whether to stop looking: the best placement is good, was found again, and the next different one is far off."""
+    if not search.pool:
+        return False
+    best, gap = search.pool[0], search.gap()
+    few = len(search.d) < 3 * len(search.elements)
+    if best.r1 > (0.12 if few else 0.16) or best.contact < 2.2:
+        return False
+    return (search.found >= 3 and gap > 1.6) or (search.found >= 1 and gap > 2.4)
+
+
+@one_thread()
+def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, chosen=None) -> Solution | None:
+    """Find known molecules in a cell.
+
+    Parameters
+    ----------
+    reflections : Reflections
+    molecules : sequence of KnownMolecule; counts : of each in a formula unit, one by default
+    minutes : when to give up; the search ends before that when its answer is certain (``is_certain``)
+    chosen : Arrangement, by default those that the volume allows, in turn
+
+    Returns
+    -------
+    Solution, hydrogen included, with ``Evidence`` of this module; None if there was no time for a single round
+    """
+    began = time.perf_counter()
+    deadline = began + 60 * minutes
+    counts = counts or [1] * len(molecules)
+    tried = [chosen] if chosen else arrangements(molecules, counts, reflections.cell, reflections.spacegroup)
+    refiner = Refiner(reflections)
+    rng = np.random.default_rng(seed)
+    searches = []
+    best = None
+    number = 0
+    while time.perf_counter() < deadline:
+        # the likeliest arrangement first, the others from time to time
+        turn = 0 if number % 3 or len(tried) == 1 else (number // 3) % len(tried)
+        number += 1
+        while len(searches) <= turn:
+            searches.append(Search(refiner, molecules, tried[len(searches)]))
+        searches[turn].round(rng, deadline)
+        best = min((s for s in searches if s.pool), key=lambda s: s.pool[0].cost, default=None)
+        if best and is_certain(best):
+            break
+    if best is None or not best.pool:
+        return None
+    return solution_of(best, time.perf_counter() - began)
+
+
+def solution_of(search, seconds) -> Solution:
+    """The best placement of a search as a Solution: refined to the end, on special positions brought together, with hydrogen."""
+    best = search.pool[0]
+    reflections, refiner = search.refiner.reflections, search.refiner
+    distances = distances_of(search.rows, best.xyz.astype(float))
+    xyz, u, _, strain = refine(best.refined, search.data, refiner, search.sigma, distances, 15, best.u)
+    frac = np.linalg.inv(refiner.orth)
+    fract, elements, occ = [], [], []
+    hydrogen = []
+    for c, (molecule, part) in enumerate(zip(search.molecules, search.arrangement.parts)):
+        i, j = search.joints.first[c], search.joints.first[c + 1]
+        x = xyz[i:j]
+        h = with_hydrogen(molecule, x, int(best.chosen[c]) % len(molecule.conformers))
+        if part.order == 1:
+            fract.append(x @ frac.T)
+            elements += molecule.elements
+            occ += [1.0] * len(molecule)
+            hydrogen += [(y, 1.0) for y in h @ frac.T]
+        else:
+            f, rows, o = unique_atoms(x @ frac.T, molecule.elements, part.order, refiner.orth, search.rot, search.tran)
+            fract.append(f)
+            elements += [molecule.elements[k] for k in rows]
+            occ += o.tolist()
+            hydrogen += [(h[k] @ frac.T, o[list(rows).index(molecule.parents[k])]) for k in range(len(h))
+                         if molecule.parents[k] in rows]
+    n = sum(map(len, fract))
+    u_iso = np.full(n + len(hydrogen), U_START + u)
+    u_iso[n:] *= 1.2
+    fract = np.concatenate([*fract, np.array([y for y, _ in hydrogen]).reshape(-1, 3)])
+    elements = (*elements, *["H"] * len(hydrogen))
+    occ = np.array([*occ, *[o for _, o in hydrogen]])
+    model = refiner.score(Model(fract % 1, elements, u_iso, occ, np.full(len(fract), np.nan)))
+    evidence = Evidence(model.r1, left_out(search, xyz, u, distances), search.found, search.tried,
+                        search.pool[1].r1 if len(search.pool) > 1 else float("nan"), strain, best.contact)
+    return Solution(fract=model.fract, heights=model.heights, elements=elements, u_iso=u_iso, occ=occ, rho=refiner.map(model),
+                    cell=reflections.cell, spacegroup=reflections.spacegroup, r1=model.r1, figure_of_merit=float("nan"),
+                    trials=search.tried, seconds=seconds, engine="known molecule", evidence=evidence)
+
+
+def unique_atoms(fract, elements, order, orth, rot, tran):
+    """One of each set of atoms of a molecule that its site symmetry makes one: fract (k, 3), rows (k,), occ (k,).
+
+    The operators that bring the molecule on itself are those that move its centre least. Atoms that they bring onto each
+    other are averaged; an atom that has no partner within 0.7 Å stays, disordered, with the occupancy 1 / order.
+    """
+    centre = fract.mean(0)
+    moved = np.einsum("gij,j->gi", rot, centre) + tran - centre
+    shift = -np.round(moved)
+    length = np.linalg.norm((moved + shift) @ orth.T, axis=1)
+    site = np.argsort(length)[:order]
+    images = np.einsum("gij,nj->gni", rot[site], fract) + (tran + shift)[site][:, None]
+    kept, rows, occ, used = [], [], [], np.zeros(len(fract), bool)
+    for i in range(len(fract)):
+        if used[i]:
+            continue
+        # images of all atoms that lie on atom i
+        length = np.linalg.norm((images - fract[i]) @ orth.T, axis=-1)        # (order, n)
+        length[:, [e != elements[i] for e in elements]] = np.inf
+        partner = length.argmin(1)
+        near = length.min(1) < 0.7
+        used[partner[near]] = True
+        used[i] = True
+        kept.append(images[np.arange(order)[near], partner[near]].mean(0))
+        rows.append(i)
+        occ.append(len(set(partner[near])) / order)
+    return np.array(kept), rows, np.array(occ)
+
+
+def left_out(search, xyz, u, distances: Distances, seed=0) -> float:
+    """Σ |F - |Fcalc|| / Σ F over all reflections, each where it was left out of the refinement from atoms moved by 0.1 Å."""
+    rng = np.random.default_rng(seed)
+    part = rng.permutation(np.arange(len(search.d)) % FOLDS)
+    F, error = search.data.F.astype(float), 0.0
+    for fold in range(FOLDS):
+        out = part == fold
+        sigma = np.where(out, 1e9, search.sigma)                              # weight nearly none
+        moved, u2, *_ = refine(xyz + rng.normal(0, 0.1, xyz.shape), search.data, search.refiner, sigma, distances, 8, u)
+        re, im = amplitudes_of(moved.astype(np.float32), search.data)
+        a = np.hypot(re, im) * np.exp(-8 * np.pi**2 * u2 * 0.25 / search.d**2)
+        k = (a[~out] @ F[~out]) / (a[~out] @ a[~out])
+        error += np.abs(F - k * a)[out].sum()
+    return float(error / F.sum())
