@@ -19,6 +19,7 @@ from .config import UserError
 
 FILES = (".mol", ".sdf", ".mol2", ".xyz", ".cif")
 MOST_CONFORMERS = 60
+MOST_PERMUTATIONS = 64
 DOUBLE = 0.895    # of the sum of covalent radii: C=C is 0.88 of it, C=N 0.87, the C-N of an amide 0.905, biphenyl 0.98
 OFF_AXIS = 0.3    # Å, atoms nearer to the axis of a torsion are not turned by it
 SPACING = 0.95    # Å between hydrogen and its parent as X-rays see it (C-H; SHELXL's AFIX 43 has 0.95, AFIX 13 1.00)
@@ -47,7 +48,7 @@ class KnownMolecule:
     bonds : (m, 2) int
     torsions : bonds that can be turned
     parents : (h,) int, the atom that each hydrogen atom is bonded to; hydrogen : (k, h, 3) Å
-    symmetry : (s, n) int, permutations that leave the bonds as they are, the identity first
+    symmetry : (s, n) int, permutations that leave elements and bonds as they are, the identity first
     charge : in electrons
     """
 
@@ -191,8 +192,8 @@ def _read_geometry(Chem, path):
     except (ValueError, IndexError, OSError):
         raise MoleculeError(f"{path} is no XYZ file: it has a number of atoms, a line of text, and a line for each atom with "
                             "its symbol and x y z in Å") from None
-    made = [from_geometry(elements, xyz, path.name) for elements, xyz in found]
-    return [((m.formula, len(m.bonds)), m) for m in made if len(m)]
+    made = [from_geometry(elements, xyz, path.name) for elements, xyz in found if not set(elements) <= {"H", "D"}]
+    return [((m.formula, len(m.bonds)), m) for m in made]
 
 
 def _bonds(elements, xyz):
@@ -219,16 +220,30 @@ def from_geometry(elements, xyz, name) -> KnownMolecule:
     Bonds are found by distance. Those that are no part of a ring and longer than a double bond can be turned.
     """
     elements, xyz = ["H" if e == "D" else e for e in elements], np.asarray(xyz, float)
+    if set(elements) <= {"H"}:
+        raise MoleculeError(f"{name} is hydrogen alone, which the data do not show")
     bonds = _bonds(elements, xyz)
     heavy = np.flatnonzero(np.array(elements) != "H")
     row = {atom: i for i, atom in enumerate(heavy)}
     links = [(row[i], row[j]) for i, j in bonds if i in row and j in row]
     hydrogen = [(row[i] if i in row else row[j], j if i in row else i) for i, j in bonds if (i in row) != (j in row)]
     symbols = tuple(elements[i] for i in heavy)
-    radius = covalent_radii(symbols) if symbols else np.zeros(0)
+    radius = covalent_radii(symbols)
     length = {(i, j): np.linalg.norm(xyz[heavy[i]] - xyz[heavy[j]]) for i, j in links}
     loose = [(i, j) for i, j in links if length[i, j] > DOUBLE * (radius[i] + radius[j])]
-    return _assemble(name, symbols, xyz[heavy][None], links, loose, hydrogen, xyz[None], 0, None)
+    return _assemble(name, symbols, xyz[heavy][None], links, loose, hydrogen, xyz[None], 0,
+                     _symmetry_of(symbols, links))
+
+
+def _symmetry_of(elements, links):
+    """Permutations of the atoms that leave elements and bonds as they are."""
+    Chem = _rdkit()
+    mol = Chem.RWMol()
+    for element in elements:
+        mol.AddAtom(Chem.Atom(element))
+    for i, j in links:
+        mol.AddBond(int(i), int(j), Chem.BondType.SINGLE)
+    return mol.GetSubstructMatches(mol, uniquify=False, maxMatches=MOST_PERMUTATIONS)
 
 
 def from_rdkit(mol, name, as_given=False, seed=7) -> KnownMolecule:
@@ -270,11 +285,8 @@ def from_rdkit(mol, name, as_given=False, seed=7) -> KnownMolecule:
             AllChem.UFFOptimizeMoleculeConfs(mol, maxIters=200)
         every = np.array([mol.GetConformer(i).GetPositions() for i in ids])
     symbols = tuple(mol.GetAtomWithIdx(i).GetSymbol() for i in heavy)
-    bare = Chem.RemoveHs(mol)
-    symmetry = None
-    if bare.GetNumAtoms() == len(heavy):
-        symmetry = bare.GetSubstructMatches(bare, uniquify=False, maxMatches=64)
-    return _assemble(name, symbols, every[:, heavy], links, loose, hydrogen, every, Chem.GetFormalCharge(mol), symmetry)
+    return _assemble(name, symbols, every[:, heavy], links, loose, hydrogen, every, Chem.GetFormalCharge(mol),
+                     _symmetry_of(symbols, links))
 
 
 def _assemble(name, elements, conformers, links, loose, hydrogen, every, charge, symmetry):
@@ -301,8 +313,6 @@ def _assemble(name, elements, conformers, links, loose, hydrogen, every, charge,
     if len(parents):
         away = xyz - conformers[:, parents]
         xyz = conformers[:, parents] + SPACING * away / np.linalg.norm(away, axis=-1, keepdims=True)
-    if not symmetry:
-        symmetry = [range(len(elements))]
     symmetry = sorted(map(tuple, symmetry), key=lambda p: p != tuple(range(len(elements))))
     return KnownMolecule(name, elements, np.asarray(conformers, float), np.array(links, int).reshape(-1, 2), tuple(torsions),
                          parents, xyz, np.array(symmetry, int).reshape(-1, len(elements)), charge)
