@@ -359,6 +359,12 @@ def solve(
     shelxt: Annotated[str, typer.Option(help="Path of the SHELXT program. Default: look for it on PATH.")] = "",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that SHELXT may take.")] = 600,
     trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping.")] = 48,
+    molecule: Annotated[
+        list[str], typer.Option(help="A molecule that is known: SMILES or .mol, .sdf, .mol2, .xyz, .cif; again for each "
+                                     "component, with a count as in '2*O' for two of water.")
+    ] = [],
+    fragment: Annotated[list[str], typer.Option(help="The same for a part of the molecule; the rest is built.")] = [],
+    minutes: Annotated[float, typer.Option(min=0.01, help="Time to look for known molecules.")] = 5,
     seed: Annotated[int, typer.Option(help="Of these starts.")] = 0,
     d_min: Annotated[float, typer.Option(min=0, help="Leave out what was measured beyond, in Å.")] = 0,
     out: Annotated[str, typer.Option(help="Folder for what is written. Default: FILE with _xrd.")] = "",
@@ -368,13 +374,19 @@ def solve(
     from pathlib import Path
 
     from xrd_helpers.crystals import count_elements
+    from xrd_helpers.known_molecule import read_molecules
     from xrd_helpers.phasing import job, output
     from xrd_helpers.phasing.shelxt import find_shelxt
     from xrd_helpers.reflections import read_measured
 
     if engine not in ("auto", "shelxt", "charge_flipping"):
         raise UserError(f"--engine {engine!r} is none of auto, shelxt and charge_flipping")
-    program = find_shelxt(shelxt) if engine != "charge_flipping" else None
+    if molecule and fragment:
+        raise UserError("give either --molecule, for all that is in the crystal, or --fragment, for a part of it")
+    if fragment and spacegroup == "search":
+        raise UserError("--fragment wants one space group: name it instead of search")
+    known = read_molecules(molecule or fragment)
+    program = find_shelxt(shelxt) if engine != "charge_flipping" and not known else None
     if engine == "shelxt" and program is None:
         raise UserError("no SHELXT program was found: name it with --shelxt, or use --engine charge_flipping")
     measured, symbols = read_measured(file, about or None), _symbols(elements)
@@ -398,7 +410,11 @@ def solve(
         extra = extended.predicted
         print(f"{len(extra)} reflections predicted by {extend}. {words}")
     try:
-        if program:
+        if molecule:
+            solved = job.solve_with_molecules(measured, known, spacegroup == "search", minutes, seed)
+        elif fragment:
+            solved = job.solve_with_fragment(measured, known, minutes, seed)
+        elif program:
             solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
         else:
             solved = job.solve(measured, extra, spacegroup == "search", trials, seed)

@@ -19,7 +19,12 @@ from .config import UserError
 
 FILES = (".mol", ".sdf", ".mol2", ".xyz", ".cif")
 MOST_CONFORMERS = 60
+FIELD_STEPS = 60  # of the force field, as many as bond lengths and angles need
 MOST_PERMUTATIONS = 64
+# Å³ of an atom in organic crystals: Hofmann (2002), Acta Cryst. B58, 489; others, metals mostly, have about OTHER_VOLUME
+VOLUMES = {"H": 5.1, "B": 13.2, "C": 13.9, "N": 11.8, "O": 11.4, "F": 11.2, "Si": 37.0, "P": 29.5, "S": 25.2, "Cl": 25.8,
+           "Se": 30.3, "Br": 32.7, "I": 46.2}
+OTHER_VOLUME = 35.0
 DOUBLE = 0.895    # of the sum of covalent radii: C=C is 0.88 of it, C=N 0.87, the C-N of an amide 0.905, biphenyl 0.98
 OFF_AXIS = 0.3    # Å, atoms nearer to the axis of a torsion are not turned by it
 SPACING = 0.95    # Å between hydrogen and its parent as X-rays see it (C-H; SHELXL's AFIX 43 has 0.95, AFIX 13 1.00)
@@ -77,6 +82,11 @@ class KnownMolecule:
     def n_hydrogen(self) -> np.ndarray:
         """(n,) hydrogen atoms on each atom."""
         return np.bincount(self.parents, minlength=len(self))
+
+    @property
+    def volume(self) -> float:
+        """Å³ that it takes in a crystal, about."""
+        return sum(VOLUMES.get(e, OTHER_VOLUME) for e in self.elements) + VOLUMES["H"] * len(self.parents)
 
     @property
     def labels(self) -> list[str]:
@@ -275,14 +285,14 @@ def from_rdkit(mol, name, as_given=False, seed=7) -> KnownMolecule:
         # a flexible ring and each centre left open want their own conformers, torsions are searched
         flexible = sum(1 for ring in mol.GetRingInfo().AtomRings()
                        if sum(mol.GetAtomWithIdx(i).GetHybridization() == Chem.HybridizationType.SP3 for i in ring) > 1)
-        n = min(MOST_CONFORMERS, 6 + 2 * len(loose) + 8 * flexible, max(6, 100_000 // mol.GetNumAtoms() ** 2))
+        n = min(MOST_CONFORMERS, 6 + len(loose) + 6 * flexible, max(6, 100_000 // mol.GetNumAtoms() ** 2))
         ids = list(AllChem.EmbedMultipleConfs(mol, n, randomSeed=seed, useRandomCoords=len(heavy) > 40))
         if not ids:
             raise MoleculeError(f"RDKit makes no conformer of {name}: give its geometry as a .mol, .xyz or .cif file")
         if AllChem.MMFFHasAllMoleculeParams(mol):
-            AllChem.MMFFOptimizeMoleculeConfs(mol, maxIters=200)
+            AllChem.MMFFOptimizeMoleculeConfs(mol, maxIters=FIELD_STEPS)
         elif AllChem.UFFHasAllMoleculeParams(mol):
-            AllChem.UFFOptimizeMoleculeConfs(mol, maxIters=200)
+            AllChem.UFFOptimizeMoleculeConfs(mol, maxIters=FIELD_STEPS)
         every = np.array([mol.GetConformer(i).GetPositions() for i in ids])
     symbols = tuple(mol.GetAtomWithIdx(i).GetSymbol() for i in heavy)
     return _assemble(name, symbols, every[:, heavy], links, loose, hydrogen, every, Chem.GetFormalCharge(mol),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from ..reflections import Measured, Reflections
 from . import shelxt
 from .charge_flipping import Solution
 from .extension import phase
+from .placing import Arrangement, Part, completed, place
 from .spacegroups import candidates, laue_group, without_absences
 from .verdict import weigh_solution
 
@@ -58,6 +60,26 @@ def solve(measured: Measured, extra: Reflections | None = None, search=False, tr
         measured = replace(measured, spacegroup=without_absences(measured.spacegroup))
     solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra)
     return Solved(solution, list(solution.groups) if solution else [(group, float("nan")) for group in groups])
+
+
+def solve_with_molecules(measured: Measured, molecules, search=False, minutes=5.0, seed=0) -> Solved:
+    """Known molecules placed in the cell; molecules as ``known_molecule.read_molecules`` gives them, see ``placing.place``."""
+    groups = [measured.spacegroup]
+    if search:
+        groups = candidates(measured)
+        measured = replace(measured, spacegroup=without_absences(measured.spacegroup))
+    known, counts = zip(*molecules)
+    solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups)
+    return Solved(solution, [(group, float("nan")) for group in groups])
+
+
+def solve_with_fragment(measured: Measured, fragments, minutes=5.0, seed=0) -> Solved:
+    """Known parts of the molecules placed in the cell, the other atoms from maps with their phases."""
+    known, counts = zip(*fragments)
+    parts = tuple(Part(row, 1) for row, n in enumerate(counts) for _ in range(n))
+    merged = measured.merge()
+    solution = place(merged, known, minutes=minutes, seed=seed, chosen=Arrangement(parts, Fraction(1), float("nan")))
+    return Solved(completed(solution, merged, measured.elements) if solution else None, [(measured.spacegroup, float("nan"))])
 
 
 def solve_with_shelxt(measured: Measured, folder, program, extra=None, timeout=600.0, watch=None) -> Solved:

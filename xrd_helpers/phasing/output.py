@@ -93,7 +93,8 @@ def _res(solution, elements, title, wavelength, scale):
              for label, element, xyz, occ, u in zip(labels(solution.elements), solution.elements, solution.fract, solution.occ,
                                                     solution.u_iso)]
     return [*shelx_header(solution.cell, solution.spacegroup, elements, title, wavelength),
-            f"REM {solution.engine}: R1 {solution.r1:.4f}, {len(atoms)} atoms, without hydrogen", "L.S. 10", "BOND", "FMAP 2",
+            f"REM {solution.engine}: R1 {solution.r1:.4f}, {len(atoms)} atoms, "
+            f"{'with' if 'H' in solution.elements else 'without'} hydrogen", "L.S. 10", "BOND", "FMAP 2",
             "PLAN 20", "WGHT 0.1", f"FVAR {scale:.5f}", *atoms, "HKLF 4", "END"]
 
 
@@ -148,7 +149,8 @@ def verdict(solution: Solution | None, tried=()) -> str:
         where += f" (of {len(tried)} space groups; agreement of the phases: {agreed}{', ...' * (len(tried) > MOST_NAMED)})"
     if solution is None:
         return f"Not solved{where}: no random start led to atoms."
-    found = (f"{len(solution.elements)} atoms, R1 {solution.r1:.3f} without hydrogen, {solution.engine}, {solution.trials} "
+    hydrogen = "with" if "H" in solution.elements else "without"
+    found = (f"{len(solution.elements)} atoms, R1 {solution.r1:.3f} {hydrogen} hydrogen, {solution.engine}, {solution.trials} "
              f"random starts, {solution.seconds:.1f} s")
     why = {"solved": "", "uncertain": " Refine it, look at its bonds and difference map, or try more random starts, before you "
            "believe it.", "not solved": " What is written explains the data no better than wrong atoms do."}[solution.verdict]

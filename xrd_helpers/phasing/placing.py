@@ -14,6 +14,7 @@ from fractions import Fraction
 from itertools import combinations, product
 from typing import NamedTuple
 
+import gemmi
 import numba
 import numpy as np
 
@@ -22,17 +23,20 @@ from ..crystals import all_operators
 from ..known_molecule import KnownMolecule, with_hydrogen
 from .charge_flipping import Solution, one_thread
 from .climbing import LEAST, Joints, add_waves, climb, data_of, draw, mutate, r_factors, score
-from .distances import WEIGHT, Distances, distances_of, refine, rigid_distances
+from .distances import Distances, distances_of, refine, rigid_distances
+from .peaks import without_hydrogen
 from .refine import Model, Refiner
+from .verdict import certain_r1, weigh
 
-VOLUME = 18.0, 15.0, 22.0      # Å³ for each atom that is not hydrogen: of most crystals, and the range in which they lie
-WIDEST = 12.0, 28.0            # ... beyond which nothing is tried
+VOLUME = 18.0                  # Å³ for each atom that is not hydrogen; 15-22 in most crystals
+FULL = 0.72, 1.35              # volume of the atoms over that of the cell, beyond which nothing is tried
 U_START = 0.045                # Å²
 FROM = 4.0                     # Å, where the climb begins
 DRAWN, CLIMBING, FOLLOWED, REFINED = 4096, 384, 128, 48  # placements a round: scored, begun with, followed to d_min, refined
 STEPS = 32, 45                 # of the climb at rising resolution, and at d_min
 ELITE = 24                     # placements that changes are made of
-SAME = 0.15                    # R between calculated amplitudes of placements that are the same
+SAME, RELATED = 0.15, 0.25     # R between calculated amplitudes of placements that are the same, or but for a small part
+RANDOM_R1 = 0.59               # of random atoms without a centre of symmetry (Wilson, 1950, Acta Cryst. 3, 397)
 NEAREST = 2.5                  # Å, between atoms of two molecules; hydrogen bonds are not shorter
 ROUND = 2.5                    # s that a round should not exceed
 FOLDS = 5
@@ -74,6 +78,7 @@ class Evidence:
     found : random starts that led to the same amplitudes, of `tried`; next_r1 : of the best placement with others
     strain : mean square of the deviations of distances from those of the conformer, in their standard deviations
     contact : Å, the shortest distance between atoms of two molecules
+    contents : what is in the asymmetric unit, in words
     probability : that at least 80 % of the atoms are within 0.5 Å of true ones; nan as long as that is not calibrated
     """
 
@@ -84,10 +89,11 @@ class Evidence:
     next_r1: float
     strain: float
     contact: float
+    contents: str
     probability: float = float("nan")
 
     def in_words(self) -> str:
-        return (f"R1 {self.r1:.3f} with hydrogen, {self.r_free:.3f} for reflections left out of it; {self.found} of {self.tried} "
+        return (f"{self.contents}: R1 {self.r1:.3f} with hydrogen, {self.r_free:.3f} for reflections left out of it; {self.found} of {self.tried} "
                 f"starts led to it, and the next different one has R1 {self.next_r1:.3f}; the shortest distance between "
                 f"molecules is {self.contact:.2f} Å")
 
@@ -125,22 +131,22 @@ def arrangements(molecules, counts, cell, spacegroup) -> list[Arrangement]:
     if charge:
         raise PlacingError(f"the molecules have a charge of {charge:+d} together: name the counter-ion too, with its count")
     n_ops, atoms = len(spacegroup.operations()), sum(n * len(molecule) for molecule, n in zip(molecules, counts))
-    asu = cell.volume / n_ops
+    asu, expected = cell.volume / n_ops, sum(n * molecule.volume for molecule, n in zip(molecules, counts))
     found = []
     for z in sorted({Fraction(1, m) for m in (2, 3, 4, 6, 8, 12)} | {Fraction(n, 2) for n in range(2, 17)}):
-        volume = asu / float(z * atoms)
-        if WIDEST[0] <= volume <= WIDEST[1]:
+        volume, fill = asu / float(z * atoms), float(z * expected) / asu
+        # several formula units are rarer than one, and one and a half are rarer still
+        rare = 0.05 * (z >= 2) + 0.1 * (z > 1 and z.denominator > 1)
+        if FULL[0] <= fill <= FULL[1]:
             for parts in _parts(molecules, counts, z, spacegroup):
-                found.append(Arrangement(parts, z, volume))
+                halves = sum(part.order > 1 for part in parts) - (z.denominator > 1)
+                found.append((abs(np.log(fill)) + rare + 0.02 * halves, Arrangement(parts, z, volume)))
     if not found:
-        smallest = f"{asu / VOLUME[0]:.0f} non-H atoms fit the asymmetric unit of {asu:.0f} Å³ in {spacegroup.xhm()}"
         names = " + ".join(f"{n} {molecule.formula}" if n > 1 else molecule.formula for molecule, n in zip(molecules, counts))
-        raise PlacingError(f"about {smallest}, and {names} has {atoms}: no number of them fills it, so the molecule, what "
-                           "crystallised with it, the cell or the space group is not right")
-    special = [sum(part.order > 1 for part in a.parts) for a in found]
-    order = sorted(range(len(found)), key=lambda i: (not VOLUME[1] <= found[i].volume <= VOLUME[2],
-                                                     round(abs(np.log(found[i].volume / VOLUME[0])), 3), special[i]))
-    return [found[i] for i in order]
+        raise PlacingError(f"the asymmetric unit of {asu:.0f} Å³ in {spacegroup.xhm()} holds about {asu / VOLUME:.0f} non-H "
+                           f"atoms, and {names} has {atoms}: no number of them fills it, so the molecule, what crystallised "
+                           "with it, the cell or the space group is not right")
+    return [arrangement for _, arrangement in sorted(found, key=lambda pair: pair[0])]
 
 
 def _parts(molecules, counts, z, spacegroup):
@@ -209,7 +215,7 @@ class Search:
     """One arrangement of molecules to be placed against one set of reflections."""
 
     def __init__(self, refiner, molecules, arrangement):
-        self.refiner, self.arrangement = refiner, arrangement
+        self.refiner, self.arrangement, self.known = refiner, arrangement, molecules
         self.molecules = [molecules[part.molecule] for part in arrangement.parts]
         self.elements = [e for m in self.molecules for e in m.elements]
         self.occ = np.concatenate([np.full(len(m), 1 / part.order) for m, part in zip(self.molecules, arrangement.parts)])
@@ -308,9 +314,13 @@ class Search:
         self.found = found + sum(p.fresh and r_between(p.amplitude, pool[0].amplitude) < SAME for p in made)
         self.pool = pool[:2 * ELITE]
 
+    def next_r1(self) -> float:
+        """R1 of the best placement that is not related to the best; that of random atoms where there is none."""
+        best = self.pool[0]
+        return next((p.r1 for p in self.pool if r_between(p.amplitude, best.amplitude) > RELATED), RANDOM_R1)
+
     def gap(self) -> float:
-        """R1 of the best placement that has other amplitudes than the best, over that of the best."""
-        return self.pool[1].r1 / max(self.pool[0].r1, 0.01) if len(self.pool) > 1 else np.inf
+        return self.next_r1() / max(self.pool[0].r1, 0.01)
 
 
 def r_between(a, b) -> float:
@@ -401,11 +411,11 @@ def is_certain(search) -> bool:
     few = len(search.d) < 3 * len(search.elements)
     if best.r1 > (0.12 if few else 0.16) or best.contact < 2.2:
         return False
-    return (search.found >= 3 and gap > 1.6) or (search.found >= 1 and gap > 2.4)
+    return gap > (1.6 if search.found >= 3 else 2.2)
 
 
 @one_thread()
-def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, chosen=None) -> Solution | None:
+def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=None, chosen=None) -> Solution | None:
     """Find known molecules in a cell.
 
     Parameters
@@ -413,34 +423,48 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, chosen=No
     reflections : Reflections
     molecules : sequence of KnownMolecule; counts : of each in a formula unit, one by default
     minutes : when to give up; the search ends before that when its answer is certain (``is_certain``)
-    chosen : Arrangement, by default those that the volume allows, in turn
+    groups : sequence of gemmi.SpaceGroup in which the structure may be, as for ``charge_flipping.solve``
+    chosen : Arrangement, by default those that the volume allows
 
     Returns
     -------
     Solution, hydrogen included, with ``Evidence`` of this module; None if there was no time for a single round
+
+    Raises
+    ------
+    PlacingError
+        If the molecules cannot fill the cell in any of the groups.
     """
     began = time.perf_counter()
-    deadline = began + 60 * minutes
-    counts = counts or [1] * len(molecules)
-    tried = [chosen] if chosen else arrangements(molecules, counts, reflections.cell, reflections.spacegroup)
-    refiner = Refiner(reflections)
-    rng = np.random.default_rng(seed)
-    searches = []
-    best = None
-    number = 0
+    deadline, rng = began + 60 * minutes, np.random.default_rng(seed)
+    counts, options, refused = counts or [1] * len(molecules), [], None
+    for group in groups or [reflections.spacegroup]:
+        try:
+            fitting = [chosen] if chosen else arrangements(molecules, counts, reflections.cell, group)
+        except PlacingError as error:
+            refused = refused or error
+            continue
+        present = ~np.array(group.operations().systematic_absences(reflections.hkl.astype(np.int32)), bool)
+        refiner = Refiner(replace(reflections.select(present), spacegroup=group))
+        options += [(rank, len(options), refiner, arrangement) for rank, arrangement in enumerate(fitting)]
+    if not options:
+        raise refused
+    options.sort(key=lambda option: option[:2])  # the likeliest of each group first
+    searches, best = [], None
     while time.perf_counter() < deadline:
-        # the likeliest arrangement first, the others from time to time
-        turn = 0 if number % 3 or len(tried) == 1 else (number // 3) % len(tried)
-        number += 1
-        while len(searches) <= turn:
-            searches.append(Search(refiner, molecules, tried[len(searches)]))
-        searches[turn].round(rng, deadline)
+        # every option once or twice, then the best one two times of three
+        rounds = [search.rounds for search in searches]
+        if best and len(options) > 1 and (best.rounds < 2 or sum(rounds) % 3):
+            search = best
+        elif len(searches) < len(options) and (not best or sum(rounds) >= 3 * len(searches)):
+            searches.append(search := Search(options[len(searches)][2], molecules, options[len(searches)][3]))
+        else:
+            search = searches[int(np.argmin(rounds))]
+        search.round(rng, deadline)
         best = min((s for s in searches if s.pool), key=lambda s: s.pool[0].cost, default=None)
         if best and is_certain(best):
             break
-    if best is None or not best.pool:
-        return None
-    return solution_of(best, time.perf_counter() - began)
+    return solution_of(best, time.perf_counter() - began) if best else None
 
 
 def solution_of(search, seconds) -> Solution:
@@ -476,10 +500,28 @@ def solution_of(search, seconds) -> Solution:
     occ = np.array([*occ, *[o for _, o in hydrogen]])
     model = refiner.score(Model(fract % 1, elements, u_iso, occ, np.full(len(fract), np.nan)))
     evidence = Evidence(model.r1, left_out(search, xyz, u, distances), search.found, search.tried,
-                        search.pool[1].r1 if len(search.pool) > 1 else float("nan"), strain, best.contact)
+                        search.next_r1(), strain, best.contact, search.arrangement.describe(search.known))
     return Solution(fract=model.fract, heights=model.heights, elements=elements, u_iso=u_iso, occ=occ, rho=refiner.map(model),
                     cell=reflections.cell, spacegroup=reflections.spacegroup, r1=model.r1, figure_of_merit=float("nan"),
                     trials=search.tried, seconds=seconds, engine="known molecule", evidence=evidence)
+
+
+def completed(solution: Solution, reflections, elements) -> Solution:
+    """A placed fragment with the other atoms from maps (``Refiner.complete``), weighed as what charge flipping finds.
+
+    elements : {symbol: atoms in the asymmetric unit}; nothing is added where they are unknown
+    """
+    refiner, contents = Refiner(reflections), without_hydrogen(elements)
+    heavy = np.flatnonzero(np.array(solution.elements) != "H")
+    model = refiner.score(Model(solution.fract[heavy], tuple(solution.elements[i] for i in heavy), solution.u_iso[heavy],
+                                solution.occ[heavy], solution.heights[heavy]))
+    if sum(contents.values()) > model.occ.sum() + 0.5:
+        contents = dict(sorted(contents.items(), key=lambda pair: -gemmi.Element(pair[0]).atomic_number))
+        filled = refiner.rename(refiner.least_squares(refiner._add_peaks(model, contents), 4), contents)
+        model = min(filled, refiner.complete(filled, contents, certain_r1(elements, reflections)), key=lambda m: m.r1)
+    evidence = weigh(model, refiner, elements or model.elements)
+    return replace(solution, fract=model.fract % 1, heights=model.heights, elements=model.elements, u_iso=model.u_iso,
+                   occ=model.occ, rho=refiner.map(model), r1=model.r1, engine="known fragment", evidence=evidence)
 
 
 def unique_atoms(fract, elements, order, orth, rot, tran):

@@ -204,6 +204,8 @@ def word(p, fitted=None) -> str:
 
 def in_words(evidence: Evidence) -> str:
     """How often results with such a probability were right, and what speaks for this one."""
+    if not isinstance(evidence, Evidence):  # of a known molecule
+        return evidence.in_words()
     p = evidence.probability
     if np.isnan(p):
         return "How far it can be trusted could not be calculated: its cell is not that of the data"
