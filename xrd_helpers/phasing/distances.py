@@ -16,6 +16,7 @@ from .climbing import _cos, _sin, add_waves
 SIGMAS = (0.02, 0.03, 0.06)   # Å, of distances between atoms one bond, two bonds and further apart
 FAR = 4.5                     # Å, distances beyond are not restrained: shorter ones fix them
 WEIGHT = 0.06                 # of the mean F, added to sigF: what a model of rigid atoms with one U leaves over
+SIGMA_U = 0.02                # Å², of U: below 2 Å the data hardly tell it
 MAX_MOVE = 0.15               # Å in one cycle
 
 
@@ -111,7 +112,7 @@ def refine(xyz, data, refiner, sigma, distances, cycles=8, u=0.0):
         apart = xyz[i] - xyz[j]
         length = np.linalg.norm(apart, axis=1)
         off = (distances.target - length) / distances.sigma
-        cost = float((weight * rest) @ (weight * rest) + off @ off)
+        cost = float((weight * rest) @ (weight * rest) + off @ off + (u / SIGMA_U) ** 2)
         if best is None or cost < best[0]:
             best = (cost, xyz, u, float(np.abs(rest).sum() / F.sum()), float(off @ off / max(len(off), 1)))
             damping = max(damping / 3, 1e-4)
@@ -133,6 +134,8 @@ def refine(xyz, data, refiner, sigma, distances, cycles=8, u=0.0):
         B = B.reshape(len(i), 3 * n)
         normal[:3 * n, :3 * n] += B.T @ B
         right[:3 * n] += B.T @ off
+        normal[-2, -2] += 1 / SIGMA_U**2
+        right[-2] -= u / SIGMA_U**2
         diagonal = np.diag_indices_from(normal)
         normal[diagonal] = normal[diagonal] * (1 + damping) + 1e-6 * np.trace(normal) / len(normal)
         step = np.linalg.solve(normal, right)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import gemmi
 import numba
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from ..config import UserError
 from ..crystals import all_operators
@@ -39,6 +40,8 @@ SAME, RELATED = 0.15, 0.25     # R between calculated amplitudes of placements t
 RANDOM_R1 = 0.59               # of random atoms without a centre of symmetry (Wilson, 1950, Acta Cryst. 3, 397)
 NEAREST = 2.5                  # Å, between atoms of two molecules; hydrogen bonds are not shorter
 ROUND = 2.5                    # s that a round should not exceed
+ASTRAY = 1.2                   # Å between an atom and the image that should be it
+STRAY_COST = 0.01              # added to R1 for each atom that is astray
 FOLDS = 5
 
 
@@ -155,10 +158,10 @@ def _parts(molecules, counts, z, spacegroup):
     for row, (molecule, n) in enumerate(zip(molecules, counts)):
         amount = z * n
         whole, rest = int(amount), amount - int(amount)
-        if rest and (rest.numerator != 1 or not can_be_special(molecule, rest.denominator, spacegroup)):
+        if rest and (rest.numerator != 1 or not len(sites_for(molecule, rest.denominator, spacegroup))):
             return []
         fixed += [Part(row, 1)] * whole + ([Part(row, rest.denominator)] if rest else [])
-        if whole and not rest and can_be_special(molecule, 2, spacegroup) and len(molecule) > 1:
+        if whole and not rest and len(molecule) > 1 and len(sites_for(molecule, 2, spacegroup)):
             choices.append(row)
     made = [tuple(fixed)]
     for row in choices[:1]:  # one anywhere, or two halves
@@ -168,10 +171,13 @@ def _parts(molecules, counts, z, spacegroup):
     return made
 
 
-def can_be_special(molecule, order, spacegroup) -> bool:
-    """Whether the bonds of a molecule allow a site symmetry of that order, and the space group has such sites."""
-    moved = len(molecule.symmetry) >= order
-    return moved and len(special_sites(spacegroup, order)) > 0
+def sites_for(molecule, order, spacegroup) -> np.ndarray:
+    """``special_sites`` on which a molecule can be by its bonds; a mirror plane can leave every atom of a flat one in place."""
+    sites = special_sites(spacegroup, order)
+    if len(molecule.symmetry) >= order:
+        return sites
+    on_mirror = np.trace(sites[:, 3:].reshape(-1, 3, 3), axis1=1, axis2=2) > 1.5
+    return sites[on_mirror if order == 2 else np.full(len(sites), 2 * len(molecule.symmetry) >= order)]
 
 
 def special_sites(spacegroup, order) -> np.ndarray:
@@ -228,7 +234,8 @@ class Search:
         n = max(len(m.conformers) for m in self.molecules)
         self.conformers = np.concatenate([(m.conformers - m.conformers.mean(1, keepdims=True))[np.arange(n) % len(m.conformers)]
                                           for m in self.molecules], 1).astype(np.float32)
-        sites = [special_sites(refiner.reflections.spacegroup, part.order) for part in arrangement.parts]
+        sites = [sites_for(m, part.order, refiner.reflections.spacegroup)
+                 for m, part in zip(self.molecules, arrangement.parts)]
         most = max(map(len, sites))
         self.sites = np.array([s[np.arange(most) % len(s)] for s in sites])
         self.rot, self.tran = (np.asarray(x, float) for x in all_operators(refiner.reflections.spacegroup))
@@ -293,8 +300,16 @@ class Search:
                                       distances_of(self.rows, xyz.astype(float)), cycles)
         shortest, bump = contacts(moved, self.joints.first, self.refiner.orth, self.rot, self.tran, NEAREST)
         amplitude = self.amplitude(moved, u)
-        return Placement(xyz, moved, free, u, r1, strain, r1 * (1 + 0.02 * strain) + 0.02 * bump, amplitude, chosen, shortest,
-                         fresh)
+        cost = r1 * (1 + 0.02 * strain) + 0.02 * bump
+        for c, part in enumerate(self.arrangement.parts):
+            if part.order > 1:
+                cost += STRAY_COST * (self.symmetric(c, moved)[3]).sum()
+        return Placement(xyz, moved, free, u, r1, strain, cost, amplitude, chosen, shortest, fresh)
+
+    def symmetric(self, c, xyz):
+        """``symmetric`` of molecule c of all atoms xyz."""
+        return symmetric(xyz[self.joints.first[c]:self.joints.first[c + 1]], self.molecules[c].elements,
+                         self.arrangement.parts[c].order, self.refiner.orth, self.rot, self.tran)
 
     def amplitude(self, xyz, u):
         """|Fcalc| (n,) in the order of d, on the scale of F."""
@@ -468,42 +483,74 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
 
 
 def solution_of(search, seconds) -> Solution:
-    """The best placement of a search as a Solution: refined to the end, on special positions brought together, with hydrogen."""
+    """The best placement of a search as a Solution: refined to the end, symmetric on special positions, with hydrogen."""
     best = search.pool[0]
     reflections, refiner = search.refiner.reflections, search.refiner
     distances = distances_of(search.rows, best.xyz.astype(float))
     xyz, u, _, strain = refine(best.refined, search.data, refiner, search.sigma, distances, 15, best.u)
-    frac = np.linalg.inv(refiner.orth)
-    fract, elements, occ = [], [], []
-    hydrogen = []
-    for c, (molecule, part) in enumerate(zip(search.molecules, search.arrangement.parts)):
+    special = [c for c, part in enumerate(search.arrangement.parts) if part.order > 1]
+    kept, occ = np.ones(len(xyz), bool), search.occ.copy()
+    for cycles in (8, 0) if special else ():
+        for c in special:
+            rows = slice(search.joints.first[c], search.joints.first[c + 1])
+            xyz[rows], kept[rows], occ[rows], _ = search.symmetric(c, xyz)
+        if cycles:
+            xyz, u, _, strain = refine(xyz, search.data, refiner, search.sigma, distances, cycles, u)
+    hydrogen, parents = [], []
+    for c, molecule in enumerate(search.molecules):
         i, j = search.joints.first[c], search.joints.first[c + 1]
-        x = xyz[i:j]
-        h = with_hydrogen(molecule, x, int(best.chosen[c]) % len(molecule.conformers))
-        if part.order == 1:
-            fract.append(x @ frac.T)
-            elements += molecule.elements
-            occ += [1.0] * len(molecule)
-            hydrogen += [(y, 1.0) for y in h @ frac.T]
-        else:
-            f, rows, o = unique_atoms(x @ frac.T, molecule.elements, part.order, refiner.orth, search.rot, search.tran)
-            fract.append(f)
-            elements += [molecule.elements[k] for k in rows]
-            occ += o.tolist()
-            hydrogen += [(h[k] @ frac.T, o[list(rows).index(molecule.parents[k])]) for k in range(len(h))
-                         if molecule.parents[k] in rows]
-    n = sum(map(len, fract))
-    u_iso = np.full(n + len(hydrogen), U_START + u)
-    u_iso[n:] *= 1.2
-    fract = np.concatenate([*fract, np.array([y for y, _ in hydrogen]).reshape(-1, 3)])
-    elements = (*elements, *["H"] * len(hydrogen))
-    occ = np.array([*occ, *[o for _, o in hydrogen]])
-    model = refiner.score(Model(fract % 1, elements, u_iso, occ, np.full(len(fract), np.nan)))
-    evidence = Evidence(model.r1, left_out(search, xyz, u, distances), search.found, search.tried,
-                        search.next_r1(), strain, best.contact, search.arrangement.describe(search.known))
-    return Solution(fract=model.fract, heights=model.heights, elements=elements, u_iso=u_iso, occ=occ, rho=refiner.map(model),
-                    cell=reflections.cell, spacegroup=reflections.spacegroup, r1=model.r1, figure_of_merit=float("nan"),
-                    trials=search.tried, seconds=seconds, engine="known molecule", evidence=evidence)
+        h = with_hydrogen(molecule, xyz[i:j], int(best.chosen[c]) % len(molecule.conformers))
+        mine = kept[i:j][molecule.parents]
+        hydrogen.append(h[mine])
+        parents.append(molecule.parents[mine] + i)
+    parents = np.concatenate(parents)
+    fract = np.concatenate([xyz[kept], *hydrogen]) @ np.linalg.inv(refiner.orth).T
+    elements = (*[e for e, k in zip(search.elements, kept) if k], *["H"] * len(parents))
+    u_iso = (U_START + u) * np.where(np.array(elements) == "H", 1.2, 1.0)
+    model = refiner.score(Model(fract % 1, elements, u_iso, np.concatenate([occ[kept], occ[parents]]),
+                                np.full(len(fract), np.nan)))
+    evidence = Evidence(model.r1, left_out(search, xyz, u, distances), search.found, search.tried, search.next_r1(), strain,
+                        best.contact, search.arrangement.describe(search.known))
+    return Solution(fract=model.fract, heights=model.heights, elements=elements, u_iso=u_iso, occ=model.occ,
+                    rho=refiner.map(model), cell=reflections.cell, spacegroup=reflections.spacegroup, r1=model.r1,
+                    figure_of_merit=float("nan"), trials=search.tried, seconds=seconds, engine="known molecule",
+                    evidence=evidence)
+
+
+def symmetric(xyz, elements, order, orth, rot, tran):
+    """A molecule brought to the symmetry of its site: the operators that move its centre least.
+
+    Each atom is averaged with the atoms of its element that the operators bring nearest to it, pair by pair; where these are
+    further than ASTRAY off the molecule is disordered over the site there, and the atom stays as it is.
+
+    Returns
+    -------
+    xyz (n, 3) Å, kept (n,) bool: one atom of each set that symmetry makes equal, occ (n,): crystallographic occupancy,
+    disordered (n,) bool
+    """
+    frac = np.linalg.inv(orth)
+    fract = xyz @ frac.T
+    centre = fract.mean(0)
+    moved = np.einsum("gij,j->gi", rot, centre) + tran - centre
+    site = np.argsort(np.linalg.norm((moved - np.round(moved)) @ orth.T, axis=1), kind="stable")[:order]
+    shift = tran[site] - np.round(moved[site])
+    images = (np.einsum("gij,nj->gni", rot[site], fract) + shift[:, None]) @ orth.T      # (order, n, 3) Å
+    other = np.array(elements)[:, None] != np.array(elements)
+    partner, apart = [], []
+    for image in images:
+        squared = ((xyz[:, None] - image) ** 2).sum(-1)
+        rows, columns = linear_sum_assignment(np.where(other, 1e6, squared))
+        partner.append(columns)
+        apart.append(np.sqrt(squared[rows, columns]))
+    partner, apart = np.array(partner), np.array(apart)
+    near = (apart < ASTRAY).all(0)
+    made = np.where(near[:, None], images[np.arange(order)[:, None], partner].mean(0), xyz)
+    kept, occ = np.zeros(len(xyz), bool), np.full(len(xyz), 1 / order)
+    for i in range(len(xyz)):
+        orbit = set(partner[:, i].tolist()) | {i} if near[i] else {i}
+        kept[i] = not near[i] or i == min(orbit)
+        occ[i] = len(orbit) / order
+    return made, kept, occ, ~near
 
 
 def completed(solution: Solution, reflections, elements) -> Solution:
@@ -522,35 +569,6 @@ def completed(solution: Solution, reflections, elements) -> Solution:
     evidence = weigh(model, refiner, elements or model.elements)
     return replace(solution, fract=model.fract % 1, heights=model.heights, elements=model.elements, u_iso=model.u_iso,
                    occ=model.occ, rho=refiner.map(model), r1=model.r1, engine="known fragment", evidence=evidence)
-
-
-def unique_atoms(fract, elements, order, orth, rot, tran):
-    """One of each set of atoms of a molecule that its site symmetry makes one: fract (k, 3), rows (k,), occ (k,).
-
-    The operators that bring the molecule on itself are those that move its centre least. Atoms that they bring onto each
-    other are averaged; an atom that has no partner within 0.7 Å stays, disordered, with the occupancy 1 / order.
-    """
-    centre = fract.mean(0)
-    moved = np.einsum("gij,j->gi", rot, centre) + tran - centre
-    shift = -np.round(moved)
-    length = np.linalg.norm((moved + shift) @ orth.T, axis=1)
-    site = np.argsort(length)[:order]
-    images = np.einsum("gij,nj->gni", rot[site], fract) + (tran + shift)[site][:, None]
-    kept, rows, occ, used = [], [], [], np.zeros(len(fract), bool)
-    for i in range(len(fract)):
-        if used[i]:
-            continue
-        # images of all atoms that lie on atom i
-        length = np.linalg.norm((images - fract[i]) @ orth.T, axis=-1)        # (order, n)
-        length[:, [e != elements[i] for e in elements]] = np.inf
-        partner = length.argmin(1)
-        near = length.min(1) < 0.7
-        used[partner[near]] = True
-        used[i] = True
-        kept.append(images[np.arange(order)[near], partner[near]].mean(0))
-        rows.append(i)
-        occ.append(len(set(partner[near])) / order)
-    return np.array(kept), rows, np.array(occ)
 
 
 def left_out(search, xyz, u, distances: Distances, seed=0) -> float:
