@@ -19,6 +19,7 @@ from .config import UserError
 
 FILES = (".mol", ".sdf", ".mol2", ".xyz", ".cif")
 MOST_CONFORMERS = 60
+EMBED_SECONDS = 20  # for all conformers; stereo centres that no ring allows would be tried for ever
 FIELD_STEPS = 60  # of the force field, as many as bond lengths and angles need
 MOST_PERMUTATIONS = 64
 # Å³ of an atom in organic crystals: Hofmann (2002), Acta Cryst. B58, 489; others, metals mostly, have about OTHER_VOLUME
@@ -262,7 +263,7 @@ def from_rdkit(mol, name, as_given=False, seed=7) -> KnownMolecule:
     as_given : its own coordinates are the one conformer; else conformers are made, more for flexible molecules
     """
     from rdkit import Chem
-    from rdkit.Chem import AllChem
+    from rdkit.Chem import AllChem, rdDistGeom
 
     mol = Chem.AddHs(Chem.Mol(mol), addCoords=as_given)
     if any(not atom.GetAtomicNum() for atom in mol.GetAtoms()):
@@ -286,9 +287,13 @@ def from_rdkit(mol, name, as_given=False, seed=7) -> KnownMolecule:
         flexible = sum(1 for ring in mol.GetRingInfo().AtomRings()
                        if sum(mol.GetAtomWithIdx(i).GetHybridization() == Chem.HybridizationType.SP3 for i in ring) > 1)
         n = min(MOST_CONFORMERS, 6 + len(loose) + 6 * flexible, max(6, 100_000 // mol.GetNumAtoms() ** 2))
-        ids = list(AllChem.EmbedMultipleConfs(mol, n, randomSeed=seed, useRandomCoords=len(heavy) > 40))
+        parameters = rdDistGeom.ETKDGv3()
+        parameters.randomSeed, parameters.useRandomCoords, parameters.timeout = seed, len(heavy) > 40, EMBED_SECONDS
+        rdDistGeom.EmbedMultipleConfs(mol, n, parameters)
+        ids = [conformer.GetId() for conformer in mol.GetConformers()]
         if not ids:
-            raise MoleculeError(f"RDKit makes no conformer of {name}: give its geometry as a .mol, .xyz or .cif file")
+            raise MoleculeError(f"RDKit makes no conformer of {name} in {EMBED_SECONDS} s: correct its stereo centres, or give "
+                                "its geometry as a .mol, .xyz or .cif file")
         if AllChem.MMFFHasAllMoleculeParams(mol):
             AllChem.MMFFOptimizeMoleculeConfs(mol, maxIters=FIELD_STEPS)
         elif AllChem.UFFHasAllMoleculeParams(mol):
