@@ -25,6 +25,7 @@ from ..known_molecule import KnownMolecule, with_hydrogen
 from .charge_flipping import Solution, one_thread
 from .climbing import LEAST, Joints, add_waves, climb, data_of, draw, mutate, r_factors, score
 from .distances import Distances, distances_of, refine, rigid_distances
+from .origin import match_atoms
 from .peaks import without_hydrogen
 from .refine import Model, Refiner
 from .verdict import certain_r1, weigh
@@ -36,9 +37,11 @@ FROM = 4.0                     # Å, where the climb begins
 DRAWN, CLIMBING, FOLLOWED, REFINED = 4096, 384, 128, 48  # placements a round: scored, begun with, followed to d_min, refined
 STEPS = 32, 45                 # of the climb at rising resolution, and at d_min
 ELITE = 24                     # placements that changes are made of
-SAME, RELATED = 0.15, 0.25     # R between calculated amplitudes of placements that are the same, or but for a small part
+SAME = 0.10                    # R between calculated amplitudes of placements that are the same
+MOST_COMPARED = 16             # placements whose atoms are compared with those of the best
 RANDOM_R1 = 0.59               # of random atoms without a centre of symmetry (Wilson, 1950, Acta Cryst. 3, 397)
 NEAREST = 2.5                  # Å, between atoms of two molecules; hydrogen bonds are not shorter
+CERTAIN_R1, CERTAIN_FREE, CERTAIN_CONTACT = 0.16, 0.28, 2.2  # what ends a search early; Å
 ROUND = 2.5                    # s that a round should not exceed
 ASTRAY = 1.2                   # Å between an atom and the image that should be it
 STRAY_COST = 0.01              # added to R1 for each atom that is astray
@@ -241,6 +244,7 @@ class Search:
         self.rot, self.tran = (np.asarray(x, float) for x in all_operators(refiner.reflections.spacegroup))
         self.pool: list[Placement] = []
         self.found, self.tried, self.rounds, self.cost_of_step = 0, 0, 0, None
+        self._next = self._free = None
 
     def round(self, rng, deadline):
         """Draw, climb, refine; what is found goes into the pool."""
@@ -330,12 +334,29 @@ class Search:
         self.pool = pool[:2 * ELITE]
 
     def next_r1(self) -> float:
-        """R1 of the best placement that is not related to the best; that of random atoms where there is none."""
-        best = self.pool[0]
-        return next((p.r1 for p in self.pool if r_between(p.amplitude, best.amplitude) > RELATED), RANDOM_R1)
+        """R1 of the best placement that is another structure than the best: fewer than 80 % of its atoms match. That of random
+        atoms where there is none."""
+        best, frac = self.pool[0], np.linalg.inv(self.refiner.orth)
+        if self._next and self._next[0] is best and (self._next[1] is None or any(p is self._next[1] for p in self.pool)):
+            return self._next[1].r1 if self._next[1] else RANDOM_R1
+        reflections, other = self.refiner.reflections, None
+        for placement in self.pool[1:MOST_COMPARED]:
+            match = match_atoms(placement.refined @ frac.T, best.refined @ frac.T, reflections.cell, reflections.spacegroup)
+            if match.n_matched < 0.8 * match.n_true:
+                other = placement
+                break
+        self._next = best, other
+        return other.r1 if other else RANDOM_R1
 
     def gap(self) -> float:
         return self.next_r1() / max(self.pool[0].r1, 0.01)
+
+    def r_free(self) -> float:
+        """``left_out`` of the best placement."""
+        best = self.pool[0]
+        if not (self._free and self._free[0] is best):
+            self._free = best, left_out(self, best.refined, best.u, distances_of(self.rows, best.xyz.astype(float)))
+        return self._free[1]
 
 
 def r_between(a, b) -> float:
@@ -422,11 +443,10 @@ def is_certain(search) -> bool:
     """Whether to stop looking: the best placement is good, was found again, and the next different one is far off."""
     if not search.pool:
         return False
-    best, gap = search.pool[0], search.gap()
-    few = len(search.d) < 3 * len(search.elements)
-    if best.r1 > (0.12 if few else 0.16) or best.contact < 2.2:
+    best = search.pool[0]
+    if best.r1 > CERTAIN_R1 or best.contact < CERTAIN_CONTACT:
         return False
-    return gap > (1.6 if search.found >= 3 else 2.2)
+    return search.gap() > (1.6 if search.found >= 3 else 2.2) and search.r_free() < CERTAIN_FREE
 
 
 @one_thread()
