@@ -70,7 +70,7 @@ def solve_with_molecules(measured: Measured, molecules, search=False, minutes=5.
         measured = replace(measured, spacegroup=without_absences(measured.spacegroup))
     known, counts = zip(*molecules)
     solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups)
-    return Solved(solution, [(group, float("nan")) for group in groups])
+    return Solved(solution, [(solution.spacegroup if solution else groups[0], float("nan"))])
 
 
 def solve_with_fragment(measured: Measured, fragments, minutes=5.0, seed=0) -> Solved:

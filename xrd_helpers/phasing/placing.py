@@ -81,7 +81,8 @@ class Evidence:
     """What speaks for molecules as they were placed.
 
     r1 : of all atoms with hydrogen; r_free : of reflections left out of the refinement in turn
-    found : random starts that led to the same amplitudes, of `tried`; next_r1 : of the best placement with others
+    found : random starts that led to the same amplitudes, of `tried` placements that climbed, changed ones included
+    next_r1 : of the best placement that is another structure
     strain : mean square of the deviations of distances from those of the conformer, in their standard deviations
     contact : Å, the shortest distance between atoms of two molecules
     contents : what is in the asymmetric unit, in words
@@ -99,9 +100,9 @@ class Evidence:
     probability: float = float("nan")
 
     def in_words(self) -> str:
-        return (f"{self.contents}: R1 {self.r1:.3f} with hydrogen, {self.r_free:.3f} for reflections left out of it; {self.found} of {self.tried} "
-                f"starts led to it, and the next different one has R1 {self.next_r1:.3f}; the shortest distance between "
-                f"molecules is {self.contact:.2f} Å")
+        found = f"{self.found} random starts led to it" if self.found else "changes of other placements led to it"
+        return (f"{self.contents}; R1 {self.r_free:.3f} for reflections left out of it; {found}, and the best of the placements "
+                f"that differ has R1 {self.next_r1:.3f}; the shortest distance between molecules is {self.contact:.2f} Å")
 
 
 class Placement(NamedTuple):
@@ -248,25 +249,16 @@ class Search:
 
     def round(self, rng, deadline):
         """Draw, climb, refine; what is found goes into the pool."""
-        m, n = len(self.joints.first) - 1, len(self.elements)
         data, n_hkl = self.data, len(self.d)
         begun = self._affordable(CLIMBING, sum(STEPS), deadline)
         fresh = begun if not self.pool else begun // 2
-        xyz, free = np.empty((DRAWN, n, 3), np.float32), np.empty((DRAWN, m, 3, 3), np.float32)
-        chosen = rng.integers(len(self.conformers), size=(DRAWN, m))
-        draw(xyz, free, self.conformers, chosen, self.joints, self.sites, self.refiner.orth, 1.0, int(rng.integers(2**31)))
-        best = np.argsort(-score(xyz, data, self._count(FROM)))[:fresh]
-        xyz, free, chosen = xyz[best], free[best], chosen[best]
-        if fresh < begun:
-            parents = self.pool[:ELITE]
-            # the better ones more often
-            rows = np.minimum(rng.exponential(len(parents) / 3, begun - fresh).astype(int), len(parents) - 1)
-            changed = np.array([parents[i].xyz for i in rows])
-            kept = np.array([parents[i].free for i in rows])
-            drawn = rng.integers(len(self.conformers), size=(len(rows), m))
-            mutate(changed, kept, self.conformers, drawn, self.joints, self.sites, self.refiner.orth, int(rng.integers(2**31)))
-            xyz, free = np.concatenate([xyz, changed]), np.concatenate([free, kept])
-            chosen = np.concatenate([chosen, drawn])
+        exchanged = (begun - fresh) // 2 if len(self.molecules) > 1 else 0
+        starts = [self._drawn(DRAWN, fresh, rng)]
+        if exchanged:
+            starts.append(self._exchanged(exchanged, rng))
+        if begun > fresh + exchanged:
+            starts.append(self._changed(begun - fresh - exchanged, rng))
+        xyz, free, chosen = (np.concatenate(part) for part in zip(*starts))
         origin = np.arange(begun) < fresh
         d_min, (rising, steady) = float(self.d[-1]), STEPS
         middle = max(d_min, min(FROM, d_min + 0.3))
@@ -287,6 +279,44 @@ class Search:
                 break
         self.tried, self.rounds = self.tried + begun, self.rounds + 1
         self._pool(made)
+
+    def _drawn(self, n, best, rng):
+        """(xyz, free, chosen) of the best of n random placements at FROM Å."""
+        m = len(self.molecules)
+        xyz, free = np.empty((n, len(self.elements), 3), np.float32), np.empty((n, m, 3, 3), np.float32)
+        chosen = rng.integers(len(self.conformers), size=(n, m))
+        draw(xyz, free, self.conformers, chosen, self.joints, self.sites, self.refiner.orth, 1.0, int(rng.integers(2**31)))
+        rows = np.argsort(-score(xyz, self.data, self._count(FROM)))[:best]
+        return xyz[rows], free[rows], chosen[rows]
+
+    def _parents(self, n, rng):
+        """n of the best placements so far, the better ones more often."""
+        parents = self.pool[:ELITE]
+        return [parents[i] for i in np.minimum(rng.exponential(len(parents) / 3, n).astype(int), len(parents) - 1)]
+
+    def _changed(self, n, rng):
+        """The best placements, each changed in one respect."""
+        parents = self._parents(n, rng)
+        xyz, free = np.array([p.xyz for p in parents]), np.array([p.free for p in parents])
+        chosen = rng.integers(len(self.conformers), size=(n, len(self.molecules)))
+        mutate(xyz, free, self.conformers, chosen, self.joints, self.sites, self.refiner.orth, int(rng.integers(2**31)))
+        return xyz, free, chosen
+
+    def _exchanged(self, n, rng):
+        """The best placements, each with one molecule anew: the best of several that are drawn, at the resolution of the data."""
+        made = []
+        times = DRAWN // 16
+        for parent in self._parents(-(-n // 4), rng):
+            xyz, free, chosen = self._drawn(times, times, rng)
+            c = rng.integers(len(self.molecules))
+            kept = np.ones(xyz.shape[1], bool)
+            kept[self.joints.first[c]:self.joints.first[c + 1]] = False
+            xyz[:, kept] = parent.xyz[kept]
+            others = np.arange(len(self.molecules)) != c
+            free[:, others], chosen[:, others] = parent.free[others], parent.chosen[others]
+            rows = np.argsort(-score(xyz, self.data, self._count(max(self.d[-1], 3.0))))[:4]
+            made.append((xyz[rows], free[rows], chosen[rows]))
+        return tuple(np.concatenate(part)[:n] for part in zip(*made))
 
     def _affordable(self, wanted, steps, deadline):
         if self.cost_of_step is None:
