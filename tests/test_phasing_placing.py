@@ -3,8 +3,11 @@ from dataclasses import replace
 import gemmi
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from xrd_helpers.cif import read_cif
+from xrd_helpers.cli import app
+from xrd_helpers.config import UserError
 from xrd_helpers.crystals import Crystal, all_operators
 from xrd_helpers.known_molecule import from_geometry, read_molecules, turn
 from xrd_helpers.phasing.climbing import climb, data_of, score
@@ -13,7 +16,7 @@ from xrd_helpers.phasing.origin import match_atoms, solved
 from xrd_helpers.phasing.placing import (Arrangement, Part, PlacingError, Search, _joints, amplitudes_of, arrangements, contacts,
                                          place, special_sites, symmetric)
 from xrd_helpers.phasing.refine import Refiner
-from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.reflections import Reflections, unique_hkl, write_shelx
 from xrd_helpers.structure_factors import structure_factors
 
 pytest.importorskip("rdkit")
@@ -200,3 +203,53 @@ def test_the_same_seed_gives_the_same_answer():
         search.round(np.random.default_rng(3), float("inf"))
         best.append(search.pool[0].refined)
     np.testing.assert_array_equal(*best)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["solve", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    crystal = read_cif("data/molecules/paracetamol.cif")
+    stem = tmp_path_factory.mktemp("job") / "paracetamol"
+    write_shelx(stem, calculated(crystal, 1.2), crystal.contents)
+    return stem.with_suffix(".hkl"), crystal
+
+
+def test_the_command_line_places_a_molecule_and_writes_its_files(job):
+    hkl, crystal = job
+    done = run(hkl, "--molecule", "CC(=O)Nc1ccc(O)cc1", "--d-min", 2.5, "--minutes", 0.3)
+    assert done.exit_code == 0, done.output
+    assert "1 C8H9NO2 in the asymmetric unit" in done.output
+    written = read_cif(hkl.parent / "paracetamol_xrd" / "paracetamol.cif")
+    assert solved(written.fract[written.heavy], crystal)
+    res = (hkl.parent / "paracetamol_xrd" / "paracetamol.res").read_text()
+    # C1 is the first atom drawn, CH3; O1 the second oxygen's neighbour in the drawing, C=O
+    assert all(f"\n{label} " in res for label in ("C1", "C8", "N1", "O1", "O2", "H9"))
+
+
+def test_the_space_group_is_searched_with_a_molecule(job):
+    hkl, crystal = job
+    done = run(hkl, "--molecule", "CC(=O)Nc1ccc(O)cc1", "--d-min", 2.0, "--minutes", 0.5, "--spacegroup", "search", "--out",
+               hkl.parent / "searched")
+    assert done.exit_code == 0, done.output
+    written = read_cif(hkl.parent / "searched" / "paracetamol.cif")
+    assert written.spacegroup.xhm() == crystal.spacegroup.xhm()
+    assert solved(written.fract[written.heavy], crystal)
+
+
+def test_a_fragment_is_completed(job):
+    hkl, crystal = job
+    done = run(hkl, "--fragment", "Nc1ccc(O)cc1", "--minutes", 0.1, "--out", hkl.parent / "fragment")
+    assert done.exit_code == 0, done.output
+    written = read_cif(hkl.parent / "fragment" / "paracetamol.cif")
+    assert solved(written.fract[written.heavy], crystal)
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--molecule", "CC(=O)Nc1ccc(O)cc1", "--fragment", "CC"], "either --molecule"),
+    (["--molecule", "C[NH3+]"], "counter-ion"), (["--molecule", "CCC("], "no SMILES")])
+def test_contradictions_on_the_command_line_are_sentences(job, arguments, says):
+    done = run(job[0], *arguments)
+    assert isinstance(done.exception, UserError) and says in str(done.exception)
