@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xrd_helpers.known_molecule import (MoleculeError, from_geometry, read_molecules, scrambled, superpose, turn,
-                                        with_hydrogen)
+                                        with_hydrogen, with_more_conformers)
 
 Chem = pytest.importorskip("rdkit.Chem")
 
@@ -115,3 +115,16 @@ def test_bonds_of_a_geometry_are_told_by_distance():
     molecule = from_geometry(["C"] * 4, x, "butadiene")
     assert [(t.a, t.b) for t in molecule.torsions] in ([(1, 2)], [(2, 1)])
     assert molecule.symmetry.tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]
+
+
+def test_more_conformers_are_of_the_same_molecule():
+    molecule = one("CC1CCCC(O)C1")
+    more = with_more_conformers(molecule, 4, seed=3)
+    n = len(molecule.conformers)
+    assert len(more.conformers) == len(more.hydrogen) == n + 4
+    i, j = molecule.bonds.T
+    lengths = np.linalg.norm(more.conformers[:, i] - more.conformers[:, j], axis=-1)
+    assert lengths.min() > 1.38 and lengths.max() < 1.58  # C-O 1.43, C-C 1.53 Å
+    np.testing.assert_allclose(np.linalg.norm(more.hydrogen - more.conformers[:, more.parents], axis=-1), 0.95, atol=1e-9)
+    given = from_geometry(["C", "O"], [[0, 0, 0], [1.43, 0, 0]], "given")
+    assert with_more_conformers(given, 4, seed=3) is given

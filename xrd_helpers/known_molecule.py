@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gemmi
@@ -56,6 +56,7 @@ class KnownMolecule:
     parents : (h,) int, the atom that each hydrogen atom is bonded to; hydrogen : (k, h, 3) Å
     symmetry : (s, n) int, permutations that leave elements and bonds as they are, the identity first
     charge : in electrons
+    source : the RDKit Mol whose conformers were made; None where a geometry was given
     """
 
     name: str
@@ -67,6 +68,7 @@ class KnownMolecule:
     hydrogen: np.ndarray
     symmetry: np.ndarray
     charge: int = 0
+    source: object = field(default=None, repr=False, compare=False)
 
     def __len__(self):
         return len(self.elements)
@@ -263,7 +265,6 @@ def from_rdkit(mol, name, as_given=False, seed=7) -> KnownMolecule:
     as_given : its own coordinates are the one conformer; else conformers are made, more for flexible molecules
     """
     from rdkit import Chem
-    from rdkit.Chem import AllChem, rdDistGeom
 
     mol = Chem.AddHs(Chem.Mol(mol), addCoords=as_given)
     if any(not atom.GetAtomicNum() for atom in mol.GetAtoms()):
@@ -286,25 +287,58 @@ def from_rdkit(mol, name, as_given=False, seed=7) -> KnownMolecule:
         # a flexible ring and each centre left open want their own conformers, torsions are searched
         flexible = sum(1 for ring in mol.GetRingInfo().AtomRings()
                        if sum(mol.GetAtomWithIdx(i).GetHybridization() == Chem.HybridizationType.SP3 for i in ring) > 1)
-        n = min(MOST_CONFORMERS, 6 + len(loose) + 6 * flexible, max(6, 100_000 // mol.GetNumAtoms() ** 2))
-        parameters = rdDistGeom.ETKDGv3()
-        parameters.randomSeed, parameters.useRandomCoords, parameters.timeout = seed, len(heavy) > 40, EMBED_SECONDS
-        rdDistGeom.EmbedMultipleConfs(mol, n, parameters)
-        ids = [conformer.GetId() for conformer in mol.GetConformers()]
-        if not ids:
+        every = _conformers(mol, min(MOST_CONFORMERS, 6 + len(loose) + 6 * flexible,
+                                     max(6, 100_000 // mol.GetNumAtoms() ** 2)), seed)
+        if every is None:
             raise MoleculeError(f"RDKit makes no conformer of {name} in {EMBED_SECONDS} s: correct its stereo centres, or give "
                                 "its geometry as a .mol, .xyz or .cif file")
-        if AllChem.MMFFHasAllMoleculeParams(mol):
-            AllChem.MMFFOptimizeMoleculeConfs(mol, maxIters=FIELD_STEPS)
-        elif AllChem.UFFHasAllMoleculeParams(mol):
-            AllChem.UFFOptimizeMoleculeConfs(mol, maxIters=FIELD_STEPS)
-        every = np.array([mol.GetConformer(i).GetPositions() for i in ids])
     symbols = tuple(mol.GetAtomWithIdx(i).GetSymbol() for i in heavy)
     return _assemble(name, symbols, every[:, heavy], links, loose, hydrogen, every, Chem.GetFormalCharge(mol),
-                     _symmetry_of(symbols, links))
+                     _symmetry_of(symbols, links), None if as_given or mol.GetNumAtoms() == 1 else mol)
 
 
-def _assemble(name, elements, conformers, links, loose, hydrogen, every, charge, symmetry):
+def _conformers(mol, n, seed, seconds=EMBED_SECONDS):
+    """(k, atoms, 3) Å of an RDKit Mol with hydrogen, k <= n; None if there is none."""
+    from rdkit import Chem
+    from rdkit.Chem import AllChem, rdDistGeom
+
+    mol = Chem.Mol(mol)
+    parameters = rdDistGeom.ETKDGv3()
+    parameters.randomSeed, parameters.useRandomCoords, parameters.timeout = seed, mol.GetNumHeavyAtoms() > 40, seconds
+    rdDistGeom.EmbedMultipleConfs(mol, n, parameters)
+    if not mol.GetNumConformers():
+        return None
+    if AllChem.MMFFHasAllMoleculeParams(mol):
+        AllChem.MMFFOptimizeMoleculeConfs(mol, maxIters=FIELD_STEPS)
+    elif AllChem.UFFHasAllMoleculeParams(mol):
+        AllChem.UFFOptimizeMoleculeConfs(mol, maxIters=FIELD_STEPS)
+    return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+
+
+def with_more_conformers(molecule: KnownMolecule, n, seed, seconds=10) -> KnownMolecule:
+    """The same molecule with up to n conformers more, as many as RDKit makes in so many seconds."""
+    every = _conformers(molecule.source, n, seed, seconds) if molecule.source is not None else None
+    if every is None:
+        return molecule
+    numbers = np.array([atom.GetAtomicNum() for atom in molecule.source.GetAtoms()])
+    heavy = np.flatnonzero(numbers > 1)
+    rows = [bond.GetBeginAtomIdx() if numbers[bond.GetBeginAtomIdx()] == 1 else bond.GetEndAtomIdx()
+            for bond in molecule.source.GetBonds()
+            if (numbers[bond.GetBeginAtomIdx()] > 1) != (numbers[bond.GetEndAtomIdx()] > 1)]
+    hydrogen = _at_spacing(every[:, heavy], molecule.parents, every[:, rows])
+    return replace(molecule, conformers=np.concatenate([molecule.conformers, every[:, heavy]]),
+                   hydrogen=np.concatenate([molecule.hydrogen, hydrogen]))
+
+
+def _at_spacing(conformers, parents, hydrogen):
+    """Hydrogen (k, h, 3) at SPACING from its parents."""
+    if not len(parents):
+        return hydrogen.reshape(len(conformers), 0, 3)
+    away = hydrogen - conformers[:, parents]
+    return conformers[:, parents] + SPACING * away / np.linalg.norm(away, axis=-1, keepdims=True)
+
+
+def _assemble(name, elements, conformers, links, loose, hydrogen, every, charge, symmetry, source=None):
     neighbours = [set() for _ in elements]
     for i, j in links:
         neighbours[i].add(j)
@@ -324,13 +358,10 @@ def _assemble(name, elements, conformers, links, loose, hydrogen, every, charge,
     torsions.sort(key=lambda t: -len(t.side))
     parents = np.array([parent for parent, _ in hydrogen], int)
     rows = [atom for _, atom in hydrogen]
-    xyz = every[:, rows].reshape(len(every), -1, 3)
-    if len(parents):
-        away = xyz - conformers[:, parents]
-        xyz = conformers[:, parents] + SPACING * away / np.linalg.norm(away, axis=-1, keepdims=True)
+    xyz = _at_spacing(conformers, parents, every[:, rows].reshape(len(every), -1, 3))
     symmetry = sorted(map(tuple, symmetry), key=lambda p: p != tuple(range(len(elements))))
     return KnownMolecule(name, elements, np.asarray(conformers, float), np.array(links, int).reshape(-1, 2), tuple(torsions),
-                         parents, xyz, np.array(symmetry, int).reshape(-1, len(elements)), charge)
+                         parents, xyz, np.array(symmetry, int).reshape(-1, len(elements)), charge, source)
 
 
 def _beyond(neighbours, a, b):

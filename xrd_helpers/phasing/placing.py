@@ -21,7 +21,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ..config import UserError
 from ..crystals import all_operators
-from ..known_molecule import KnownMolecule, with_hydrogen
+from ..known_molecule import with_hydrogen, with_more_conformers
 from .charge_flipping import Solution, one_thread
 from .climbing import LEAST, Joints, add_waves, climb, data_of, draw, mutate, r_factors, score
 from .distances import Distances, distances_of, refine, rigid_distances
@@ -45,6 +45,7 @@ CERTAIN_R1, CERTAIN_FREE, CERTAIN_CONTACT = 0.16, 0.28, 2.2  # what ends a searc
 ROUND = 2.5                    # s that a round should not exceed
 ASTRAY = 1.2                   # Å between an atom and the image that should be it
 STRAY_COST = 0.01              # added to R1 for each atom that is astray
+BEFORE_MORE, MORE_CONFORMERS = 4, 24  # rounds after which conformers are added, and how many
 FOLDS = 5
 
 
@@ -235,9 +236,7 @@ class Search:
         self.sigma = refiner.reflections.sigF[order]
         self.joints = _joints(self.molecules)
         self.rows = rigid_distances(self.molecules)
-        n = max(len(m.conformers) for m in self.molecules)
-        self.conformers = np.concatenate([(m.conformers - m.conformers.mean(1, keepdims=True))[np.arange(n) % len(m.conformers)]
-                                          for m in self.molecules], 1).astype(np.float32)
+        self.conformers = self._side_by_side()
         sites = [sites_for(m, part.order, refiner.reflections.spacegroup)
                  for m, part in zip(self.molecules, arrangement.parts)]
         most = max(map(len, sites))
@@ -247,8 +246,21 @@ class Search:
         self.found, self.tried, self.rounds, self.cost_of_step = 0, 0, 0, None
         self._next = self._free = None
 
+    def _side_by_side(self):
+        """Conformers (k, atoms, 3) of all molecules, each centred; those of a molecule with fewer are repeated."""
+        n = max(len(m.conformers) for m in self.molecules)
+        return np.concatenate([(m.conformers - m.conformers.mean(1, keepdims=True))[np.arange(n) % len(m.conformers)]
+                               for m in self.molecules], 1).astype(np.float32)
+
+    def more_conformers(self, seed):
+        """Rings that are not shaped as in the crystal are what a search fails for: other conformers of every molecule."""
+        self.molecules = [with_more_conformers(m, MORE_CONFORMERS, seed) for m in self.molecules]
+        self.conformers = self._side_by_side()
+
     def round(self, rng, deadline):
         """Draw, climb, refine; what is found goes into the pool."""
+        if self.rounds and self.rounds % BEFORE_MORE == 0 and deadline - time.perf_counter() > 10:
+            self.more_conformers(int(rng.integers(2**31)))
         data, n_hkl = self.data, len(self.d)
         begun = self._affordable(CLIMBING, sum(STEPS), deadline)
         fresh = begun if not self.pool else begun // 2
