@@ -8,10 +8,13 @@ with changes of the best placements so far, until the answer is certain or the t
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from itertools import combinations, product
+from pathlib import Path
 from typing import NamedTuple
 
 import gemmi
@@ -30,6 +33,7 @@ from .peaks import without_hydrogen
 from .refine import Model, Refiner
 from .verdict import certain_r1, weigh
 
+FILE = Path(__file__).with_name("placing.json")
 VOLUME = 18.0                  # Å³ for each atom that is not hydrogen; 15-22 in most crystals
 FULL = 0.72, 1.35              # volume of the atoms over that of the cell, beyond which nothing is tried
 U_START = 0.045                # Å²
@@ -87,7 +91,7 @@ class Evidence:
     strain : mean square of the deviations of distances from those of the conformer, in their standard deviations
     contact : Å, the shortest distance between atoms of two molecules
     contents : what is in the asymmetric unit, in words
-    probability : that at least 80 % of the atoms are within 0.5 Å of true ones; nan as long as that is not calibrated
+    probability : that at least 80 % of the atoms are within 0.5 Å of true ones (``probability``)
     """
 
     r1: float
@@ -103,7 +107,9 @@ class Evidence:
     def in_words(self) -> str:
         found = f"{self.found} random starts led to it" if self.found else "changes of other placements led to it"
         return (f"{self.contents}; R1 {self.r_free:.3f} for reflections left out of it; {found}, and the best of the placements "
-                f"that differ has R1 {self.next_r1:.3f}; the shortest distance between molecules is {self.contact:.2f} Å")
+                f"that differ has R1 {self.next_r1:.3f}; the shortest distance between molecules is {self.contact:.2f} Å; "
+                f"probability {self.probability:.3f} that the atoms are where they are. An isomer or a homologue may fit as "
+                "well: place it, too, and compare R1")
 
 
 class Placement(NamedTuple):
@@ -481,6 +487,31 @@ def _joints(molecules):
     return Joints(*(np.array(x, np.int64) for x in (first, a, b, side, start, linked)))
 
 
+def features(evidence: Evidence) -> dict[str, float]:
+    """What the logistic function of the probability sees; more of each is better."""
+    return {"gap": float(np.log(evidence.next_r1 / max(evidence.r1, 0.01))), "r1": -float(np.log(max(evidence.r1, 0.01))),
+            "free": -float(np.log(max(evidence.r_free, 0.01)))}
+
+
+@lru_cache
+def calibration() -> dict | None:
+    """What ``benchmarks/known_molecule_verdict.py`` found; None as long as it has not been run."""
+    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else None
+
+
+def probability(evidence: Evidence) -> float:
+    """That 80 % of the atoms are within 0.5 Å of true ones: as ``verdict.probability``; nan if that is unknown.
+
+    It does not say that the molecule is the right one: an isomer or a homologue can take its place.
+    """
+    if not (fitted := calibration()):
+        return float("nan")
+    values = features(evidence)
+    total = fitted["intercept"] + sum(f["weight"] * np.clip(values[f["name"]], f["low"], f["high"])
+                                      for f in fitted["features"])
+    return float(np.clip(1 / (1 + np.exp(-total)), fitted["limit"], 1 - fitted["limit"]))
+
+
 def is_certain(search) -> bool:
     """Whether to stop looking: the best placement is good, was found again, and the next different one is far off."""
     if not search.pool:
@@ -573,6 +604,7 @@ def solution_of(search, seconds) -> Solution:
                                 np.full(len(fract), np.nan)))
     evidence = Evidence(model.r1, left_out(search, xyz, u, distances), search.found, search.tried, search.next_r1(), strain,
                         best.contact, search.arrangement.describe(search.known))
+    evidence = replace(evidence, probability=probability(evidence))
     return Solution(fract=model.fract, heights=model.heights, elements=elements, u_iso=u_iso, occ=model.occ,
                     rho=refiner.map(model), cell=reflections.cell, spacegroup=reflections.spacegroup, r1=model.r1,
                     figure_of_merit=float("nan"), trials=search.tried, seconds=seconds, engine="known molecule",
