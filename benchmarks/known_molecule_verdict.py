@@ -155,7 +155,8 @@ def fit(rows, about):
     p = held_out(clipped, right, rows.crystal.to_numpy())
     model = LogisticRegression(C=30).fit(clipped, right)
     limit = 1 / (len(rows) + 2)
-    claimed = np.clip(p, limit, 1 - limit) >= verdict.calibration()["thresholds"]["solved"]
+    doubtful = (rows.next_r1 < placing.DOUBT * rows.r1) | (rows.contact < placing.CERTAIN_CONTACT)
+    claimed = (np.clip(p, limit, 1 - limit) >= verdict.calibration()["thresholds"]["solved"]) & ~doubtful.to_numpy()
     made = {"intercept": float(model.intercept_[0]), "limit": limit,
             "features": [{"name": name, "weight": float(w), "low": float(low[name]), "high": float(high[name])}
                          for name, w in zip(features, model.coef_[0])],

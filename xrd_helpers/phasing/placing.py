@@ -46,6 +46,8 @@ MOST_COMPARED = 16             # placements whose atoms are compared with those 
 RANDOM_R1 = 0.59               # of random atoms without a centre of symmetry (Wilson, 1950, Acta Cryst. 3, 397)
 NEAREST = 2.5                  # Å, between atoms of two molecules; hydrogen bonds are not shorter
 CERTAIN_R1, CERTAIN_FREE, CERTAIN_CONTACT = 0.16, 0.28, 2.2  # what ends a search early; Å
+DOUBT = 1.3                    # of R1: structures that are not further apart are not told apart
+MOST_FINISHED = 4              # placements that are taken to the end on special positions
 ROUND = 2.5                    # s that a round should not exceed
 ASTRAY = 1.2                   # Å between an atom and the image that should be it
 STRAY_COST = 0.01              # added to R1 for each atom that is astray
@@ -509,7 +511,9 @@ def probability(evidence: Evidence) -> float:
     values = features(evidence)
     total = fitted["intercept"] + sum(f["weight"] * np.clip(values[f["name"]], f["low"], f["high"])
                                       for f in fitted["features"])
-    return float(np.clip(1 / (1 + np.exp(-total)), fitted["limit"], 1 - fitted["limit"]))
+    # where another structure explains the data nearly as well, or molecules collide, nothing is claimed
+    doubtful = evidence.next_r1 < DOUBT * evidence.r1 or evidence.contact < CERTAIN_CONTACT
+    return float(np.clip(1 / (1 + np.exp(-total)), fitted["limit"], 0.5 if doubtful else 1 - fitted["limit"]))
 
 
 def is_certain(search) -> bool:
@@ -577,8 +581,25 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
 
 def solution_of(search, seconds) -> Solution:
     """The best placement of a search as a Solution: refined to the end, symmetric on special positions, with hydrogen."""
-    best = search.pool[0]
+    special = any(part.order > 1 for part in search.arrangement.parts)
+    # what is brought to the symmetry of its site may lose by it, and another placement win
+    best, model, xyz, u, strain = min((_finished(search, placement) for placement in search.pool[:MOST_FINISHED if special else 1]),
+                                      key=lambda finished: finished[1].r1)
     reflections, refiner = search.refiner.reflections, search.refiner
+    distances = distances_of(search.rows, best.xyz.astype(float))
+    search.pool = [best, *(p for p in search.pool if p is not best)]
+    evidence = Evidence(model.r1, left_out(search, xyz, u, distances), search.found, search.tried, search.next_r1(), strain,
+                        best.contact, search.arrangement.describe(search.known))
+    evidence = replace(evidence, probability=probability(evidence))
+    return Solution(fract=model.fract, heights=model.heights, elements=model.elements, u_iso=model.u_iso, occ=model.occ,
+                    rho=refiner.map(model), cell=reflections.cell, spacegroup=reflections.spacegroup, r1=model.r1,
+                    figure_of_merit=float("nan"), trials=search.tried, seconds=seconds, engine="known molecule",
+                    evidence=evidence)
+
+
+def _finished(search, best):
+    """(best, Model with hydrogen, xyz (n, 3) Å, u, strain) of a Placement."""
+    refiner = search.refiner
     distances = distances_of(search.rows, best.xyz.astype(float))
     xyz, u, _, strain = refine(best.refined, search.data, refiner, search.sigma, distances, 15, best.u)
     special = [c for c, part in enumerate(search.arrangement.parts) if part.order > 1]
@@ -602,13 +623,7 @@ def solution_of(search, seconds) -> Solution:
     u_iso = (U_START + u) * np.where(np.array(elements) == "H", 1.2, 1.0)
     model = refiner.score(Model(fract % 1, elements, u_iso, np.concatenate([occ[kept], occ[parents]]),
                                 np.full(len(fract), np.nan)))
-    evidence = Evidence(model.r1, left_out(search, xyz, u, distances), search.found, search.tried, search.next_r1(), strain,
-                        best.contact, search.arrangement.describe(search.known))
-    evidence = replace(evidence, probability=probability(evidence))
-    return Solution(fract=model.fract, heights=model.heights, elements=elements, u_iso=u_iso, occ=model.occ,
-                    rho=refiner.map(model), cell=reflections.cell, spacegroup=reflections.spacegroup, r1=model.r1,
-                    figure_of_merit=float("nan"), trials=search.tried, seconds=seconds, engine="known molecule",
-                    evidence=evidence)
+    return best, model, xyz, u, strain
 
 
 def symmetric(xyz, elements, order, orth, rot, tran):
