@@ -46,7 +46,8 @@ MOST_COMPARED = 16             # placements whose atoms are compared with those 
 RANDOM_R1 = 0.59               # of random atoms without a centre of symmetry (Wilson, 1950, Acta Cryst. 3, 397)
 NEAREST = 2.5                  # Å, between atoms of two molecules; hydrogen bonds are not shorter
 CERTAIN_R1, CERTAIN_FREE, CERTAIN_CONTACT = 0.16, 0.28, 2.2  # what ends a search early; Å
-DOUBT = 1.3                    # of R1: structures that are not further apart are not told apart
+DOUBT = 1.6                    # of R1: structures that are not further apart are not told apart
+FEW, LEAST_ROUNDS = 4, 4       # reflections for each thing that moves, below which so many rounds are made
 MOST_FINISHED = 4              # placements that are taken to the end on special positions
 ROUND = 2.5                    # s that a round should not exceed
 ASTRAY = 1.2                   # Å between an atom and the image that should be it
@@ -523,7 +524,9 @@ def is_certain(search) -> bool:
     best = search.pool[0]
     if best.r1 > CERTAIN_R1 or best.contact < CERTAIN_CONTACT:
         return False
-    return search.gap() > (1.6 if search.found >= 3 else 2.2) and search.r_free() < CERTAIN_FREE
+    if len(search.d) < FEW * (6 * len(search.molecules) + len(search.joints.a)) and search.rounds < LEAST_ROUNDS:
+        return False
+    return search.gap() > (DOUBT if search.found >= 3 else 2.2) and search.r_free() < CERTAIN_FREE
 
 
 @one_thread()
