@@ -29,7 +29,8 @@ BONDS = {"BB": (1.78, 0.06), "BC": (1.59, 0.05), "BF": (1.38, 0.03), "BN": (1.51
          "NP": (1.64, 0.06), "NS": (1.63, 0.05), "OO": (1.47, 0.03), "OP": (1.53, 0.06), "OS": (1.46, 0.05), "OSi": (1.63, 0.02),
          "FP": (1.58, 0.03), "SS": (2.05, 0.03), "PS": (1.97, 0.06), "ClCl": (1.99, 0.03)}
 LOOSE = 0.15           # Å, spread of a bond that is not in the table: coordination bonds vary more than covalent ones
-REACH = 0.27           # Å, as much longer than the mean and its spread a bond may be and still be one
+REACH = 0.2            # Å, as much longer than the mean and its spread a bond may be and still be one
+SHORTEST = 1.1         # Å, of a bond between atoms that are not hydrogen (C≡N is 1.14 Å)
 APART = 2.15           # Å, the shortest distance of two atoms that are bonded to the same third one (F···F of CF3)
 ASIDE, S_ASIDE = 2.3, 0.12   # Å, where atoms go that are neither bonded nor apart
 SAME = 0.3             # Å, two images nearer than this are one atom
@@ -279,7 +280,7 @@ class Restraints:
     """Distances that atoms of some elements keep, and the operators that make their neighbours.
 
     symbols : of the kinds of atoms, in which the other arrays are counted
-    bond, spread, longest : (k, k) Å, mean length of a bond, its standard deviation, and up to where it is one
+    bond, spread, longest, shortest : (k, k) Å, mean length of a bond, its standard deviation, and from where to where it is one
     """
 
     def __init__(self, symbols, cell, spacegroup):
@@ -290,7 +291,8 @@ class Restraints:
             for b, second in enumerate(self.symbols):
                 if known := BONDS.get("".join(sorted((first, second)))):
                     self.bond[a, b], self.spread[a, b] = known
-        self.longest = self.bond + self.spread + REACH - 0.07
+        self.longest = self.bond + self.spread + REACH
+        self.shortest = np.minimum(SHORTEST, self.bond - 0.2)
         rot, self.tran = all_operators(spacegroup)
         self.rot, self.orth = rot.astype(float), np.array(cell.orth.mat.tolist())
 
