@@ -7,11 +7,16 @@ clashes or melts is left out more often. The idea of random omission: Burla et a
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
+import gemmi
 import numpy as np
+from scipy.fft import fftn
+from scipy.ndimage import maximum_filter
 
 from ..compiled import compiled
+from .charge_flipping import _climb
 from .peaks import assign_elements
 from .refine import U_START, Model
 from .restraints import SHORTEST, RestrainedRefiner, choose_peaks, local_maxima
@@ -24,6 +29,11 @@ SCATTER = 0.15         # of the logarithm of the height of a peak: no two rounds
 CHEMISTRY = 0.06       # R1 that a model is worth whose atoms all have sensible bonds, beside one where none has
 WARMTH = 0.012         # by which a round may be worse and still be gone on from, in the mean
 PATIENCE = 25          # rounds without a better model, after which the best one is gone back to
+SETTLED = 12           # the same of a model whose R1 is that of a right one, after which it is done
+WORTH = 0.25           # of what an atom should add to R1² where it is missing, at least
+MORE, TRIED = 4, 3     # atoms that are built to see if some are missing; times, and atoms, that are tried in vain before the end
+NAMING = 0.01          # of R1, by which another element has to be better
+STAGES = ((99, 12), (16, 30), (8, 60), (4, 120))  # chains that go on, the best ones, and for how many rounds
 
 
 class Atoms(NamedTuple):
@@ -86,7 +96,8 @@ class Builder:
         self.refiner, self.contents, self.rng = refiner, dict(contents), np.random.default_rng(seed)
         self.restraints = refiner.restraints
         self.total = sum(self.contents.values())
-        self.lightest = int(refiner.kinds([list(self.contents)[-1]])[0])
+        self.common = int(refiner.kinds([max(self.contents, key=self.contents.get)])[0])
+        self.electrons = np.array([gemmi.Element(symbol).atomic_number for symbol in self.restraints.symbols], float)
         self.most_bonds = np.where([symbol in ("C", "N", "O", "F", "B") for symbol in self.restraints.symbols], 4, 99)
 
     def peaks(self, rho, atoms, n, apart, prefer):
@@ -98,7 +109,7 @@ class Builder:
         if len(order) > most * 3 * len(r.rot):
             order = order[:most * 3 * len(r.rot)]
         found, height, occ, bonds, near = choose_peaks(rho, voxel, order, most, atoms.fract, atoms.kind, r.rot, r.tran, r.orth,
-                                                       r.bond, r.longest, self.lightest, apart)
+                                                       r.bond, r.longest, self.common, apart)
         if len(atoms.kind):
             weight = height * np.where(bonds > 0, prefer, 1.0) * np.where(bonds > 4, 0.5, 1.0)
             weight *= np.where((near > 1.7) & (near < 2.1), 0.8, 1.0) * np.where(near < 1.15, 0.4, 1.0)
@@ -122,13 +133,17 @@ class Builder:
         fract, u_iso, scale, r1, sf = self.refiner.fit(atoms.fract, atoms.kind, atoms.u_iso, atoms.occ, cycles, restrained)
         return atoms._replace(fract=fract, u_iso=u_iso, scale=scale, r1=r1, sf=sf)
 
+    def density(self, atoms, difference=False):
+        """Map 2F - Fcalc, or F - Fcalc, with the phases of atoms, on the scale of Fcalc but for the volume."""
+        size = np.abs(atoms.sf)
+        amplitude = self.refiner._F / atoms.scale - size if difference else np.maximum(2 * self.refiner._F / atoms.scale - size, 0)
+        return self.refiner.density(amplitude * (atoms.sf / np.maximum(size, 1e-9)))
+
     def renamed(self, atoms) -> Atoms:
         """Elements by the height of the 2F - Fcalc map at the atoms, the heaviest to the highest, atoms in that order."""
         if len(self.contents) == 1:
             return atoms
-        F, unit = self.refiner._F / atoms.scale, atoms.sf / np.maximum(np.abs(atoms.sf), 1e-9)
-        rho = self.refiner.density(np.maximum(2 * F - np.abs(atoms.sf), 0) * unit)
-        order = np.argsort(-heights_at(rho, atoms.fract), kind="stable")
+        order = np.argsort(-heights_at(self.density(atoms), atoms.fract), kind="stable")
         kind = self.refiner.kinds(assign_elements(atoms.occ[order], self.contents))
         return Atoms(atoms.fract[order], kind, atoms.u_iso[order], atoms.occ[order], atoms.scale)
 
@@ -143,50 +158,164 @@ class Builder:
         strange = (bonds == 0).mean() + (close > 0).mean() + 0.5 * (bonds > self.most_bonds[atoms.kind]).mean()
         return atoms._replace(cost=atoms.r1 + CHEMISTRY * float(strange))
 
-    def round(self, atoms) -> Atoms:
-        """Leave some atoms out, fill up in two halves, rename, refine."""
+    def round(self, atoms, total=None, share=LEFT_OUT) -> Atoms:
+        """Leave some atoms out, fill up to `total` in two halves, rename, refine."""
+        total = total or self.total
         rng, n = self.rng, len(atoms.kind)
         bonds, close = self.neighbours(atoms)
         doubt = ((bonds == 0) * 1.0 + (close > 0) + (bonds > self.most_bonds[atoms.kind])
                  + 2.0 * (atoms.u_iso > 1.8 * np.median(atoms.u_iso)) + 0.15)
-        drop = min(max(1, round(rng.uniform(*LEFT_OUT) * n)), n - 1)
+        drop = min(max(1, round(rng.uniform(*share) * n)), n - 1)
         # of n draws without replacement with these weights
         keep = np.sort(np.argsort(rng.exponential(size=n) / doubt)[drop:])
         atoms = Atoms(atoms.fract[keep], atoms.kind[keep], atoms.u_iso[keep].clip(0.01, 0.1), atoms.occ[keep])
         apart, prefer = rng.choice(APART), rng.choice(PREFERRED)
         atoms = self.refined(atoms, 0)
         for part in (0.5, 1.0):
-            n = (self.total - atoms.occ.sum()) * part
+            n = (total - atoms.occ.sum()) * part
             if n < 0.4:
                 continue
-            unit = atoms.sf / np.maximum(np.abs(atoms.sf), 1e-9)
-            rho = self.refiner.density((self.refiner._F / atoms.scale - np.abs(atoms.sf)) * unit)
-            fract, occ = self.peaks(rho, atoms, max(n, 1), apart, prefer)
+            fract, occ = self.peaks(self.density(atoms, difference=True), atoms, max(n, 1), apart, prefer)
             if not len(fract):
                 break
-            atoms = Atoms(np.concatenate([atoms.fract, fract]), np.append(atoms.kind, [self.lightest] * len(fract)),
-                          np.append(atoms.u_iso, [np.median(atoms.u_iso)] * len(fract)), np.append(atoms.occ, occ), atoms.scale)
-            atoms = self.refined(atoms, 1 if part < 1 else 0)
+            atoms = self.refined(self.with_more(atoms, fract, occ), 1 if part < 1 else 0)
         return self.weighed(self.refined(self.renamed(atoms), CYCLES))
 
-    def build(self, atoms, rounds, enough=0.0) -> Atoms:
-        """The best of some rounds that start from atoms; ends early where R1 is below `enough` and all is bonded."""
-        best = now = self.weighed(self.refined(atoms, CYCLES))
-        waited = 0
-        for _ in range(rounds):
-            new = self.round(now)
-            if new.cost < now.cost + WARMTH * self.rng.exponential():
-                now = new
-            waited = 0 if new.cost < best.cost - 0.002 else waited + 1
-            if new.cost < best.cost:
-                best = new
-            if best.r1 < enough and best.cost < best.r1 + 0.15 * CHEMISTRY:
-                break
-            if waited > PATIENCE:
-                now, waited = best, 0
-        return best
+    def with_more(self, atoms, fract, occ) -> Atoms:
+        """Atoms and some of the commonest element at fract (m, 3)."""
+        m = len(fract)
+        return Atoms(np.concatenate([atoms.fract, fract]), np.append(atoms.kind, [self.common] * m),
+                     np.append(atoms.u_iso, [np.median(atoms.u_iso)] * m), np.append(atoms.occ, occ), atoms.scale)
+
+    def settled(self, atoms) -> Atoms:
+        """With atoms added, dropped and named otherwise as long as R1 says so: a formula is a hypothesis.
+
+        An atom of Z electrons adds Z² / Σ Z² to the mean intensity, and so to R1² where it is missing. One is added that
+        takes WORTH of that away, and one is dropped that does not: MORE are built, and those with the least density for
+        their element are tried.
+        """
+        atoms = self._without_needless(self.weighed(self.refined(atoms, CYCLES)))
+        failed = 0
+        while failed < TRIED:
+            more = self._without_needless(self.round(atoms, atoms.occ.sum() + MORE, (0, 0.1 * failed)))
+            added = more.occ.sum() - atoms.occ.sum()
+            better = atoms.r1 ** 2 - more.r1 ** 2 > self._worth(more, self.common, max(added, 0)) and more.cost < atoms.cost
+            atoms, failed = (more, 0) if better else (atoms, failed + 1)
+        return self.named(atoms)
+
+    def _without_needless(self, atoms):
+        while (less := self._one_less(atoms)) is not None:
+            atoms = less
+        return atoms
+
+    def _worth(self, atoms, kind, occ):
+        return WORTH * occ * self.electrons[kind] ** 2 / (atoms.occ * self.electrons[atoms.kind] ** 2).sum()
+
+    def _one_less(self, atoms):
+        seen = heights_at(self.density(atoms), atoms.fract) / self.electrons[atoms.kind]
+        for i in np.argsort(seen)[:TRIED]:
+            if len(seen) > 1 and seen[i] < 0.6 * np.median(seen):
+                keep = np.arange(len(seen)) != i
+                less = self.weighed(self.refined(Atoms(*(part[keep] for part in atoms[:4])), CYCLES))
+                if less.r1 ** 2 - atoms.r1 ** 2 < self._worth(atoms, atoms.kind[i], atoms.occ[i]):
+                    return less
+
+    def named(self, atoms) -> Atoms:
+        """Atoms that have more or less density than their element explains get the next one, where R1 falls by NAMING."""
+        order = np.argsort(self.electrons)
+        for _ in range(2 * len(atoms.kind)):
+            seen = heights_at(self.density(atoms), atoms.fract) / self.electrons[atoms.kind]
+            seen, better = seen / np.median(seen), None
+            for i in np.argsort(-np.abs(np.log(np.maximum(seen, 0.1)))):
+                place = int(np.flatnonzero(order == atoms.kind[i])[0]) + (1 if seen[i] > 1 else -1)
+                if 0 <= place < len(order):
+                    kind = atoms.kind.copy()
+                    kind[i] = order[place]
+                    new = self.weighed(self.refined(atoms._replace(kind=kind), 2))
+                    if new.r1 < (1 - NAMING) * atoms.r1:
+                        better = new
+                        break
+            if better is None:
+                return atoms
+            atoms = better
+        return atoms
 
     def model(self, atoms) -> Model:
         """As the rest of the package has it."""
         elements = tuple(self.restraints.symbols[kind] for kind in atoms.kind)
-        return Model(atoms.fract, elements, atoms.u_iso, atoms.occ, np.zeros(len(elements)), atoms.r1, atoms.scale)
+        rho = self.density(atoms)
+        return Model(atoms.fract, elements, atoms.u_iso, atoms.occ, heights_at(rho, atoms.fract) / rho.std(), atoms.r1, atoms.scale)
+
+
+def origins(grid, sf, links, n):
+    """Where the origin of a group may lie in one P1 grid sf (nx, ny, nz // 2 + 1): the `n` best places.
+
+    As ``FlippingGrid.agreement``, which finds the best one: where half the phases are wrong, or a part of the structure has
+    more symmetry than the whole, the right place is often the second or third.
+
+    Returns
+    -------
+    agreement : (m,), the highest first; shift : (m, 3) fractions of the cell, m <= n
+    """
+    first, second, turn, k = links
+    if not len(first):
+        return np.zeros(1), np.zeros((1, 3))
+    period = np.maximum(np.gcd.reduce(k, axis=0), 1)
+    F = grid._sphere(sf[None])[0]
+    product = F[second] * F[first].conj() * turn
+    series = np.zeros(grid.size, np.complex64)
+    np.add.at(series, tuple((k // period % grid.size).T), product)
+    value = fftn(series, overwrite_x=True).real
+    value = value[tuple(slice(None) if along else slice(1) for along in k.any(0))]  # constant along a polar axis
+    voxel = np.argwhere(value == maximum_filter(value, size=3, mode="wrap"))
+    height = value[tuple(voxel.T)]
+    found, shifts = [], []
+    for row in np.argsort(-height)[:n]:
+        shift, top = _climb(product, k, voxel[row] / grid.size / period)
+        shifts.append(shift)
+        found.append(top / np.abs(product).sum())
+    order = np.argsort(-np.array(found))
+    return np.array(found)[order], np.array(shifts)[order]
+
+
+class Chain:
+    """One start on its way: the atoms now, the best ones so far, and the rounds since these were found."""
+
+    def __init__(self, builder, atoms):
+        self.builder, self.now, self.best, self.waited, self.rounds = builder, atoms, atoms, 0, 0
+
+    def run(self, rounds, enough):
+        """More rounds, until atoms below `enough` get no better for SETTLED of them."""
+        for _ in range(rounds):
+            new = self.builder.round(self.now)
+            self.rounds += 1
+            if new.cost < self.now.cost + WARMTH * self.builder.rng.exponential():
+                self.now = new
+            self.waited = 0 if new.cost < self.best.cost - 0.002 else self.waited + 1
+            if new.cost < self.best.cost:
+                self.best = new
+            if self.waited > SETTLED and self.best.r1 < enough:
+                break
+            if self.waited > PATIENCE:
+                self.now, self.waited = self.best, 0
+        return self
+
+
+def build(builder, starts, enough, until=np.inf, keep=STAGES, share=0.5):
+    """Chains from starts, by successive halving: few rounds for all, more for the better half of them, and so on.
+
+    starts : Atoms; enough : R1 of a model that lacks nothing but hydrogen; until : time.perf_counter() at which it ends
+    keep : ((chains, rounds), ...) of each stage
+
+    Returns
+    -------
+    list of Chain, the best first
+    """
+    chains = [Chain(builder, builder.weighed(atoms)) for atoms in starts]
+    for most, rounds in keep:
+        chains.sort(key=lambda chain: chain.best.cost)
+        for chain in chains[:most]:
+            chain.run(rounds, enough)
+            if chain.best.r1 < enough and chain.waited > SETTLED or time.perf_counter() > until:
+                return sorted(chains, key=lambda chain: chain.best.cost)
+    return sorted(chains, key=lambda chain: chain.best.cost)
