@@ -12,11 +12,8 @@ from typing import NamedTuple
 
 import gemmi
 import numpy as np
-from scipy.fft import fftn
-from scipy.ndimage import maximum_filter
 
 from ..compiled import compiled
-from .charge_flipping import _climb
 from .peaks import assign_elements
 from .refine import U_START, Model
 from .restraints import SHORTEST, RestrainedRefiner, choose_peaks, local_maxima
@@ -90,9 +87,11 @@ class Builder:
     """Builds atoms against one set of reflections.
 
     refiner : RestrainedRefiner; contents : {symbol: atoms in the asymmetric unit}, the heaviest first
+    enough : R1 of a right model, below which a search may end
     """
 
-    def __init__(self, refiner: RestrainedRefiner, contents, seed=0):
+    def __init__(self, refiner: RestrainedRefiner, contents, enough=0.0, seed=0):
+        self.enough = enough
         self.refiner, self.contents, self.rng = refiner, dict(contents), np.random.default_rng(seed)
         self.restraints = refiner.restraints
         self.total = sum(self.contents.values())
@@ -120,10 +119,10 @@ class Builder:
         rows = order[before < n - 0.1]
         return found[rows], occ[rows]
 
-    def start(self, phi, E) -> Atoms | None:
-        """The highest peaks of the map of amplitudes E (n,) with phases phi (n,) in radians; None if there are none."""
+    def start(self, coefficients) -> Atoms | None:
+        """The highest peaks of the map of complex coefficients (n,), E with phases; None if there are none."""
         empty = Atoms(np.zeros((0, 3)), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
-        fract, occ = self.peaks(self.refiner.density((E * np.exp(1j * phi)).astype(np.complex64)), empty, self.total, 0.95, 1.0)
+        fract, occ = self.peaks(self.refiner.density(coefficients.astype(np.complex64)), empty, self.total, 0.95, 1.0)
         if not len(fract):
             return None
         kind = self.refiner.kinds(assign_elements(occ, self.contents))
@@ -247,75 +246,48 @@ class Builder:
         return Model(atoms.fract, elements, atoms.u_iso, atoms.occ, heights_at(rho, atoms.fract) / rho.std(), atoms.r1, atoms.scale)
 
 
-def origins(grid, sf, links, n):
-    """Where the origin of a group may lie in one P1 grid sf (nx, ny, nz // 2 + 1): the `n` best places.
-
-    As ``FlippingGrid.agreement``, which finds the best one: where half the phases are wrong, or a part of the structure has
-    more symmetry than the whole, the right place is often the second or third.
-
-    Returns
-    -------
-    agreement : (m,), the highest first; shift : (m, 3) fractions of the cell, m <= n
-    """
-    first, second, turn, k = links
-    if not len(first):
-        return np.zeros(1), np.zeros((1, 3))
-    period = np.maximum(np.gcd.reduce(k, axis=0), 1)
-    F = grid._sphere(sf[None])[0]
-    product = F[second] * F[first].conj() * turn
-    series = np.zeros(grid.size, np.complex64)
-    np.add.at(series, tuple((k // period % grid.size).T), product)
-    value = fftn(series, overwrite_x=True).real
-    value = value[tuple(slice(None) if along else slice(1) for along in k.any(0))]  # constant along a polar axis
-    voxel = np.argwhere(value == maximum_filter(value, size=3, mode="wrap"))
-    height = value[tuple(voxel.T)]
-    found, shifts = [], []
-    for row in np.argsort(-height)[:n]:
-        shift, top = _climb(product, k, voxel[row] / grid.size / period)
-        shifts.append(shift)
-        found.append(top / np.abs(product).sum())
-    order = np.argsort(-np.array(found))
-    return np.array(found)[order], np.array(shifts)[order]
-
-
 class Chain:
-    """One start on its way: the atoms now, the best ones so far, and the rounds since these were found."""
+    """One start on its way: the atoms now, the best ones so far, and the rounds since these were found.
 
-    def __init__(self, builder, atoms):
-        self.builder, self.now, self.best, self.waited, self.rounds = builder, atoms, atoms, 0, 0
+    weight : of its cost beside that of chains in other space groups; agreement : of its phases with each of these
+    """
 
-    def run(self, rounds, enough):
-        """More rounds, until atoms below `enough` get no better for SETTLED of them."""
+    def __init__(self, builder, atoms, weight=1.0, agreement=(np.nan,)):
+        self.builder, self.weight, self.agreement, self.waited = builder, weight, agreement, 0
+        self.now = self.best = builder.weighed(atoms)
+
+    @property
+    def rank(self):
+        return self.best.cost * self.weight
+
+    @property
+    def done(self):
+        """Atoms that explain what a right model does, and get no better."""
+        return self.waited > SETTLED and self.best.r1 < self.builder.enough
+
+    def run(self, rounds, until=np.inf):
         for _ in range(rounds):
             new = self.builder.round(self.now)
-            self.rounds += 1
             if new.cost < self.now.cost + WARMTH * self.builder.rng.exponential():
                 self.now = new
             self.waited = 0 if new.cost < self.best.cost - 0.002 else self.waited + 1
             if new.cost < self.best.cost:
                 self.best = new
-            if self.waited > SETTLED and self.best.r1 < enough:
+            if self.done or time.perf_counter() > until:
                 break
             if self.waited > PATIENCE:
                 self.now, self.waited = self.best, 0
-        return self
 
 
-def build(builder, starts, enough, until=np.inf, keep=STAGES, share=0.5):
-    """Chains from starts, by successive halving: few rounds for all, more for the better half of them, and so on.
+def build(chains, until=np.inf, stages=STAGES):
+    """Run chains by successive halving: a few rounds for all, more for the best of them; the best one comes first.
 
-    starts : Atoms; enough : R1 of a model that lacks nothing but hydrogen; until : time.perf_counter() at which it ends
-    keep : ((chains, rounds), ...) of each stage
-
-    Returns
-    -------
-    list of Chain, the best first
+    until : time.perf_counter() at which it ends; it ends, too, when one is done. stages : ((chains, rounds), ...)
     """
-    chains = [Chain(builder, builder.weighed(atoms)) for atoms in starts]
-    for most, rounds in keep:
-        chains.sort(key=lambda chain: chain.best.cost)
+    for most, rounds in stages:
+        chains = sorted(chains, key=lambda chain: chain.rank)
         for chain in chains[:most]:
-            chain.run(rounds, enough)
-            if chain.best.r1 < enough and chain.waited > SETTLED or time.perf_counter() > until:
-                return sorted(chains, key=lambda chain: chain.best.cost)
-    return sorted(chains, key=lambda chain: chain.best.cost)
+            chain.run(rounds, until)
+            if chain.done or time.perf_counter() > until:
+                return sorted(chains, key=lambda chain: chain.rank)
+    return sorted(chains, key=lambda chain: chain.rank)

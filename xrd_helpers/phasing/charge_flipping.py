@@ -17,6 +17,7 @@ import gemmi
 import numpy as np
 import torch
 from scipy.fft import fftn
+from scipy.ndimage import maximum_filter
 from threadpoolctl import threadpool_limits
 
 from ..config import UserError
@@ -24,8 +25,10 @@ from ..crystals import count_elements, rotations_and_translations
 from ..metrics import normalize
 from ..reflections import expand_to_p1
 from . import verdict
+from .building import Builder, Chain, build
 from .peaks import grid_size, without_hydrogen
-from .refine import Model, Refiner
+from .refine import Model
+from .restraints import RestrainedRefiner
 from .verdict import Evidence, certain_r1
 
 # Flipping thresholds in sigmas of the map, one for each trial in turn. On ten light molecules the share of trials that
@@ -35,12 +38,11 @@ DELTAS = (0.1, 0.0, -0.2, 0.3)
 WEAK = 0.45            # share of the reflections whose phases are turned; 0.3-0.5 beats 0.2 below 1 Å resolution
 SPACING = 2.2          # points of the flipping map per d_min
 # What was not measured floats ("free lunch": Caliandro et al. (2005), Acta Cryst. D61, 556): every amplitude of the changed
-# map down to FREE_TO Å, but not below FREE_LEAST of d_min, is kept, times FREE. What this, peaks and the average over the
-# group are worth: benchmarks/starts.py.
-FREE, FREE_TO, FREE_LEAST, FREE_SPACING = 0.6, 0.97, 0.65, 2.05
-# Where an amplitude was predicted, so much of it is added to so much of what the map has. Of 67 light molecules at 1.5 Å,
-# 52 % of the starts come right with nothing predicted, 59 % with equal E, 68 % with PattersonNet's (same benchmark).
-PREDICTED, FREE_BESIDE = 0.3, 0.4
+# map down to FREE_TO Å, but not below FREE_LEAST of d_min, is kept, times FREE, and EXPECTED of the |E| it has in the mean,
+# or of the predicted one, is added. What this, peaks and the average over the group are worth: benchmarks/starts.py. Of 67
+# light molecules at 1.5 Å, 52 % of the starts come right with 0.6 and 0, 59 % with these, 68 % with PattersonNet's |E|.
+FREE, EXPECTED = 0.4, 0.3
+FREE_TO, FREE_LEAST, FREE_SPACING = 0.97, 0.65, 2.05
 PEAK_CYCLE = 10        # every so many cycles the map is replaced by its highest peaks, one for each atom
 SYMMETRISE = 100       # every so many cycles the phases are averaged over the space group, of several that they obey best
 # Atoms from the map are refined when their R1 is below this, at two resolutions in Å: right phases begin with 0.2-0.4
@@ -56,6 +58,13 @@ CLEARLY = 0.15         # a space group whose agreement is so much lower than ano
 HALVED = 0.7
 MOST_GROUPS = 2        # of as many operators, in which atoms are built from one map
 SURE = 0.98            # probability at which a search ends though more than hydrogen is missing, anisotropy for one
+# Minutes that a search may take, in which starts that ended without a structure are built on by random omission.
+MINUTES = {"quick": 0.0, "normal": 0.5, "thorough": 10.0}
+LOOK_TO = 1.3          # Å, d_min from which atoms are built by omission alone: completing them fails more often than not
+BUILT = 16             # starts that are built on together
+ORIGINS, NEARLY = 3, 0.6  # places of the origin that are tried, where the agreement is at least NEARLY the best one
+KEPT = 4               # chains that go on beside those of the next starts
+ENOUGH = 0.75          # of ``certain_r1``, an upper limit, below which a chain may end
 ROUND = 20             # cycles between two looks at the maps
 POLISH = 6             # cycles of low-density elimination after charge flipping
 ATOM_VOLUME = 18.0     # Å³ for each atom that is not hydrogen, in organic crystals
@@ -126,28 +135,31 @@ def one_thread():
 
 
 @one_thread()
-def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24, cycles=400, batch=4, seed=0, device="cpu",
-          accept=None, real_space_step=None) -> Solution | None:
+def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96, cycles=400, batch=None, seed=0, device="cpu",
+          accept=None, real_space_step=None, effort="normal", minutes=None) -> Solution | None:
     """Solve a structure whose space group is known, or one of several.
 
     Random phases are improved by charge flipping in P1, `batch` starts at a time. Every ROUND cycles the start whose
     map obeys a space group best is taken as far as atoms in the groups that it obeys (``_worth_building``), and they are
     refined in the one where they explain most (``Candidate.rank``). The search ends when they are the structure with a
     probability of `accept` (``verdict.weigh``) and nothing but hydrogen is missing (``certain_r1``), or of SURE; else the
-    starts of the batch are followed to their end and the best one is taken.
+    starts of the batch are followed to their end and the best one is taken. Starts that led to nothing are built on by
+    random omission (``building``), BUILT at a time; of data that end before LOOK_TO all are.
 
     Parameters
     ----------
     reflections : Reflections
     elements : {symbol: atoms in the asymmetric unit}, or a sequence of symbols; H atoms are not looked for. By default an
         atom of carbon in 18 Å³.
-    predicted : Reflections, none of them measured. They guide the maps (PREDICTED); atoms are refined against, and judged
+    predicted : Reflections, none of them measured. They guide the maps (EXPECTED); atoms are refined against, and judged
         by, what was measured alone.
     groups : sequence of gemmi.SpaceGroup, those in which the structure may be, all of one Laue class and with the lattice of
         the reflections, whose own group is the only one by default. Reflections that are absent in some of these groups
         only must be in the table: give it in a group without such absences.
     trials, cycles : int, random starts, and cycles for each
     accept : float, probability; that of the verdict "solved" by default
+    effort : "quick", without building; "normal" or "thorough", with MINUTES; minutes : the same as a number, the search ends
+        after so many, or after `trials`
     real_space_step : callable, maps (b, nx, ny, nz) float -> the same; ``flip`` with DELTAS by default
 
     Returns
@@ -163,8 +175,25 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24,
     certain = certain_r1(elements, reflections)
     n_peaks = max(1, round(sum(candidates[0].contents.values()) * candidates[0].n_ops))
     screen = np.interp(reflections.d_min, list(SCREEN_R1), list(SCREEN_R1.values()))
-    best, evidence, used = None, None, 0
-    while used < trials and not (evidence and evidence.probability >= accept):
+    minutes = _minutes(effort) if minutes is None else minutes
+    building = minutes > 0
+    looking = not building or reflections.d_min < LOOK_TO
+    batch = batch or (4 if looking else BUILT)
+    until = began + 60 * minutes if building else np.inf
+    best, evidence, used, waiting, chains = None, None, 0, [], []
+
+    def accepted(found):
+        """Whether what was found, if it is the best so far, is the structure."""
+        nonlocal best, evidence
+        if found and (best is None or found.rank() < best.rank()):
+            best, evidence = found, verdict.weigh(found.model, found.candidate.refiner, elements, least=accept)
+            return evidence.probability >= (accept if evidence.r1 < evidence.expected else max(accept, SURE))
+        return False
+
+    def sure():
+        return bool(evidence and evidence.probability >= accept)
+
+    while used < trials and not sure() and time.perf_counter() < until:
         deltas = torch.tensor([DELTAS[i % len(DELTAS)] for i in range(used, min(used + batch, trials))])
         deltas = deltas.reshape(-1, 1, 1, 1).to(grid.device)
         step = real_space_step or partial(flip, delta=deltas)
@@ -176,19 +205,25 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24,
             for _ in range(0, ROUND, PEAK_CYCLE):
                 sf = grid.run(sf, step, PEAK_CYCLE - 1)
                 sf = grid.run(sf, partial(keep_peaks, n=n_peaks), 1)
-            agreement, shift = map(np.stack, zip(*(grid.agreement(sf, candidate.links) for candidate in candidates)))
-            improved = agreement > tried + BETTER                             # (groups, b)
-            i = int(np.where(improved, agreement, -1).max(0).argmax())
-            if improved[:, i].any():
-                tried[:, i] = np.maximum(tried[:, i], agreement[:, i])
-                found = _look(grid, candidates, sf[i:i + 1], screen, certain, left[:, i])
-                if found and (best is None or found.rank() < best.rank()):
-                    best, evidence = found, verdict.weigh(found.model, found.candidate.refiner, elements, least=accept)
-                    if evidence.probability >= (accept if evidence.r1 < evidence.expected else max(accept, SURE)):
+            averaging = (cycle + ROUND) % SYMMETRISE == 0
+            if looking or averaging:
+                agreement, shift = map(np.stack, zip(*(grid.agreement(sf, candidate.links) for candidate in candidates)))
+            if looking:
+                improved = agreement > tried + BETTER                             # (groups, b)
+                i = int(np.where(improved, agreement, -1).max(0).argmax())
+                if improved[:, i].any():
+                    tried[:, i] = np.maximum(tried[:, i], agreement[:, i])
+                    if accepted(_look(grid, candidates, sf[i:i + 1], screen, certain, left[:, i])):
                         break
-            if (cycle + ROUND) % SYMMETRISE == 0:
+            if averaging and cycle + ROUND < cycles:
                 obeyed = agreement.argmax(0)
                 sf = torch.stack([candidates[g].symmetrised(sf[i], shift[g, i]) for i, g in enumerate(obeyed)])
+        if building and not sure():
+            waiting.append(sf)
+            if sum(map(len, waiting)) >= BUILT or used >= trials or time.perf_counter() > until:
+                chains = build(chains[:KEPT] + _chains(grid, candidates, torch.cat(waiting)), until)
+                waiting = []
+                accepted(_settled(candidates, chains))
     if best is None:
         return None
     candidate = best.candidate
@@ -211,6 +246,36 @@ class Found(NamedTuple):
 
     def rank(self):
         return self.candidate.rank(self.model)
+
+
+def _minutes(effort):
+    if effort not in MINUTES:
+        raise PhasingError(f"effort {effort!r} is none of {', '.join(MINUTES)}")
+    return MINUTES[effort]
+
+
+def _chains(grid, candidates, sf):
+    """Chains from P1 grids (b, ...): in the groups worth it, from the likeliest places of their origin."""
+    sf = grid.run(sf, eliminate_low_density, POLISH)
+    figures = np.stack([grid.agreement(sf, candidate.links)[0] for candidate in candidates])    # (groups, b)
+    chains = []
+    for i in range(len(sf)):
+        for g in _worth_building(candidates, figures[:, i]):
+            candidate = candidates[g]
+            agreement, shifts = grid.origins(sf[i], candidate.links, ORIGINS)
+            for figure, shift in zip(agreement, shifts):
+                if figure >= NEARLY * agreement[0] and (atoms := candidate.builder.start(candidate._averaged(sf[i], shift))):
+                    chains.append(Chain(candidate.builder, atoms, HALVED ** np.log2(candidate.n_ops), figures[:, i].tolist()))
+    return chains
+
+
+def _settled(candidates, chains) -> Found | None:
+    """The best of chains as Found, its number of atoms settled."""
+    if not chains:
+        return None
+    chain = chains[0]
+    candidate = next(candidate for candidate in candidates if candidate.builder is chain.builder)
+    return Found(candidate, chain.builder.model(chain.builder.settled(chain.best)), chain.agreement)
 
 
 def _look(grid, candidates, sf, screen, certain, left) -> Found | None:
@@ -267,12 +332,18 @@ class Candidate:
         self.reflections = replace(reflections.select(present), spacegroup=spacegroup)
         self.n_ops, n_ops = (len(group.operations()) for group in (spacegroup, reflections.spacegroup))
         ratio = n_ops / self.n_ops
-        self.contents = _contents(self.reflections, {symbol: n * ratio for symbol, n in count_elements(elements or ()).items()})
+        self.elements = {symbol: n * ratio for symbol, n in count_elements(elements or ()).items()}
+        self.contents = _contents(self.reflections, self.elements)
+        self.elements = self.elements or self.contents
         self.links = grid.links(spacegroup)
 
     @cached_property
     def refiner(self):
-        return Refiner(self.reflections)
+        return RestrainedRefiner(self.reflections, list(self.contents))
+
+    @cached_property
+    def builder(self):
+        return Builder(self.refiner, self.contents, ENOUGH * certain_r1(self.elements, self.reflections))
 
     @cached_property
     def E(self):
@@ -358,6 +429,7 @@ class FlippingGrid:
         factor.flat[self.voxel[stored]] = np.where(weak, turn, 0)
         self.amplitude, self.factor = (torch.as_tensor(grid, device=self.device) for grid in (amplitude, factor))
         self.strong = torch.where(self.factor == 0, self.amplitude, 0)
+        self.strong[(self.factor.real > 0) & (self.amplitude == 0)] = EXPECTED
         if predicted is not None:
             self._be_guided(predicted)
         self._row = np.full(self.size, -1)
@@ -392,8 +464,7 @@ class FlippingGrid:
         voxel = torch.as_tensor(self._voxels(p1.hkl[inside]), device=self.device)
         E = torch.as_tensor(normalised_amplitudes(predicted)[p1.index[inside]].astype(np.float32), device=self.device)
         free = self.factor.view(-1)[voxel].real > 0
-        self.factor.view(-1)[voxel[free]] = FREE_BESIDE
-        self.strong.view(-1)[voxel[free]] = PREDICTED * E[free]
+        self.strong.view(-1)[voxel[free]] = EXPECTED * E[free]
 
     def from_structure_factors(self, p1, sf):
         """The grid (nx, ny, nz // 2 + 1) of structure factors (n,) of an asymmetric unit, whose mates in P1 are p1."""
@@ -406,7 +477,7 @@ class FlippingGrid:
         """Improve grids (b, ...) by some cycles of a change in real space and the known amplitudes.
 
         Weak reflections keep the amplitude of the changed map and turn by 90 degrees; reflections that were not measured
-        keep FREE of it. F000 is zero: left free, it grows until no density is below the threshold and all stands still.
+        keep FREE of it beside EXPECTED. F000 is zero: left free, it grows until no density is below the threshold and all stands still.
         """
         for _ in range(cycles):
             rho = real_space_step(torch.fft.irfftn(sf, s=self.size, dim=(1, 2, 3)))
@@ -473,6 +544,27 @@ class FlippingGrid:
             shifts[i], value = _climb(product, k, np.array(top) / self.size / period)
             best[i] = value / np.abs(product).sum()
         return best, shifts
+
+    def origins(self, sf, links, n):
+        """The `n` best places of the origin of a group in one grid (nx, ny, nz // 2 + 1) -> agreement (m,), shift (m, 3).
+
+        As ``agreement``, which finds the best: where many phases are wrong, or a part of the structure has more symmetry
+        than the whole, the right place is often the second or third.
+        """
+        first, second, turn, k = links
+        if not len(first):
+            return np.zeros(1), np.zeros((1, 3))
+        period = np.maximum(np.gcd.reduce(k, axis=0), 1)
+        F = self._sphere(sf[None])[0]
+        product = F[second] * F[first].conj() * turn
+        series = np.zeros(self.size, np.complex64)
+        np.add.at(series, tuple((k // period % self.size).T), product)
+        value = fftn(series, overwrite_x=True).real
+        value = value[tuple(slice(None) if along else slice(1) for along in k.any(0))]  # constant along a polar axis
+        voxel = np.argwhere(value == maximum_filter(value, size=3, mode="wrap"))
+        voxel = voxel[np.argsort(-value[tuple(voxel.T)], kind="stable")[:n]]
+        climbed = sorted((_climb(product, k, at / self.size / period) for at in voxel), key=lambda found: -found[1])
+        return np.array([top for _, top in climbed]) / np.abs(product).sum(), np.array([shift for shift, _ in climbed])
 
     def _amplitude_correlation(self, sf):
         rho = flip(torch.fft.irfftn(sf, s=self.size, dim=(1, 2, 3)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -52,6 +53,14 @@ class Refiner:
         self.maps = MapGrid(hkl, reflections.cell, spacegroup, reflections.d_min / SPACING)
         self.orth = np.array(reflections.cell.orth.mat.tolist())
         self._form = {}
+
+    def select(self, rows) -> Refiner:
+        """The refiner of some of its reflections; its maps stay those of all."""
+        part = copy.copy(self)
+        part.reflections = self.reflections.select(rows)
+        part.hkl_ops, part.shifts = self.hkl_ops[:, rows], self.shifts[:, rows]
+        part.factor, part.stol2, part._form = self.factor[rows], self.stol2[rows], {}
+        return part
 
     def form_factor(self, element):
         """IT92 form factor (n,) of a neutral atom (International Tables, Vol. C, table 6.1.1.4)."""

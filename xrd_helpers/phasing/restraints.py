@@ -8,7 +8,6 @@ the mean and spread over all kinds of bond between two elements; where the table
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import gemmi
@@ -327,11 +326,7 @@ class RestrainedRefiner(Refiner):
         self._least = float((self.reflections.sigF ** 2).mean())
 
     def select(self, rows):
-        """The refiner of some of the reflections; its maps stay those of all."""
-        part = copy.copy(self)
-        part.reflections = self.reflections.select(rows)
-        part.hkl_ops, part.shifts = self.hkl_ops[:, rows], self.shifts[:, rows]
-        part.factor, part.stol2, part._form = self.factor[rows], self.stol2[rows], {}
+        part = super().select(rows)
         part._arrays()
         return part
 

@@ -8,7 +8,6 @@ of Brünger, 1992, Nature 355, 472) and for chemical sense. A logistic function 
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -92,22 +91,13 @@ def left_out(refiner: Refiner, model: Model, seed=0, folds=FOLDS, shaken=SHAKEN,
         move = rng.normal(0, shaken, model.fract.shape) @ np.linalg.inv(refiner.orth).T
         start = replace(model, fract=np.where(model.occ[:, None] > 0.99, model.fract + move, model.fract),
                         u_iso=np.full(len(model.fract), np.median(model.u_iso)))
-        refined = _select(refiner, part != fold).least_squares(start, cycles)
-        rest = _select(refiner, part == fold)
+        refined = refiner.select(part != fold).least_squares(start, cycles)
+        rest = refiner.select(part == fold)
         error += np.abs(rest.reflections.F - refined.scale * np.abs(rest.structure_factors(refined))).sum()
         moved = (refined.fract - model.fract) @ refiner.orth.T                # (n, 3) Å
         along = np.median(np.linalg.lstsq(polar, moved.T, rcond=None)[0], axis=1)
         squared += ((moved - polar @ along) ** 2).sum(1) / folds
     return float(error / reflections.F.sum()), np.sqrt(squared)
-
-
-def _select(refiner, rows):
-    """The Refiner of some of its reflections."""
-    part = copy.copy(refiner)
-    part.reflections = refiner.reflections.select(rows)
-    part.hkl_ops, part.shifts = refiner.hkl_ops[:, rows], refiner.shifts[:, rows]
-    part.factor, part.stol2, part._form = refiner.factor[rows], refiner.stol2[rows], {}
-    return part
 
 
 def bonded(model, cell, spacegroup) -> float:
