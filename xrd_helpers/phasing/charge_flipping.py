@@ -450,7 +450,8 @@ class FlippingGrid:
         hkl[:, 2] = np.abs(hkl[:, 2])  # the last plane of a half grid
         factor = np.zeros(len(hkl), np.complex64)
         if free_to < reflections.d_min:
-            free = hkl.any(1) & ~np.array(reflections.spacegroup.operations().systematic_absences(hkl), bool)
+            # half a grid along an axis, h and -h are one voxel, though their mates are not
+            free = hkl.any(1) & (2 * np.abs(hkl) < self.size).all(1) & ~np.array(reflections.spacegroup.operations().systematic_absences(hkl), bool)
             free[free] = reflections.cell.calculate_d_array(hkl[free]) >= free_to
             factor[free] = FREE
         return factor.reshape(self.half)
@@ -484,7 +485,7 @@ class FlippingGrid:
             new = torch.fft.rfftn(rho, dim=(1, 2, 3))
             re, im = torch.view_as_real(new).unbind(-1)
             # squares and rsqrt: a third of the time of abs and a division
-            sf = new * (self.factor + self.strong * (re.square() + im.square() + 1e-24).rsqrt())
+            sf = new * (self.factor + self.strong * (re.square() + im.square() + 1e-9).rsqrt())
         return sf
 
     def _sphere(self, sf):
