@@ -239,6 +239,10 @@ class Builder:
             atoms = better
         return atoms
 
+    def atoms(self, model) -> Atoms:
+        """Those of a Model."""
+        return Atoms(np.asarray(model.fract, float), self.refiner.kinds(model.elements), np.asarray(model.u_iso, float), model.occ)
+
     def model(self, atoms) -> Model:
         """As the rest of the package has it."""
         elements = tuple(self.restraints.symbols[kind] for kind in atoms.kind)

@@ -63,6 +63,7 @@ MINUTES = {"quick": 0.0, "normal": 0.5, "thorough": 10.0}
 LOOK_TO = 1.3          # Å, d_min from which atoms are built by omission alone: completing them fails more often than not
 BUILT = 16             # starts that are built on together
 ORIGINS, NEARLY = 3, 0.6  # places of the origin that are tried, where the agreement is at least NEARLY the best one
+SETTLE = 0.4           # R1 below which the number of atoms and their elements are settled by what the data say
 KEPT = 4               # chains that go on beside those of the next starts
 ENOUGH = 0.75          # of ``certain_r1``, an upper limit, below which a chain may end
 ROUND = 20             # cycles between two looks at the maps
@@ -185,6 +186,8 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
     def accepted(found):
         """Whether what was found, if it is the best so far, is the structure."""
         nonlocal best, evidence
+        if building and found and found.model.r1 < SETTLE:
+            found = found.settled()
         if found and (best is None or found.rank() < best.rank()):
             best, evidence = found, verdict.weigh(found.model, found.candidate.refiner, elements, least=accept)
             return evidence.probability >= (accept if evidence.r1 < evidence.expected else max(accept, SURE))
@@ -223,7 +226,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
             if sum(map(len, waiting)) >= BUILT or used >= trials or time.perf_counter() > until:
                 chains = build(chains[:KEPT] + _chains(grid, candidates, torch.cat(waiting)), until)
                 waiting = []
-                accepted(_settled(candidates, chains))
+                accepted(_best_of(candidates, chains))
     if best is None:
         return None
     candidate = best.candidate
@@ -247,6 +250,11 @@ class Found(NamedTuple):
     def rank(self):
         return self.candidate.rank(self.model)
 
+    def settled(self):
+        """With the number of atoms and the elements that explain most."""
+        builder = self.candidate.builder
+        return self._replace(model=builder.model(builder.settled(builder.atoms(self.model))))
+
 
 def _minutes(effort):
     if effort not in MINUTES:
@@ -269,13 +277,12 @@ def _chains(grid, candidates, sf):
     return chains
 
 
-def _settled(candidates, chains) -> Found | None:
-    """The best of chains as Found, its number of atoms settled."""
+def _best_of(candidates, chains) -> Found | None:
     if not chains:
         return None
     chain = chains[0]
     candidate = next(candidate for candidate in candidates if candidate.builder is chain.builder)
-    return Found(candidate, chain.builder.model(chain.builder.settled(chain.best)), chain.agreement)
+    return Found(candidate, chain.builder.model(chain.best), chain.agreement)
 
 
 def _look(grid, candidates, sf, screen, certain, left) -> Found | None:
