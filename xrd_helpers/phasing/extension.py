@@ -20,7 +20,7 @@ from . import charge_flipping
 from .charge_flipping import ATOM_VOLUME, PhasingError, Solution
 from .peaks import without_hydrogen
 
-TRIALS = 32
+TRIALS = 96
 R_PER_R1 = 2.5  # r_ext over R1, of 59 accepted structures of real molecules; their correlation is 0.86
 
 
@@ -32,7 +32,8 @@ class Extension(NamedTuple):
     solution: Solution
 
 
-def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=None, predicted=None) -> Solution | None:
+def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=None, predicted=None, effort="normal",
+          minutes=None) -> Solution | None:
     """``charge_flipping.solve``, or None where it cannot start: one crystal does not end the others.
 
     Where each of `elements` is there once, and they are too few for the cell, they are kinds rather than a formula: carbon
@@ -46,7 +47,8 @@ def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=N
         contents.pop("H", None)  # one H in all would make a right structure look wrong
     elements = count_elements(contents)
     try:
-        return charge_flipping.solve(reflections, elements, groups=groups, predicted=predicted, trials=trials, seed=seed)
+        return charge_flipping.solve(reflections, elements, groups=groups, predicted=predicted, trials=trials, seed=seed,
+                                     effort=effort, minutes=minutes)
     except PhasingError:
         return None
 

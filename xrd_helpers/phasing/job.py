@@ -41,13 +41,15 @@ def in_group(measured: Measured, spacegroup) -> Measured:
     return replace(measured, spacegroup=spacegroup, elements={symbol: n * ratio for symbol, n in measured.elements.items()})
 
 
-def solve(measured: Measured, extra: Reflections | None = None, search=False, trials=48, seed=0) -> Solved:
+def solve(measured: Measured, extra: Reflections | None = None, search=False, trials=96, seed=0,
+          effort="normal", minutes=None) -> Solved:
     """Charge flipping, and atoms in the space group of the data or in one that their absences allow.
 
     Parameters
     ----------
     measured : unmerged reflections, cell, space group, elements
     extra : predicted reflections, a guide beside the measured ones (``charge_flipping.solve``)
+    effort, minutes : how far the search goes (``charge_flipping.solve``)
     search : whether the space group is to be found, among those that the absences allow (``spacegroups.candidates``). The
         two groups of an enantiomorphic pair, as P 41 and P 43, explain data without anomalous scattering equally well: it is
         that of the hand in which the phases happened to come out.
@@ -56,7 +58,7 @@ def solve(measured: Measured, extra: Reflections | None = None, search=False, tr
     if search:
         groups = candidates(measured)
         measured = replace(measured, spacegroup=without_absences(measured.spacegroup))
-    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra)
+    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra, effort, minutes)
     return Solved(solution, list(solution.groups) if solution else [(group, float("nan")) for group in groups])
 
 
