@@ -358,7 +358,9 @@ def solve(
     engine: Annotated[str, typer.Option(help="auto (SHELXT where it is found), shelxt or charge_flipping.")] = "auto",
     shelxt: Annotated[str, typer.Option(help="Path of the SHELXT program. Default: look for it on PATH.")] = "",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that SHELXT may take.")] = 600,
-    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping.")] = 48,
+    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping, at most.")] = 96,
+    effort: Annotated[str, typer.Option(help="How long to search: quick, normal (half a minute) or thorough (ten).")] = "normal",
+    minutes: Annotated[float, typer.Option(min=0, help="Minutes of search, in place of --effort.")] = 0,
     seed: Annotated[int, typer.Option(help="Of these starts.")] = 0,
     d_min: Annotated[float, typer.Option(min=0, help="Leave out what was measured beyond, in Å.")] = 0,
     out: Annotated[str, typer.Option(help="Folder for what is written. Default: FILE with _xrd.")] = "",
@@ -401,7 +403,7 @@ def solve(
         if program:
             solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
         else:
-            solved = job.solve(measured, extra, spacegroup == "search", trials, seed)
+            solved = job.solve(measured, extra, spacegroup == "search", trials, seed, effort, minutes or None)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None

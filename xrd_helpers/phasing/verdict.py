@@ -22,6 +22,7 @@ from ..reflections import merge
 from .origin import allowed_origins, same_lattice_bases
 from .peaks import without_hydrogen
 from .refine import U_MIN, Model, Refiner
+from .restraints import RestrainedRefiner
 
 FILE = Path(__file__).with_name("verdict.json")
 WORDS = ("not solved", "uncertain", "solved")
@@ -145,7 +146,7 @@ def on_axes_of(solution, reflections):
         hkl = np.round(reflections.hkl @ basis.T).astype(int)
         moved = merge(hkl, reflections.F**2, 2 * reflections.F * reflections.sigF + reflections.sigF**2 + 1e-9,
                       solution.cell, solution.spacegroup)
-        refiner = Refiner(moved)
+        refiner = RestrainedRefiner(moved, sorted(set(solution.elements)))
         model = refiner.score(Model(solution.fract, solution.elements, solution.u_iso, solution.occ, solution.heights))
         fits.append((basis, model, refiner))
     return min(fits, key=lambda fit: fit[1].r1, default=None)
