@@ -64,7 +64,6 @@ LOOK_TO = 1.3          # Å, d_min from which atoms are built by omission alone:
 BUILT = 16             # starts that are built on together
 ORIGINS, NEARLY = 3, 0.6  # places of the origin that are tried, where the agreement is at least NEARLY the best one
 SETTLE = 0.4           # R1 below which the number of atoms and their elements are settled by what the data say
-KEPT = 4               # chains that go on beside those of the next starts
 ENOUGH = 0.75          # of ``certain_r1``, an upper limit, below which a chain may end
 ROUND = 20             # cycles between two looks at the maps
 POLISH = 6             # cycles of low-density elimination after charge flipping
@@ -181,7 +180,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
     looking = not building or reflections.d_min < LOOK_TO
     batch = batch or (4 if looking else BUILT)
     until = began + 60 * minutes if building else np.inf
-    best, evidence, used, waiting, chains = None, None, 0, [], []
+    best, evidence, used, waiting = None, None, 0, []
 
     def accepted(found):
         """Whether what was found, if it is the best so far, is the structure."""
@@ -224,7 +223,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
         if building and not sure():
             waiting.append(sf)
             if sum(map(len, waiting)) >= BUILT or used >= trials or time.perf_counter() > until:
-                chains = build(chains[:KEPT] + _chains(grid, candidates, torch.cat(waiting)), until)
+                chains = build(_chains(grid, candidates, torch.cat(waiting)), until)
                 waiting = []
                 accepted(_best_of(candidates, chains))
     if best is None:
