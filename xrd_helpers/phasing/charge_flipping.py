@@ -64,6 +64,7 @@ LOOK_TO = 1.3          # Å, d_min from which atoms are built by omission alone:
 BUILT = 16             # starts that are built on together
 ORIGINS, NEARLY = 3, 0.6  # places of the origin that are tried, where the agreement is at least NEARLY the best one
 SETTLE = 0.4           # R1 below which the number of atoms and their elements are settled by what the data say
+SETTLED = 2            # chains whose number of atoms is settled
 ENOUGH = 0.75          # of ``certain_r1``, an upper limit, below which a chain may end
 ROUND = 20             # cycles between two looks at the maps
 POLISH = 6             # cycles of low-density elimination after charge flipping
@@ -225,7 +226,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
             if sum(map(len, waiting)) >= BUILT or used >= trials or time.perf_counter() > until:
                 chains = build(_chains(grid, candidates, torch.cat(waiting)), until)
                 waiting = []
-                accepted(_best_of(candidates, chains))
+                any(accepted(_found(candidates, chain)) for chain in chains[:SETTLED])
     if best is None:
         return None
     candidate = best.candidate
@@ -276,10 +277,7 @@ def _chains(grid, candidates, sf):
     return chains
 
 
-def _best_of(candidates, chains) -> Found | None:
-    if not chains:
-        return None
-    chain = chains[0]
+def _found(candidates, chain) -> Found:
     candidate = next(candidate for candidate in candidates if candidate.builder is chain.builder)
     return Found(candidate, chain.builder.model(chain.best), chain.agreement)
 
