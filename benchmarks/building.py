@@ -23,20 +23,19 @@ from unittest import mock
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
 
-from xrd_helpers.cif import read_cif  # noqa: E402
-from xrd_helpers.config import UserError, run_folder, write_json  # noqa: E402
-from xrd_helpers.phasing import charge_flipping  # noqa: E402
-from xrd_helpers.phasing.building import Atoms, Builder  # noqa: E402
-from xrd_helpers.phasing.extension import phase  # noqa: E402
-from xrd_helpers.phasing.origin import match_solution  # noqa: E402
-from xrd_helpers.phasing.restraints import RestrainedRefiner  # noqa: E402
-from xrd_helpers.reflections import Reflections, unique_hkl  # noqa: E402
-from xrd_helpers.structure_factors import structure_factors  # noqa: E402
-from xrd_helpers.summary import git_state, machine  # noqa: E402
+from xrd_helpers.cif import read_cif
+from xrd_helpers.config import UserError, run_folder, write_json
+from xrd_helpers.phasing import charge_flipping, phase
+from xrd_helpers.phasing.building import Atoms, Builder
+from xrd_helpers.phasing.origin import match_solution
+from xrd_helpers.phasing.restraints import RestrainedRefiner
+from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.summary import git_state, machine
 
 GROUPS = {14, 4, 2, 19}
 VARIANTS = ("engine", "no omission", "no restraints", "one origin", "elements only")

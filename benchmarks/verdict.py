@@ -21,29 +21,29 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
-import gemmi  # noqa: E402
-import matplotlib  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import gemmi
+import matplotlib
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from tqdm import tqdm
 
-from xrd_helpers.cif import read_cif, read_cif_folders  # noqa: E402
-from xrd_helpers.config import UserError, run_folder, write_json  # noqa: E402
-from xrd_helpers.metrics import correlation  # noqa: E402
-from xrd_helpers.phasing import verdict  # noqa: E402
-from xrd_helpers.phasing.charge_flipping import normalised_amplitudes  # noqa: E402
-from xrd_helpers.phasing.extension import phase  # noqa: E402
-from xrd_helpers.phasing.origin import match_solution  # noqa: E402
-from xrd_helpers.phasing.refine import Model  # noqa: E402
-from xrd_helpers.phasing.restraints import RestrainedRefiner  # noqa: E402
-from xrd_helpers.phasing.spacegroups import laue_group  # noqa: E402
-from xrd_helpers.plots import plot_calibration  # noqa: E402
-from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.reflections import Reflections, unique_hkl  # noqa: E402
-from xrd_helpers.structure_factors import structure_factors  # noqa: E402
-from xrd_helpers.summary import git_state, machine  # noqa: E402
+from xrd_helpers.cif import read_cif
+from xrd_helpers.cif_folders import read_cif_folders
+from xrd_helpers.config import UserError, run_folder, write_json
+from xrd_helpers.metrics import correlation
+from xrd_helpers.phasing import match_solution, phase, verdict
+from xrd_helpers.phasing.flipping_grid import normalised_amplitudes
+from xrd_helpers.phasing.refine import Model
+from xrd_helpers.phasing.spacegroups import laue_group
+from xrd_helpers.plots import plot_calibration
+from xrd_helpers.random_crystals import random_crystals
+from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.summary import git_state, machine
 
 matplotlib.use("Agg")
 
@@ -154,8 +154,9 @@ def hopeless(rng, kind, crystals, crystal, d_min):
 def regroup(rng, reflections):
     """The same reflections in another group of their Laue class in which none of them but weak ones is absent."""
     group = reflections.spacegroup
+    centring = group.operations().find_centering()
     others = [other for other in gemmi.spacegroup_table() if other.number != group.number and other.ext != "1"
-              and laue_group(other) == laue_group(group) and other.operations().find_centering() == group.operations().find_centering()]
+              and laue_group(other) == laue_group(group) and other.operations().find_centering() == centring]
     rng.shuffle(others)
     for other in others:
         absent = np.array(other.operations().systematic_absences(reflections.hkl.astype(np.int32)), bool)
@@ -229,8 +230,8 @@ def collect(path, folder, simple, seed, minutes, most):
         numbers.set_postfix(kind=row["kind"])
 
 
-COLUMNS = ["number", "name", "group", "in", "light", "atoms", "kind", "d_min", "noise", "missing", "formula", "trials", "seconds",
-           "reflections", "matched", "r1", "r_free", "expected", "probability", *FEATURES, "fit",
+COLUMNS = ["number", "name", "group", "in", "light", "atoms", "kind", "d_min", "noise", "missing", "formula", "trials",
+           "seconds", "reflections", "matched", "r1", "r_free", "expected", "probability", *FEATURES, "fit",
            "data", "agreement", "cc_E", "cc_high", "residue", "lowest_atom", "residual", "away",
            "held_10", "held_20", "held_30"]
 
@@ -239,22 +240,19 @@ COLUMNS = ["number", "name", "group", "in", "light", "atoms", "kind", "d_min", "
 
 
 def fit_logistic(X, y) -> np.ndarray:
-    """Weights (k + 1,), the constant last, that maximise the likelihood of y (n,) 0 or 1 given X (n, k), standardised
-    and with a ridge, by Newton's method; a feature that would count against itself gets weight 0."""
+    """Weights (k + 1,), the constant last, that maximise the likelihood of y (n,) bool given X (n, k), standardised and with
+    a ridge; a feature that would count against itself gets weight 0."""
     mean, scale = X.mean(0), X.std(0) + 1e-9
-    used = np.ones(X.shape[1], bool)
+    Z, used = (X - mean) / scale, np.ones(X.shape[1], bool)
     while True:
-        Z = np.column_stack([(X - mean)[:, used] / scale[used], np.ones(len(X))])
-        w, ridge = np.zeros(Z.shape[1]), np.diag([RIDGE] * int(used.sum()) + [0.0])
-        for _ in range(50):
-            p = 1 / (1 + np.exp(-Z @ w))
-            w = w + np.linalg.solve(Z.T @ (Z * (p * (1 - p))[:, None]) + ridge, Z.T @ (y - p) - ridge @ w)
-        if (w[:-1] >= 0).all():
+        fitted = LogisticRegression(C=1 / RIDGE, solver="newton-cholesky", tol=1e-10, max_iter=100).fit(Z[:, used], y)
+        w = fitted.coef_[0]
+        if (w >= 0).all():
             break
-        used[np.flatnonzero(used)[w[:-1].argmin()]] = False
+        used[np.flatnonzero(used)[w.argmin()]] = False
     weights = np.zeros(X.shape[1])
-    weights[used] = w[:-1] / scale[used]
-    return np.append(weights, w[-1] - weights @ mean)
+    weights[used] = w / scale[used]
+    return np.append(weights, fitted.intercept_[0] - weights @ mean)
 
 
 def clipped(table, names, low=None, high=None):
@@ -272,21 +270,14 @@ def held_out(table, names):
     for i in range(FOLDS):
         train = table[(fold != i) & table["fitted"]]
         X, low, high = clipped(train, names)
-        w = fit_logistic(X, train["right"].to_numpy(float))
+        w = fit_logistic(X, train["right"].to_numpy(bool))
         p[fold == i] = 1 / (1 + np.exp(-clipped(table[fold == i], names, low, high)[0] @ w[:-1] - w[-1]))
     return p
 
 
 def auc(score, right):
-    """Share of the pairs of a right and a wrong one that the score puts in order, half for a draw."""
-    order = pd.Series(score).fillna(-np.inf).rank().to_numpy()
-    n = right.sum()
-    return float((order[right].sum() - n * (n + 1) / 2) / max(n * (~right).sum(), 1))
-
-
-def log_loss(p, right):
-    p = np.clip(p, 1e-6, 1 - 1e-6)
-    return float(-np.mean(np.where(right, np.log(p), np.log(1 - p))))
+    """Share of the pairs of a right and a wrong one that the score puts in order; rows without a score come last."""
+    return float(roc_auc_score(right, pd.Series(score).fillna(-np.inf).rank()))
 
 
 def threshold(p, right, lost):
@@ -321,13 +312,15 @@ def fit(path, seed):
     tried = single_features(table)
     print(f"{len(table)} cases of {table['name'].nunique()} crystals, {right.sum()} right, {lost.sum()} hopeless")
     old = (table["r1"] < np.minimum(0.2, table["expected"] + 0.03)).to_numpy()
-    print(f"R1 below 0.20 and the expected one + 0.03: {old.sum()} claims, {(old & ~right).sum()} wrong, {(old & lost).sum()} of "
-          "them of hopeless data")
-    print("AUC of single features: " + ", ".join(f"{name} {value:.3f}" for name, value in sorted(tried.items(), key=lambda x: -x[1])))
-    for names in (("fit",), FEATURES[:1], FEATURES[2:3], *(tuple(f for f in FEATURES if f != left) for left in FEATURES), FEATURES,
+    print(f"R1 below 0.20 and the expected one + 0.03: {old.sum()} claims, {(old & ~right).sum()} wrong, "
+          f"{(old & lost).sum()} of them of hopeless data")
+    best_first = sorted(tried.items(), key=lambda x: -x[1])
+    print("AUC of single features: " + ", ".join(f"{name} {value:.3f}" for name, value in best_first))
+    without_one = [tuple(f for f in FEATURES if f != left) for left in FEATURES]
+    for names in (("fit",), FEATURES[:1], FEATURES[2:3], *without_one, FEATURES,
                   *((*FEATURES, more) for more in OTHERS)):
         p = held_out(table, names)[~lost]
-        print(f"  {' + '.join(names):<45} log loss {log_loss(p, right[~lost]):.4f}  AUC {auc(p, right[~lost]):.4f}")
+        print(f"  {' + '.join(names):<45} log loss {log_loss(right[~lost], p):.4f}  AUC {auc(p, right[~lost]):.4f}")
     p = held_out(table, FEATURES)
     limit = 1 / (used.sum() + 2)  # no calibration can promise more
     p = np.clip(p, limit, 1 - limit)
@@ -340,7 +333,7 @@ def fit(path, seed):
         above = inside & (p >= threshold(p[~inside], right[~inside], lost[~inside])) & ~lost
         claims, wrong = claims + int(above.sum()), wrong + int((above & ~right).sum())
     X, low, high = clipped(table[used], FEATURES)
-    w = fit_logistic(X, right[used].astype(float))
+    w = fit_logistic(X, right[used])
     edges = np.array(BINS)
     inside = np.digitize(p, edges[1:-1])
     rows = [{"low": low_p, "high": high_p, "n": int(here.sum()), "right": int((here & right).sum()),
@@ -353,10 +346,11 @@ def fit(path, seed):
                                          for name, weight, a, b in zip(FEATURES, w, low, high)],
         "limit": limit, "thresholds": {"not solved": NEVER, "solved": sure}, "calibration": rows, "histogram": counts,
         "held_out": {"cases": len(table), "crystals": int(table["name"].nunique()), "right": int(right.sum()),
-                     "auc": auc(p[~lost], right[~lost]), "log_loss": log_loss(p[~lost], right[~lost]), "solved": claims,
+                     "auc": auc(p[~lost], right[~lost]), "log_loss": float(log_loss(right[~lost], p[~lost])), "solved": claims,
                      "wrongly": wrong, "missed": int((right & (p < sure)).sum()),
                      "hopeless": {kind: {"n": int((lost & (table["kind"] == kind)).sum()),
-                                         "solved": int((lost & (table["kind"] == kind) & (p >= sure)).sum())} for kind in HOPELESS},
+                                         "solved": int((lost & (table["kind"] == kind) & (p >= sure)).sum())}
+                                  for kind in HOPELESS},
                      "highest_hopeless": float(p[lost].max(initial=0.0))},
         "auc_of_single_features": tried, "seed": seed, "commit": git_state(), "machine": machine(),
         "data": "real molecules of the test folder (at most 40 non-H atoms) and random_crystals, recipe molecules; "

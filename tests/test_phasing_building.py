@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from xrd_helpers import ROOT
-from xrd_helpers.crystals import Crystal
 from xrd_helpers.phasing import charge_flipping as flipping
 from xrd_helpers.phasing.building import Atoms, Builder, Chain, build, count_neighbours, heights_at
 from xrd_helpers.phasing.origin import match_atoms

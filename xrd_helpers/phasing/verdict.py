@@ -16,8 +16,8 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
-from ..bonds import covalent_radii
-from ..crystals import all_operators, count_elements
+from ..bonds import covalent_radii, neighbours
+from ..crystals import count_elements
 from ..reflections import merge
 from .origin import allowed_origins, same_lattice_bases
 from .peaks import without_hydrogen
@@ -62,10 +62,9 @@ def certain_r1(elements, reflections) -> float:
     """R1 of a model that lacks nothing but hydrogen: 0.05 + 0.8 Σ sigF / Σ F + (n_H / Σ Z²)^1/2, an upper estimate.
 
     Beside a heavy atom even wrong light atoms give a low R1, and so does a right model: 0.2 is no proof there. As
-    many H as C atoms are assumed where no hydrogen is listed.
+    many H as C atoms are assumed where no hydrogen is listed. elements : {symbol: atoms in the asymmetric unit}
     """
-    numbers = count_elements(elements)
-    hydrogen = numbers.get("H", 0) + numbers.get("D", 0) or numbers.get("C", 0)
+    hydrogen = elements.get("H", 0) + elements.get("D", 0) or elements.get("C", 0)
     noise = 0.8 * reflections.sigF.sum() / max(reflections.F.sum(), 1e-30)
     heavy = sum(n * gemmi.Element(symbol).atomic_number ** 2 for symbol, n in without_hydrogen(elements).items())
     return float(0.05 + noise + np.sqrt(hydrogen / heavy))
@@ -108,14 +107,10 @@ def bonded(model, cell, spacegroup) -> float:
     Of wrong atoms in a cell as full as that of a molecule a third to a half have one. Ions and water have none: what a
     salt lacks here, its r_free has to make up for.
     """
-    rot, tran = all_operators(spacegroup)
-    images = np.einsum("gij,nj->ngi", rot, model.fract) + tran                # (n, g, 3)
-    vectors = images[None] - model.fract[:, None, None]
-    vectors = (vectors - np.round(vectors)) @ np.array(cell.orth.mat.tolist()).T
-    length = np.linalg.norm(vectors, axis=-1)                                 # (n, n, g) Å
     radius = covalent_radii(model.elements)
-    longest = (radius[:, None] + radius + LOOSE)[:, :, None]
-    return float(((length > SHORTEST) & (length < longest)).any((1, 2)).mean())
+    found = neighbours(model.fract, cell, spacegroup, 2 * radius.max() + LOOSE)
+    bond = (found.length > SHORTEST) & (found.length < radius[found.i] + radius[found.j] + LOOSE)
+    return float(np.isin(np.arange(len(radius)), found.i[bond]).mean())
 
 
 def weigh(model, refiner, elements, least=0.0) -> Evidence:
@@ -144,8 +139,8 @@ def on_axes_of(solution, reflections):
     fits = []
     for basis in same_lattice_bases(reflections.cell, solution.cell):
         hkl = np.round(reflections.hkl @ basis.T).astype(int)
-        moved = merge(hkl, reflections.F**2, 2 * reflections.F * reflections.sigF + reflections.sigF**2 + 1e-9,
-                      solution.cell, solution.spacegroup)
+        intensity, sigma = reflections.intensities()
+        moved = merge(hkl, intensity, sigma + 1e-9, solution.cell, solution.spacegroup)
         refiner = RestrainedRefiner(moved, sorted(set(solution.elements)))
         model = refiner.score(Model(solution.fract, solution.elements, solution.u_iso, solution.occ, solution.heights))
         fits.append((basis, model, refiner))
