@@ -38,6 +38,7 @@ from xrd_helpers.metrics import correlation
 from xrd_helpers.phasing import match_solution, phase, verdict
 from xrd_helpers.phasing.flipping_grid import normalised_amplitudes
 from xrd_helpers.phasing.refine import Model
+from xrd_helpers.phasing.restraints import RestrainedRefiner
 from xrd_helpers.phasing.spacegroups import laue_group
 from xrd_helpers.plots import plot_calibration
 from xrd_helpers.random_crystals import random_crystals
@@ -188,7 +189,8 @@ def case(number, seed, crystals) -> dict | None:
     seconds = time.process_time() - began
     row = {"number": number, "name": crystal.name, "group": crystal.spacegroup.xhm(), "in": data.spacegroup.xhm(),
            "light": crystal.light, "atoms": int(crystal.heavy.sum()), "kind": kind, "d_min": data.d_min, "noise": noise,
-           "missing": missing, "formula": said, "trials": found.trials if found else 0, "seconds": seconds, "reflections": len(data)}
+           "missing": missing, "formula": said, "trials": found.trials if found else 0, "seconds": seconds,
+           "reflections": len(data)}
     if found is None:
         return row
     match = answer and match_solution(found, answer)
