@@ -211,7 +211,7 @@ class FlippingGrid(HalfGrid):
         for i, F in enumerate(self.sphere(sf)):
             product = F[second] * F[first].conj() * turn                      # (pairs,)
             shifts[i], value = series.maximum(product)
-            best[i] = value / np.abs(product).sum()
+            best[i] = value / max(np.abs(product).sum(), 1e-30)
         return best, shifts
 
     def origins(self, sf, links, n):
@@ -226,7 +226,7 @@ class FlippingGrid(HalfGrid):
         F, = self.sphere(sf[None])
         product = F[second] * F[first].conj() * turn
         shifts, values = FourierSum(k, self.size).maxima(product, n)
-        return values / np.abs(product).sum(), shifts
+        return values / max(np.abs(product).sum(), 1e-30), shifts
 
     def _amplitude_correlation(self, sf):
         rho = flip(torch.fft.irfftn(sf, s=self.size, dim=(1, 2, 3)))

@@ -80,10 +80,13 @@ def left_out(refiner: Refiner, model: Model, seed=0, folds=FOLDS, shaken=SHAKEN,
 
     Returns
     -------
-    r_free : Σ |F - |Fcalc|| / Σ F over all reflections, each where it was left out
+    r_free : Σ |F - |Fcalc|| / Σ F over all reflections, each where it was left out; nan of fewer than four
     away : (n,) root mean square distance in Å between each atom and where it came back
     """
     reflections, rng = refiner.reflections, np.random.default_rng(seed)
+    folds = min(folds, len(reflections) // 2)
+    if folds < 2:
+        return np.nan, np.full(len(model.fract), np.nan)
     part = rng.permutation(np.arange(len(reflections)) % folds)
     polar = refiner.orth @ allowed_origins(reflections.spacegroup)[1].T       # (3, k) Å, along which all may move
     error, squared = 0.0, np.zeros(len(model.fract))
