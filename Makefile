@@ -2,16 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lab bench clean
+.PHONY: run check test lab bench clean
 
 run: .venv/.installed
 	$(BIN)/xrd run --profile quick
 
-# Three steps, cheapest first: units and notebook form; every notebook as a user runs it; the command line end to end.
-# TEST_ENV keeps what the tests write out of the user's runs/, and another "python3" kernel out of the way. One thread:
-# on a busy machine two that wait for each other take several times as long.
-TEST_ENV := XRD_RUNS="$(CURDIR)/.pytest_cache/runs" JUPYTER_PREFER_ENV_PATH=1 OMP_NUM_THREADS=1
+# TEST_ENV keeps what the tests write out of the user's runs/, and another "python3" kernel out of the way, and makes
+# warnings in notebooks errors. One thread: on a busy machine two that wait for each other take several times as long.
+TEST_ENV := XRD_RUNS="$(CURDIR)/.pytest_cache/runs" JUPYTER_PREFER_ENV_PATH=1 OMP_NUM_THREADS=1 PYTHONSTARTUP="$(CURDIR)/tests/startup.py"
+
+# For daily work: style, and the unit tests that take less than two seconds each.
+check: .venv/.installed
+	$(BIN)/ruff check
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+
+# Four steps, cheapest first: style; units and notebook form; every notebook as a user runs it; the command line end to end.
 test: .venv/.installed
+	$(BIN)/ruff check
 	$(TEST_ENV) $(BIN)/python -m pytest
 	rm -rf .pytest_cache/runs
 	$(TEST_ENV) TQDM_DISABLE=1 $(BIN)/python -m pytest -x --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks

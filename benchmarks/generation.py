@@ -12,7 +12,7 @@ import os
 import random
 import time
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 try:  # before torch: the other way round cctbx 2025.11 crashes on import
     from cctbx import sgtbx
@@ -21,13 +21,13 @@ try:  # before torch: the other way round cctbx 2025.11 crashes on import
 except ImportError:
     flex = None
 
-import numpy as np  # noqa: E402  the thread count must be set before torch is imported
-import torch  # noqa: E402
-from structure_factors import provenance  # noqa: E402  the script beside this one
+import numpy as np
+import torch
 
-from xrd_helpers.config import run_folder, write_json  # noqa: E402
-from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.structure_factors import CrystalBatch  # noqa: E402
+from structure_factors import provenance
+from xrd_helpers.config import run_folder, write_json
+from xrd_helpers.random_crystals import random_crystals
+from xrd_helpers.structure_factors import CrystalBatch
 
 N, N_PEER, BATCH, D_MIN, GOAL = 512, 40, 64, 0.8, 20
 GROUPS = ("P 1 21/c 1", "P 1 21 1", "C 1 2 1")  # of the published recipe

@@ -14,22 +14,23 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 os.environ["TQDM_DISABLE"] = "1"
 
-import numpy as np  # noqa: E402  the thread count must be set before torch is imported
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
-from structure_factors import provenance  # noqa: E402  the script beside this one
+import numpy as np
+import pandas as pd
+import torch
 
-from xrd_helpers import gridding  # noqa: E402
-from xrd_helpers.config import run_folder, write_json  # noqa: E402
-from xrd_helpers.models import XRDTransformer  # noqa: E402
-from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.training import Measurement, fit  # noqa: E402
+from structure_factors import provenance
+from xrd_helpers import gridding
+from xrd_helpers.config import run_folder, write_json
+from xrd_helpers.models import XRDTransformer
+from xrd_helpers.random_crystals import random_crystals
+from xrd_helpers.simulate import Faults
+from xrd_helpers.training import Budget, Device, fit
 
 N_KILLS, STEPS, SEED = 20, 1000, 0
-BOX = gridding.BOXES["tiny"] = gridding.Box("tiny", (-6, 0, 0), (6, 8, 10), "P 1 2/m 1")  # crystals to 1.8 Å
+BOX = gridding.Box("tiny", (-6, 0, 0), (6, 8, 10), "P 1 2/m 1")  # crystals to 1.8 Å
 COLUMNS = ["step", "crystals", "loss", "r_ext", "cc_ext"]  # all of the history but the time
 
 
@@ -39,8 +40,8 @@ def train(folder):
     crystals, _ = gridding.select_fitting(random_crystals(60, SEED), BOX, 1.8)
     torch.manual_seed(SEED)
     model = XRDTransformer(XRDTransformer.Config(shape=BOX.shape, dim=64, depth=2, n_heads=2, dropout=0.2))
-    history = fit(model, crystals[4:], crystals[:4], box=BOX, d_input=3.0, d_target=1.8, steps=STEPS, batch_size=2, lr=1e-3,
-                  n_validations=40, seed=SEED, device="cpu", precision="32-true", measurement=Measurement((2.4, 3.0), 0.15, 0.05),
+    history = fit(model, crystals[4:], crystals[:4], Budget(STEPS), Device("cpu", precision="32-true"), box=BOX, d_input=3.0,
+                  d_target=1.8, faults=Faults((2.4, 3.0), 0.15, 0.05), batch_size=2, lr=1e-3, n_validations=40, seed=SEED,
                   checkpoint=folder / "a.checkpoint", checkpoint_minutes=0.2 / 60, log=folder / "a.csv")
     history.to_csv(folder / "history.csv", index=False)
     np.save(folder / "weights.npy", torch.cat([p.detach().flatten() for p in model.parameters()]).numpy())

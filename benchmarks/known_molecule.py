@@ -26,21 +26,23 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-from rdkit import Chem, RDLogger  # noqa: E402
-from rdkit.Chem import rdDetermineBonds  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+import pandas as pd
+from rdkit import Chem, RDLogger
+from rdkit.Chem import rdDetermineBonds
+from tqdm import tqdm
 
-from xrd_helpers.bonds import SLACK, covalent_radii, whole_molecules  # noqa: E402
-from xrd_helpers.cif import read_cif, read_cif_folders  # noqa: E402
-from xrd_helpers.config import UserError, run_folder, write_json  # noqa: E402
-from xrd_helpers.known_molecule import from_geometry, read_molecules, scrambled  # noqa: E402
-from xrd_helpers.phasing.origin import match_atoms  # noqa: E402
-from xrd_helpers.phasing.placing import place  # noqa: E402
-from xrd_helpers.reflections import Reflections, read_measured, unique_hkl  # noqa: E402
-from xrd_helpers.structure_factors import structure_factors  # noqa: E402
-from xrd_helpers.summary import git_state, machine  # noqa: E402
+from xrd_helpers.bonds import SLACK, covalent_radii, whole_molecules
+from xrd_helpers.cif import read_cif
+from xrd_helpers.cif_folders import read_cif_folders
+from xrd_helpers.config import UserError, run_folder, write_json
+from xrd_helpers.known_molecule import from_geometry, read_molecules, scrambled
+from xrd_helpers.phasing.origin import match_atoms
+from xrd_helpers.phasing.placing import place
+from xrd_helpers.reflection_files import read_measured
+from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.summary import git_state, machine
 
 RDLogger.DisableLog("rdApp.*")
 

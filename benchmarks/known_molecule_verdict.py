@@ -22,14 +22,14 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import pandas as pd
-from known_molecule import all_end, calculated, kind_of, perceive
 from rdkit import Chem
 from rdkit.Chem import EnumerateStereoisomers
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
-from xrd_helpers.cif import read_cif_folders
+from known_molecule import all_end, calculated, kind_of, perceive
+from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.config import UserError, run_folder, write_json
 from xrd_helpers.known_molecule import read_molecules
 from xrd_helpers.phasing import placing, verdict

@@ -24,7 +24,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 try:  # before torch: the other way round cctbx 2025.11 crashes on import
     from cctbx import crystal as cctbx_crystal
@@ -35,25 +35,28 @@ try:  # before torch: the other way round cctbx 2025.11 crashes on import
 except ImportError:
     flex = None
 
-import gemmi  # noqa: E402
-import matplotlib  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import gemmi
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
 
-from xrd_helpers.cif import read_cif, read_cif_folders  # noqa: E402
-from xrd_helpers.config import run_folder, write_json  # noqa: E402
-from xrd_helpers.crystals import Crystal  # noqa: E402
-from xrd_helpers.phasing import charge_flipping  # noqa: E402
-from xrd_helpers.phasing.extension import phase  # noqa: E402
-from xrd_helpers.phasing.origin import solved  # noqa: E402
-from xrd_helpers.phasing.peaks import MapGrid, find_peaks  # noqa: E402
-from xrd_helpers.plots import OURS, plot_phasing_time, plot_solve_rate  # noqa: E402
-from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.reflections import Reflections, read_measured, unique_hkl  # noqa: E402
-from xrd_helpers.structure_factors import structure_factors  # noqa: E402
-from xrd_helpers.summary import git_state, machine  # noqa: E402
+from xrd_helpers.cif import read_cif
+from xrd_helpers.cif_folders import read_cif_folders
+from xrd_helpers.config import run_folder, write_json
+from xrd_helpers.crystals import Crystal
+from xrd_helpers.phasing import phase, solved
+from xrd_helpers.phasing.charge_flipping import one_thread
+from xrd_helpers.phasing.flipping_grid import FlippingGrid, flip
+from xrd_helpers.phasing.fourier import MapGrid
+from xrd_helpers.phasing.peaks import find_peaks
+from xrd_helpers.plots import OURS, plot_phasing_time, plot_solve_rate
+from xrd_helpers.random_crystals import random_crystals
+from xrd_helpers.reflection_files import read_measured
+from xrd_helpers.reflections import Reflections, expand_to_p1, unique_hkl
+from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.summary import git_state, machine
 
 matplotlib.use("Agg")
 
@@ -161,7 +164,7 @@ def by_peer(crystal, reflections, cap):
     best, n_atoms = None, crystal.heavy.sum()
     for sf, *_ in list(search.f_calc_solutions)[:3]:
         hkl = np.array(list(sf.indices()), int)
-        rho = MapGrid(hkl, crystal.cell, crystal.spacegroup, reflections.d_min / 3).map(np.array(list(sf.data())))
+        rho = MapGrid(expand_to_p1(hkl, crystal.spacegroup), crystal.cell, reflections.d_min / 3).map(np.array(list(sf.data())))
         fract = find_peaks(rho, crystal.cell, crystal.spacegroup, 1.3 * n_atoms, 0.9).fract
         if best is None or solved(fract, crystal):
             best = fract
@@ -189,12 +192,12 @@ def cycle_times(crystals, d_min=1.0):
     """Milliseconds of one cycle of one map, medians over the crystals: ours alone, ours BATCH at a time, cctbx's."""
     times = []
     for crystal, reflections, _ in data("", crystals, d_min):
-        grid = charge_flipping.FlippingGrid(reflections)
+        grid = FlippingGrid(reflections)
         generator, row = torch.Generator().manual_seed(0), []
-        with charge_flipping.one_thread():
+        with one_thread():
             for batch in (1, BATCH):
                 start, began = grid.random_start(batch, generator), time.perf_counter()
-                grid.run(start, charge_flipping.flip, CYCLES)
+                grid.run(start, flip, CYCLES)
                 row.append(1000 * (time.perf_counter() - began) / CYCLES / batch)
         p1 = peer_amplitudes(crystal, reflections).expand_to_p1()
         iterator = peer_flipping.weak_reflection_improved_iterator(delta=1.0)

@@ -12,11 +12,11 @@ import io
 import os
 import time
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 os.environ["MPLBACKEND"] = "Agg"
 
-import numpy as np  # noqa: E402  the thread count must be set before torch is imported
-import torch  # noqa: E402
+import numpy as np
+import torch
 
 try:
     with contextlib.redirect_stdout(io.StringIO()):
@@ -24,11 +24,12 @@ try:
 except ImportError:
     Dans_Diffraction = None
 
-from xrd_helpers import ROOT  # noqa: E402
-from xrd_helpers.cif import find_cifs, read_cif  # noqa: E402
-from xrd_helpers.config import run_folder, write_json  # noqa: E402
-from xrd_helpers.phases import ENERGY, PHASE_BOX, draw_shifts, shift_crystals  # noqa: E402
-from xrd_helpers.summary import git_state, machine  # noqa: E402
+from xrd_helpers import ROOT
+from xrd_helpers.cif import read_cif
+from xrd_helpers.cif_folders import find_cifs
+from xrd_helpers.config import run_folder, write_json
+from xrd_helpers.phases import ENERGY, PHASE_BOX, draw_shifts, shift_crystals
+from xrd_helpers.summary import git_state, machine
 
 N_SHIFTS, N_TIMED = 1000, 3
 

@@ -15,32 +15,34 @@ It writes starts_<d_min>.json into --out, by default RUNS/benchmarks; --fit: cry
 import argparse
 import os
 import time
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
-from phasing import real  # noqa: E402, first, since it imports cctbx, which crashes after torch
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from scipy.stats import wilcoxon  # noqa: E402
+from phasing import real  # first, since it imports cctbx, which crashes after torch
 
-from xrd_helpers import locate  # noqa: E402
-from xrd_helpers.cif import read_cif_folders  # noqa: E402
-from xrd_helpers.config import run_folder, write_json  # noqa: E402
-from xrd_helpers.gridding import BOXES, AmplitudeBoxes, select_fitting, to_box_setting  # noqa: E402
-from xrd_helpers.inference import load_model, predict  # noqa: E402
-from xrd_helpers.phasing import charge_flipping as cf  # noqa: E402
-from xrd_helpers.phasing.peaks import without_hydrogen  # noqa: E402
-from xrd_helpers.reflections import Reflections, unique_hkl  # noqa: E402
-from xrd_helpers.structure_factors import structure_factors  # noqa: E402
-from xrd_helpers.summary import git_state, machine  # noqa: E402
+# isort: split
+import numpy as np
+import torch
+from scipy.stats import wilcoxon
+
+from xrd_helpers import locate
+from xrd_helpers.cif_folders import read_cif_folders
+from xrd_helpers.config import run_folder, write_json
+from xrd_helpers.gridding import BOXES, AmplitudeBoxes, select_fitting, to_box_setting
+from xrd_helpers.phasing import Settings
+from xrd_helpers.phasing.charge_flipping import Candidate, one_thread
+from xrd_helpers.phasing.flipping_grid import FlippingGrid, eliminate_low_density, flip, keep_peaks
+from xrd_helpers.phasing.peaks import without_hydrogen
+from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.summary import git_state, machine
+from xrd_helpers.weights import load_model, predict
 
 SET_APART = 40  # the first light ones are those of benchmarks/phasing.py
-STARTS, CYCLES, RIGHT = 16, 400, 0.6
-NOT_FLOATING = {"FREE_TO": 99.0, "FREE_LEAST": 1.0}
+STARTS, RIGHT = 16, 0.6
+NOT_FLOATING = Settings(free_to=99.0, free_least=1.0)
 
 
 def crystals_of(folder, n, fit):
@@ -54,7 +56,7 @@ def agreement_with_truth(grid, sf, crystal):
     """(b,) Σ E² cos Δφ / Σ E² at the best shift and hand."""
     true = np.exp(-1j * np.angle(structure_factors(crystal, grid.p1.hkl)))
     E2, best = grid.E[grid.p1.index] ** 2, []
-    for one in np.exp(1j * np.angle(grid._sphere(sf))):
+    for one in np.exp(1j * np.angle(grid.sphere(sf))):
         tops = []
         for phases in (one, one.conj()):
             series = np.zeros(grid.size, complex)
@@ -66,15 +68,14 @@ def agreement_with_truth(grid, sf, crystal):
 
 def flipped(grid, reflections, crystal, peaks=False, group=False):
     """The cycles of ``charge_flipping.solve``, all of them."""
-    generator = torch.Generator().manual_seed(0)
-    deltas = torch.tensor([cf.DELTAS[i % len(cf.DELTAS)] for i in range(STARTS)]).reshape(-1, 1, 1, 1)
-    step, sf = partial(cf.flip, delta=deltas), grid.random_start(STARTS, generator)
-    candidate = cf.Candidate(grid, reflections, crystal.spacegroup, crystal.contents)
+    settings, generator = grid.settings, torch.Generator().manual_seed(0)
+    step, sf = partial(flip, delta=settings.thresholds(range(STARTS))), grid.random_start(STARTS, generator)
+    candidate = Candidate(grid, reflections, crystal.spacegroup, crystal.contents)
     n = round(sum(without_hydrogen(crystal.contents).values()) * candidate.n_ops)
-    for cycle in range(cf.PEAK_CYCLE, CYCLES + 1, cf.PEAK_CYCLE):
-        sf = grid.run(sf, step, cf.PEAK_CYCLE - 1)
-        sf = grid.run(sf, partial(cf.keep_peaks, n=n) if peaks else step, 1)
-        if group and cycle % cf.SYMMETRISE == 0 and cycle < CYCLES:
+    for cycle in range(settings.peak_cycle, settings.cycles + 1, settings.peak_cycle):
+        sf = grid.run(sf, step, settings.peak_cycle - 1)
+        sf = grid.run(sf, partial(keep_peaks, n=n) if peaks else step, 1)
+        if group and cycle % settings.symmetrise == 0 and cycle < settings.cycles:
             shifts = grid.agreement(sf, candidate.links)[1]
             sf = torch.stack([candidate.symmetrised(*pair) for pair in zip(sf, shifts)])
     return sf
@@ -89,10 +90,10 @@ def relaxed(grid, reflections, crystal, beta=0.9):
         return torch.fft.irfftn(sf, s=grid.size, dim=(1, 2, 3))
 
     x = back(grid.random_start(STARTS, torch.Generator().manual_seed(0)))
-    for _ in range(CYCLES):
+    for _ in range(grid.settings.cycles):
         measured = grid.run(transform(x), lambda rho: rho, 1)
         rho = back(measured)
-        x = beta / 2 * (cf.flip(2 * rho - x) + x) + (1 - beta) * rho
+        x = beta / 2 * (flip(2 * rho - x) + x) + (1 - beta) * rho
     return measured
 
 
@@ -121,29 +122,32 @@ def main():
         boxes = AmplitudeBoxes.from_crystals(crystals, BOXES["monoclinic"], given.d_min, 0.8)
         F = predict(network, boxes)
         guides |= {"engine, guided by equal E": True, "engine, guided by PattersonNet": False}
-        variants = {name: (partial(flipped, peaks=True, group=True), {}) for name in guides}
+        variants = {name: (partial(flipped, peaks=True, group=True), Settings()) for name in guides}
     else:
-        variants = {"plain": (flipped, NOT_FLOATING), "float": (flipped, {}), "float, peaks": (partial(flipped, peaks=True), {}),
-                    "float, peaks, group: the engine": (partial(flipped, peaks=True, group=True), {}),
+        variants = {"plain": (flipped, NOT_FLOATING), "float": (flipped, Settings()),
+                    "float, peaks": (partial(flipped, peaks=True), Settings()),
+                    "float, peaks, group: the engine": (partial(flipped, peaks=True, group=True), Settings()),
                     **{name: (partial(relaxed, beta=beta), NOT_FLOATING)
                        for name, beta in (("relaxed, 0.75", 0.75), ("relaxed, 0.9", 0.9), ("difference map", 1.0))}}
     rows, right = {}, {}
-    for name, (search, constants) in variants.items():
+    for name, (search, settings) in variants.items():
         began, counts = time.perf_counter(), []
         for i, crystal in enumerate(crystals):
             hkl = unique_hkl(crystal.cell, crystal.spacegroup, given.d_min)
-            reflections = Reflections.of_good_data(hkl, np.abs(structure_factors(crystal, hkl)), crystal.cell, crystal.spacegroup)
+            F_true = np.abs(structure_factors(crystal, hkl))
+            reflections = Reflections.of_good_data(hkl, F_true, crystal.cell, crystal.spacegroup)
             predicted = None if guides.get(name) is None else guide(boxes, i, F, crystal, guides[name])
-            with mock.patch.multiple(cf, **constants) if constants else nullcontext(), cf.one_thread():
-                grid = cf.FlippingGrid(reflections, predicted)
-                sf = grid.run(search(grid, reflections, crystal), cf.eliminate_low_density, cf.POLISH)
+            with one_thread():
+                grid = FlippingGrid(reflections, predicted, settings)
+                sf = grid.run(search(grid, reflections, crystal), eliminate_low_density, settings.polish)
             counts.append(int((agreement_with_truth(grid, sf, crystal) > RIGHT).sum()))
         right[name] = counts
         rows[name] = {"crystals": len(crystals), "some start right": int(np.count_nonzero(counts)),
-                      "starts right": round(sum(counts) / len(counts) / STARTS, 3), "seconds": round(time.perf_counter() - began)}
+                      "starts right": round(sum(counts) / len(counts) / STARTS, 3),
+                      "seconds": round(time.perf_counter() - began)}
         print(f"{given.d_min:g} Å  {name:<32} {rows[name]}", flush=True)
-    result = {"table": rows, "right": right, "d_min": given.d_min, "starts": STARTS, "cycles": CYCLES, "commit": git_state(),
-              "machine": machine()}
+    result = {"table": rows, "right": right, "d_min": given.d_min, "starts": STARTS, "cycles": Settings().cycles,
+              "commit": git_state(), "machine": machine()}
     if given.fit:
         result["p"] = {name: float(wilcoxon(right[name], right["engine"]).pvalue) for name in rows if name != "engine"}
         result["p"]["PattersonNet against equal E"] = float(wilcoxon(*(right[name] for name in list(rows)[1:])).pvalue)

@@ -16,7 +16,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 try:  # before torch: the other way round cctbx 2025.11 crashes on import
     from cctbx import crystal as cctbx_crystal
@@ -30,18 +30,18 @@ try:
 except ImportError:
     Dans_Diffraction = None
 
-import gemmi  # noqa: E402  the thread count must be set before torch is imported
-import matplotlib  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import gemmi
+import matplotlib
+import numpy as np
+import torch
 
-from xrd_helpers.config import run_folder, write_json  # noqa: E402
-from xrd_helpers.crystals import Crystal  # noqa: E402
-from xrd_helpers.structure_factors import CrystalBatch  # noqa: E402
-from xrd_helpers.summary import git_state, machine  # noqa: E402
+from xrd_helpers.config import run_folder, write_json
+from xrd_helpers.crystals import Crystal
+from xrd_helpers.structure_factors import CrystalBatch
+from xrd_helpers.summary import git_state, machine
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 BATCH, REPEATS, D_MIN, VOLUME, N_ATOMS = 256, 5, 0.8, 1440, 20
 OURS = f"xrd_helpers, batch of {BATCH}, float32"

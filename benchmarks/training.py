@@ -18,22 +18,23 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ["TQDM_DISABLE"] = "1"
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from structure_factors import provenance  # noqa: E402  the script beside this one
-from torch.nn import functional as nnf  # noqa: E402
-from torch.utils.data import DataLoader, Dataset  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+import numpy as np
+import torch
+from torch.nn import functional as nnf
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
-from xrd_helpers.config import run_folder, write_json  # noqa: E402
-from xrd_helpers.gridding import BOXES, AmplitudeBoxes, select_fitting  # noqa: E402
-from xrd_helpers.inference import predict  # noqa: E402
-from xrd_helpers.models import TITLES, FFTUNet, UNet, XRDTransformer  # noqa: E402
-from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.training import extension_loss, fit, pick_precision  # noqa: E402
+from structure_factors import provenance
+from xrd_helpers.config import run_folder, write_json
+from xrd_helpers.gridding import BOXES, AmplitudeBoxes, select_fitting
+from xrd_helpers.models import FFTUNet, UNet, XRDTransformer
+from xrd_helpers.random_crystals import random_crystals
+from xrd_helpers.training import Budget, Device, fit, pick_precision
+from xrd_helpers.weights import predict
 
 MODELS = {"unet": UNet, "fft_unet": FFTUNet, "xrd_transformer": XRDTransformer}
 GOALS = {"unet": 10, "fft_unet": 10, "xrd_transformer": 20}
@@ -87,7 +88,7 @@ def published(name, folder, batch, seconds, device):
 
     def step(pair):
         F_in, F = (x.to(device) for x in pair)
-        F_out = network(F_in) if network else model(F_in, no, yes, no)
+        F_out = network(F_in) if network else model(SimpleNamespace(F_in=F_in, measured=no, target=yes, absent=no))
         loss = (F_out - F).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -111,7 +112,7 @@ def rate(step, items, seconds, warm=True):
 def ours(name, crystals, batch, seconds, device):
     """Crystals a second of ``fit``, from the second step on, without the last one."""
     torch.manual_seed(0)
-    history = fit(MODELS[name](), crystals, None, epochs=10**6, minutes=seconds / 60, batch_size=batch, device=device.type)
+    history = fit(MODELS[name](), crystals, None, Budget(minutes=seconds / 60), Device(device.type), batch_size=batch)
     seconds = history["seconds"].to_numpy()
     if len(seconds) < 3:
         return batch * len(seconds) / seconds[-1]
@@ -129,7 +130,7 @@ def share_of_peak(name, crystals, batch, crystals_per_second, device):
     model = MODELS[name]().to(device)
     boxes = AmplitudeBoxes.from_crystals(crystals[:batch], device=device)
     with FlopCounterMode(display=False) as counter:
-        extension_loss(model(boxes.F_in, boxes.measured, boxes.target, boxes.absent), boxes).backward()
+        model(boxes, boxes).backward()
     a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
     for n in (5, 50):
         torch.cuda.synchronize()
@@ -159,8 +160,9 @@ def main():
     device, rows = torch.device(given.device), {}
     crystals = select_fitting(random_crystals(200, 0), BOXES["monoclinic"], 0.8)[0][:N_FILES]
     boxes = AmplitudeBoxes.from_crystals(crystals)
-    precision = pick_precision(given.device)
-    print(f"{given.device}, {precision}, {given.batch} crystals a step; crystals a second:")
+    precision = {name: pick_precision(MODELS[name](), boxes, given.device) for name in given.models}
+    how = ", ".join(f"{name} {bits}" for name, bits in precision.items())
+    print(f"{given.device}, {how}, {given.batch} crystals a step; crystals a second:")
     print(f"{'model':16s} {'published':>10s} {'fit':>10s} {'ratio':>7s} {'goal':>5s} {'predict':>10s}  of the peak")
     with tempfile.TemporaryDirectory() as temporary:
         write_grids(crystals, Path(temporary))
@@ -171,10 +173,11 @@ def main():
                    "fit": ours(name, crystals, given.batch, given.seconds, device),
                    "predict": predicted(name, boxes, 8, given.seconds / 4, device)}
             row["ratio"] = row["fit"] / row["published"]
-            row["share_of_peak"] = share_of_peak(name, crystals, given.batch, row["fit"], device) if device.type == "cuda" else None
+            on_gpu = device.type == "cuda"
+            row["share_of_peak"] = share_of_peak(name, crystals, given.batch, row["fit"], device) if on_gpu else None
             rows[name] = row
             share = f"{row['share_of_peak']:.1%}" if row["share_of_peak"] else ""
-            print(f"{TITLES[name]:16s} {row['published']:10.3g} {row['fit']:10.3g} {row['ratio']:7.1f} {GOALS[name]:5d} "
+            print(f"{MODELS[name].title:16s} {row['published']:10.3g} {row['fit']:10.3g} {row['ratio']:7.1f} {GOALS[name]:5d} "
                   f"{row['predict']:10.3g}  {share}", flush=True)
     write_json(run_folder("benchmarks") / "training.json",
                {"rows": rows, "goals": GOALS, "device": given.device, "precision": precision, "batch": given.batch,

@@ -1,13 +1,14 @@
 """How far a claim can be trusted: many searches with a known answer, and the probability fitted to them.
 
-A case is a crystal, real (CIF files of a folder) or made up (recipe ``molecules``), with amplitudes to 0.8-1.6 Å, errors
-of 0-10 %, up to 30 % of the reflections missing, the right formula or an incomplete one, and 1-8 random starts. Some are
-looked for in another space group of their Laue class. HOPELESS cases have amplitudes that no structure explains. Of each
+A case is a crystal, real (CIF files of a folder, of its part `tune` where SPLIT.csv tells; salts and metals of another
+one) or made up (recipe ``molecules``), with amplitudes to 0.8-2.2 Å, errors of 0-10 %, up to 30 % of the reflections missing,
+the right formula, elements alone or an incomplete formula, and up to SECONDS of processor time. Some are looked for in
+another space group of their Laue class. HOPELESS cases have amplitudes that no structure explains. Of each
 a row of a CSV file says what was found, which share of the non-H atoms is right (within 0.5 Å; 80 % is solved) and how
 the features stand; other features that were thought of are written beside them. Cases are numbered: the same number and
 seed is the same case, and a run goes on where the last one stopped.
 
-Usage: python benchmarks/verdict.py --crystals FOLDER --minutes 60 [--seed 1] [--csv FILE]     collect
+Usage: python benchmarks/verdict.py --crystals FOLDER [--simple FOLDER] --minutes 60 [--seed 1] [--csv FILE]     collect
        python benchmarks/verdict.py --fit [--csv FILE]             write xrd_helpers/phasing/verdict.json and a figure
 Both may be given at once. The cases of the verdict that is shipped, two runs of 22 minutes with seeds 2 and 3, are in
 benchmarks/results/verdict.csv.
@@ -18,34 +19,38 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
-import gemmi  # noqa: E402
-import matplotlib  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import gemmi
+import matplotlib
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from tqdm import tqdm
 
-from xrd_helpers.cif import read_cif_folders  # noqa: E402
-from xrd_helpers.config import run_folder, write_json  # noqa: E402
-from xrd_helpers.metrics import correlation  # noqa: E402
-from xrd_helpers.phasing import verdict  # noqa: E402
-from xrd_helpers.phasing.charge_flipping import normalised_amplitudes  # noqa: E402
-from xrd_helpers.phasing.extension import phase  # noqa: E402
-from xrd_helpers.phasing.origin import match_solution  # noqa: E402
-from xrd_helpers.phasing.refine import Model, Refiner  # noqa: E402
-from xrd_helpers.phasing.spacegroups import laue_group  # noqa: E402
-from xrd_helpers.plots import plot_calibration  # noqa: E402
-from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.reflections import Reflections, unique_hkl  # noqa: E402
-from xrd_helpers.structure_factors import structure_factors  # noqa: E402
-from xrd_helpers.summary import git_state, machine  # noqa: E402
+from xrd_helpers.cif import read_cif
+from xrd_helpers.cif_folders import read_cif_folders
+from xrd_helpers.config import UserError, run_folder, write_json
+from xrd_helpers.metrics import correlation
+from xrd_helpers.phasing import match_solution, phase, verdict
+from xrd_helpers.phasing.flipping_grid import normalised_amplitudes
+from xrd_helpers.phasing.refine import Model
+from xrd_helpers.phasing.restraints import RestrainedRefiner
+from xrd_helpers.phasing.spacegroups import laue_group
+from xrd_helpers.plots import plot_calibration
+from xrd_helpers.random_crystals import random_crystals
+from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.summary import git_state, machine
 
 matplotlib.use("Agg")
 
 FEATURES = ("free", "held", "bonded", "steady")   # of verdict.features, those that are used
 HOPELESS = ("shuffled", "shuffled in shells", "scaled axes", "permuted axes", "another crystal", "cut at 2.5 Å")
+SECONDS = (3, 10, 30)              # of processor time, one of these a case
 MOST_ATOMS = 40                    # non-H atoms: larger ones take long and teach no more
 MOST_IN_P1 = 100                   # atoms in the cell, where the answer is compared in P1
 SYNTHETIC_GROUPS = ["P 1 21/c 1", "P -1", "P 1 21 1", "P 21 21 21", "C 1 2/c 1", "P b c a", "P 1", "C 1 2 1"]
@@ -62,13 +67,26 @@ BINS = (0, 0.02, 0.1, 0.3, 0.7, 0.9, 0.98, 0.995, 1.0)
 class Crystals:
     """Real ones by name, and made-up ones by number."""
 
-    def __init__(self, folder, seed):
-        read, _ = read_cif_folders([folder])
+    def __init__(self, folder, simple, seed):
+        split = Path(folder) / "SPLIT.csv"
+        if split.exists():
+            table, read = pd.read_csv(split), []
+            for name in table["file"][table["part"] == "tune"]:
+                try:
+                    read.append(read_cif(Path(folder) / name))
+                except UserError:
+                    continue
+        else:
+            read, _ = read_cif_folders([folder])
         self.real, self.seed = [c for c in read if c.heavy.sum() <= MOST_ATOMS], seed
+        self.simple = read_cif_folders([simple])[0] if simple else []
 
     def draw(self, rng):
         while True:
-            if rng.random() < 0.6:
+            kind = rng.random()
+            if kind < 0.08 and self.simple:
+                return self.simple[rng.integers(len(self.simple))]
+            if kind < 0.65:
                 return self.real[rng.integers(len(self.real))]
             group = SYNTHETIC_GROUPS[rng.integers(len(SYNTHETIC_GROUPS))]
             crystal = random_crystals(1, 1000 + self.seed, [group], int(rng.integers(10**6)), "molecules")[0]
@@ -79,7 +97,7 @@ class Crystals:
 def formula(rng, crystal):
     """(what is said of the formula, elements as ``phase`` takes them)."""
     contents = dict(crystal.contents)
-    kind = rng.choice(["right", "no H", "kinds", "unknown", "one missing", "numbers wrong"], p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1])
+    kind = rng.choice(["right", "no H", "kinds", "unknown", "one missing", "numbers wrong"], p=[0.35, 0.1, 0.25, 0.1, 0.1, 0.1])
     heavy = [symbol for symbol in contents if symbol not in ("H", "D", "C")]
     if kind == "no H":
         contents = {symbol: n for symbol, n in contents.items() if symbol not in ("H", "D")}
@@ -137,8 +155,9 @@ def hopeless(rng, kind, crystals, crystal, d_min):
 def regroup(rng, reflections):
     """The same reflections in another group of their Laue class in which none of them but weak ones is absent."""
     group = reflections.spacegroup
+    centring = group.operations().find_centering()
     others = [other for other in gemmi.spacegroup_table() if other.number != group.number and other.ext != "1"
-              and laue_group(other) == laue_group(group) and other.operations().find_centering() == group.operations().find_centering()]
+              and laue_group(other) == laue_group(group) and other.operations().find_centering() == centring]
     rng.shuffle(others)
     for other in others:
         absent = np.array(other.operations().systematic_absences(reflections.hkl.astype(np.int32)), bool)
@@ -155,21 +174,23 @@ def case(number, seed, crystals) -> dict | None:
     kind = HOPELESS[number // 4 % len(HOPELESS)] if number % 4 == 3 else "normal"
     if number % 8 == 1 and crystal.heavy.sum() * len(crystal.spacegroup.operations()) <= MOST_IN_P1:
         kind = "other group"
-    d_min = rng.uniform(0.8, 1.2) if rng.random() < 0.35 else rng.uniform(1.2, 1.6)
+    d_min = rng.uniform(0.8, 1.2) if rng.random() < 0.25 else rng.uniform(1.2, 2.2)
     said, elements = formula(rng, crystal)
-    trials, answer = int(2 ** rng.integers(0, 3 if kind in HOPELESS else 4)), crystal
+    seconds_most, answer = SECONDS[rng.integers(len(SECONDS))], crystal
     if kind in HOPELESS:
         (data, noise, missing), answer = hopeless(rng, kind, crystals, crystal, d_min)
     else:
         data, noise, missing = measured(rng, crystal, d_min)
     if kind == "other group":
         data = regroup(rng, data)
-    began = time.perf_counter()
-    found = phase(data, elements, trials, seed=number)
-    seconds = time.perf_counter() - began
+    began = time.process_time()
+    with mock.patch.object(time, "perf_counter", time.process_time):
+        found = phase(data, elements, seed=number, minutes=seconds_most / 60)
+    seconds = time.process_time() - began
     row = {"number": number, "name": crystal.name, "group": crystal.spacegroup.xhm(), "in": data.spacegroup.xhm(),
            "light": crystal.light, "atoms": int(crystal.heavy.sum()), "kind": kind, "d_min": data.d_min, "noise": noise,
-           "missing": missing, "formula": said, "trials": trials, "seconds": seconds, "reflections": len(data)}
+           "missing": missing, "formula": said, "trials": found.trials if found else 0, "seconds": seconds,
+           "reflections": len(data)}
     if found is None:
         return row
     match = answer and match_solution(found, answer)
@@ -181,7 +202,7 @@ def case(number, seed, crystals) -> dict | None:
 
 def others(found, data) -> dict:
     """Features that were tried beside those of ``verdict.features``, more of each for right atoms."""
-    refiner = Refiner(data)
+    refiner = RestrainedRefiner(data, sorted(set(found.elements)))
     model = refiner.score(Model(found.fract, found.elements, found.u_iso, found.occ, found.heights))
     Fc = model.scale * np.abs(refiner.structure_factors(model))
     E, Ec = normalised_amplitudes(data), normalised_amplitudes(replace(data, F=Fc))
@@ -198,9 +219,9 @@ def others(found, data) -> dict:
             "held_10": float((away < 0.1).mean()), "held_20": float((away < 0.2).mean()), "held_30": float((away < 0.3).mean())}
 
 
-def collect(path, folder, seed, minutes, most):
+def collect(path, folder, simple, seed, minutes, most):
     rows = pd.read_csv(path)["number"].tolist() if path.exists() else []
-    crystals, end = Crystals(folder, seed), time.monotonic() + 60 * minutes
+    crystals, end = Crystals(folder, simple, seed), time.monotonic() + 60 * minutes
     numbers = tqdm(range(max(rows, default=-1) + 1, most))
     for number in numbers:
         if time.monotonic() > end:
@@ -211,8 +232,8 @@ def collect(path, folder, seed, minutes, most):
         numbers.set_postfix(kind=row["kind"])
 
 
-COLUMNS = ["number", "name", "group", "in", "light", "atoms", "kind", "d_min", "noise", "missing", "formula", "trials", "seconds",
-           "reflections", "matched", "r1", "r_free", "expected", "probability", *FEATURES, "fit",
+COLUMNS = ["number", "name", "group", "in", "light", "atoms", "kind", "d_min", "noise", "missing", "formula", "trials",
+           "seconds", "reflections", "matched", "r1", "r_free", "expected", "probability", *FEATURES, "fit",
            "data", "agreement", "cc_E", "cc_high", "residue", "lowest_atom", "residual", "away",
            "held_10", "held_20", "held_30"]
 
@@ -221,22 +242,19 @@ COLUMNS = ["number", "name", "group", "in", "light", "atoms", "kind", "d_min", "
 
 
 def fit_logistic(X, y) -> np.ndarray:
-    """Weights (k + 1,), the constant last, that maximise the likelihood of y (n,) 0 or 1 given X (n, k), standardised
-    and with a ridge, by Newton's method; a feature that would count against itself gets weight 0."""
+    """Weights (k + 1,), the constant last, that maximise the likelihood of y (n,) bool given X (n, k), standardised and with
+    a ridge; a feature that would count against itself gets weight 0."""
     mean, scale = X.mean(0), X.std(0) + 1e-9
-    used = np.ones(X.shape[1], bool)
+    Z, used = (X - mean) / scale, np.ones(X.shape[1], bool)
     while True:
-        Z = np.column_stack([(X - mean)[:, used] / scale[used], np.ones(len(X))])
-        w, ridge = np.zeros(Z.shape[1]), np.diag([RIDGE] * int(used.sum()) + [0.0])
-        for _ in range(50):
-            p = 1 / (1 + np.exp(-Z @ w))
-            w = w + np.linalg.solve(Z.T @ (Z * (p * (1 - p))[:, None]) + ridge, Z.T @ (y - p) - ridge @ w)
-        if (w[:-1] >= 0).all():
+        fitted = LogisticRegression(C=1 / RIDGE, solver="newton-cholesky", tol=1e-10, max_iter=100).fit(Z[:, used], y)
+        w = fitted.coef_[0]
+        if (w >= 0).all():
             break
-        used[np.flatnonzero(used)[w[:-1].argmin()]] = False
+        used[np.flatnonzero(used)[w.argmin()]] = False
     weights = np.zeros(X.shape[1])
-    weights[used] = w[:-1] / scale[used]
-    return np.append(weights, w[-1] - weights @ mean)
+    weights[used] = w / scale[used]
+    return np.append(weights, fitted.intercept_[0] - weights @ mean)
 
 
 def clipped(table, names, low=None, high=None):
@@ -254,21 +272,14 @@ def held_out(table, names):
     for i in range(FOLDS):
         train = table[(fold != i) & table["fitted"]]
         X, low, high = clipped(train, names)
-        w = fit_logistic(X, train["right"].to_numpy(float))
+        w = fit_logistic(X, train["right"].to_numpy(bool))
         p[fold == i] = 1 / (1 + np.exp(-clipped(table[fold == i], names, low, high)[0] @ w[:-1] - w[-1]))
     return p
 
 
 def auc(score, right):
-    """Share of the pairs of a right and a wrong one that the score puts in order, half for a draw."""
-    order = pd.Series(score).fillna(-np.inf).rank().to_numpy()
-    n = right.sum()
-    return float((order[right].sum() - n * (n + 1) / 2) / max(n * (~right).sum(), 1))
-
-
-def log_loss(p, right):
-    p = np.clip(p, 1e-6, 1 - 1e-6)
-    return float(-np.mean(np.where(right, np.log(p), np.log(1 - p))))
+    """Share of the pairs of a right and a wrong one that the score puts in order; rows without a score come last."""
+    return float(roc_auc_score(right, pd.Series(score).fillna(-np.inf).rank()))
 
 
 def threshold(p, right, lost):
@@ -303,13 +314,15 @@ def fit(path, seed):
     tried = single_features(table)
     print(f"{len(table)} cases of {table['name'].nunique()} crystals, {right.sum()} right, {lost.sum()} hopeless")
     old = (table["r1"] < np.minimum(0.2, table["expected"] + 0.03)).to_numpy()
-    print(f"R1 below 0.20 and the expected one + 0.03: {old.sum()} claims, {(old & ~right).sum()} wrong, {(old & lost).sum()} of "
-          "them of hopeless data")
-    print("AUC of single features: " + ", ".join(f"{name} {value:.3f}" for name, value in sorted(tried.items(), key=lambda x: -x[1])))
-    for names in (("fit",), FEATURES[:1], FEATURES[2:3], *(tuple(f for f in FEATURES if f != left) for left in FEATURES), FEATURES,
+    print(f"R1 below 0.20 and the expected one + 0.03: {old.sum()} claims, {(old & ~right).sum()} wrong, "
+          f"{(old & lost).sum()} of them of hopeless data")
+    best_first = sorted(tried.items(), key=lambda x: -x[1])
+    print("AUC of single features: " + ", ".join(f"{name} {value:.3f}" for name, value in best_first))
+    without_one = [tuple(f for f in FEATURES if f != left) for left in FEATURES]
+    for names in (("fit",), FEATURES[:1], FEATURES[2:3], *without_one, FEATURES,
                   *((*FEATURES, more) for more in OTHERS)):
         p = held_out(table, names)[~lost]
-        print(f"  {' + '.join(names):<45} log loss {log_loss(p, right[~lost]):.4f}  AUC {auc(p, right[~lost]):.4f}")
+        print(f"  {' + '.join(names):<45} log loss {log_loss(right[~lost], p):.4f}  AUC {auc(p, right[~lost]):.4f}")
     p = held_out(table, FEATURES)
     limit = 1 / (used.sum() + 2)  # no calibration can promise more
     p = np.clip(p, limit, 1 - limit)
@@ -322,7 +335,7 @@ def fit(path, seed):
         above = inside & (p >= threshold(p[~inside], right[~inside], lost[~inside])) & ~lost
         claims, wrong = claims + int(above.sum()), wrong + int((above & ~right).sum())
     X, low, high = clipped(table[used], FEATURES)
-    w = fit_logistic(X, right[used].astype(float))
+    w = fit_logistic(X, right[used])
     edges = np.array(BINS)
     inside = np.digitize(p, edges[1:-1])
     rows = [{"low": low_p, "high": high_p, "n": int(here.sum()), "right": int((here & right).sum()),
@@ -335,14 +348,15 @@ def fit(path, seed):
                                          for name, weight, a, b in zip(FEATURES, w, low, high)],
         "limit": limit, "thresholds": {"not solved": NEVER, "solved": sure}, "calibration": rows, "histogram": counts,
         "held_out": {"cases": len(table), "crystals": int(table["name"].nunique()), "right": int(right.sum()),
-                     "auc": auc(p[~lost], right[~lost]), "log_loss": log_loss(p[~lost], right[~lost]), "solved": claims,
+                     "auc": auc(p[~lost], right[~lost]), "log_loss": float(log_loss(right[~lost], p[~lost])), "solved": claims,
                      "wrongly": wrong, "missed": int((right & (p < sure)).sum()),
                      "hopeless": {kind: {"n": int((lost & (table["kind"] == kind)).sum()),
-                                         "solved": int((lost & (table["kind"] == kind) & (p >= sure)).sum())} for kind in HOPELESS},
+                                         "solved": int((lost & (table["kind"] == kind) & (p >= sure)).sum())}
+                                  for kind in HOPELESS},
                      "highest_hopeless": float(p[lost].max(initial=0.0))},
         "auc_of_single_features": tried, "seed": seed, "commit": git_state(), "machine": machine(),
         "data": "real molecules of the test folder (at most 40 non-H atoms) and random_crystals, recipe molecules; "
-                "amplitudes to 0.8-1.6 Å with errors, gaps and incomplete formulas"}
+                "amplitudes to 0.8-2.2 Å with errors, gaps and incomplete formulas"}
     write_json(verdict.FILE, summary)
     print(summary["held_out"], summary["thresholds"], pd.DataFrame(rows).to_string(), sep="\n")
     verdict.calibration.cache_clear()
@@ -361,6 +375,7 @@ def single_features(table):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--crystals", default="data/molecules", help="folder with CIF files of real molecules")
+    parser.add_argument("--simple", default="", help="folder with CIF files of salts, metals and elements")
     parser.add_argument("--minutes", type=float, default=0, help="for collecting cases")
     parser.add_argument("--most", type=int, default=10**6, help="cases, at most")
     parser.add_argument("--seed", type=int, default=1)
@@ -369,6 +384,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     path = given.csv or run_folder("benchmarks") / "verdict.csv"
     if given.minutes:
-        collect(path, given.crystals, given.seed, given.minutes, given.most)
+        collect(path, given.crystals, given.simple, given.seed, given.minutes, given.most)
     if given.fit:
         fit(path, given.seed)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from xrd_helpers import locate
-from xrd_helpers.bonds import whole_molecules
+from xrd_helpers.bonds import neighbours, whole_molecules
 from xrd_helpers.cif import read_cif
 
 CELL = gemmi.UnitCell(7, 8, 9, 82, 95, 104)
@@ -27,6 +27,31 @@ def hexagon(radius=1.39):
 def lengths(molecule):
     i, j = molecule.bonds.T
     return np.linalg.norm(molecule.xyz[i] - molecule.xyz[j], axis=1)
+
+
+@pytest.mark.parametrize("symbol, cell", [("P 1", (3.1, 8, 9, 82, 95, 104)), ("P -1", (5, 4.2, 6, 60, 65, 55)),
+                                          ("C 1 2/c 1", (9, 5, 7, 90, 128, 90)), ("P 21 21 21", (4, 5, 6, 90, 90, 90))])
+def test_neighbours_are_those_of_all_images_of_all_cells_around(symbol, cell):
+    """Against a loop over operators of gemmi and many lattice translations; the last atom is on a special position."""
+    cell, spacegroup, reach = gemmi.UnitCell(*cell), gemmi.SpaceGroup(symbol), 4.3
+    fract = np.vstack([np.random.default_rng(1).uniform(-1, 2, (4, 3)), [0, 0, 0]])
+    expected = []
+    shifts = np.stack(np.meshgrid(*[np.arange(-7, 8)] * 3), -1).reshape(-1, 3)
+    orth = np.array(cell.orth.mat.tolist())
+    for i, x in enumerate(fract):
+        for j, y in enumerate(fract):
+            images = np.vstack([np.array(op.apply_to_xyz(y.tolist())) + shifts for op in spacegroup.operations()])
+            lengths = np.linalg.norm((images - x) @ orth.T, axis=1)
+            near = (lengths < reach) & (lengths > 1e-6)
+            _, once = np.unique(images[near].round(6), axis=0, return_index=True)
+            expected += [(i, j, round(length, 6)) for length in lengths[near][once]]
+    found = neighbours(fract, cell, spacegroup, reach)
+    assert sorted(zip(found.i, found.j, found.length.round(6))) == sorted(expected)
+    np.testing.assert_allclose(np.linalg.norm(found.step @ orth.T, axis=1), found.length)
+    ops = list(spacegroup.operations())
+    for i, j, step in zip(found.i, found.j, found.step):
+        away = [np.array(op.apply_to_xyz(fract[j].tolist())) - fract[i] - step for op in ops]
+        assert min(np.abs(a - np.round(a)).max() for a in away) < 1e-9, "the step leads to an image"
 
 
 def test_half_a_ring_on_an_inversion_centre_is_a_ring():

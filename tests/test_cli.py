@@ -200,10 +200,11 @@ def test_generate_takes_the_scheduler_of_the_profile_unless_told_otherwise(xrd, 
 # --- train ---
 
 
+@pytest.mark.slow
 def test_train_writes_weights_that_load_and_its_second_call_touches_nothing(xrd, capsys, tmp_path):
-    from xrd_helpers.inference import load_model
     from xrd_helpers.random_crystals import random_crystals
     from xrd_helpers.storage import write_crystals
+    from xrd_helpers.weights import load_model
 
     file, out = tmp_path / "c.parquet", tmp_path / "w.safetensors"
     write_crystals(file, random_crystals(16, 0))
@@ -223,12 +224,14 @@ def test_train_writes_weights_that_load_and_its_second_call_touches_nothing(xrd,
     assert out.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments, message", [
     ([], "a training needs an end: give --minutes, --steps or --n-crystals"),
-    (["--steps", "1", "--model", "vnet"], "there is no model 'vnet': the models are unet, fft_unet, xrd_transformer"),
+    (["--steps", "1", "--model", "vnet"], "there is no model 'vnet': the models are unet, fft_unet, xrd_transformer, "
+                                            "patterson_net, or your own"),
     (["--steps", "1", "--recipe", "salts"], "there is no recipe 'salts': the recipes are atoms and molecules"),
     (["--steps", "1", "--box", "cubic"], "there is no box 'cubic': the boxes are monoclinic, orthorhombic, triclinic"),
-    (["--steps", "1", "--device", "tpu"], "--device 'tpu' is none of auto, cpu and cuda"),
+    (["--steps", "1", "--device", "tpu"], "there is no device 'tpu': choose auto, cpu, cuda"),
     (["--steps", "1", "--crystals", "none.parquet"], "none.parquet does not exist: run notebook 01_generate_crystals first"),
     (["--steps", "1", "--out", "w.pt"], "weights are written as safetensors: name the file w.safetensors, not w.pt"),
     (["--steps", "1", "--d-target", "1.5"], "d_target must be above 0 and below d_input, else nothing is left to predict: "
@@ -256,8 +259,8 @@ def test_an_interrupted_train_says_how_to_go_on(xrd, capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def small_unet(tmp_path_factory):
     """A file of weights of an untrained UNet of four channels, that says how it scored."""
-    from xrd_helpers.inference import save_model
     from xrd_helpers.models import UNet
+    from xrd_helpers.weights import save_model
 
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     save_model(path, "unet", UNet(UNet.Config((3, 4), 5)), box="monoclinic", d_input=1.5, d_target=0.8, r_ext=0.6,
@@ -331,10 +334,10 @@ def test_evaluate_refuses_in_a_sentence(xrd, capsys, tmp_path, small_unet):
         "xrd: none of the 1 files gave a crystal that fits the monoclinic box to 0.8 Å")
     assert message("--model", str(small_unet), "--box", "triclinic").endswith(
         "small.safetensors was trained for the monoclinic box, not the triclinic one")
-    assert message("--box", "cubic").startswith("xrd: --box 'cubic' is no box")
+    assert message("--box", "cubic").startswith("xrd: there is no box 'cubic': the boxes are monoclinic, ")
     assert message("--out", str(tmp_path)).endswith("cannot be written: name a file in a folder that exists")
-    assert message("--noise", "-1").startswith("xrd: --missing must be a share from 0 to below 1 and --noise not below 0")
-    assert message("--d-target", "1.6") == "xrd: --d-target must lie between 0 and --d-input, 1.5 Å, and is 1.6"
+    assert message("--noise", "-1").startswith("xrd: missing must be a share from 0 to below 1 and noise not below 0")
+    assert "d_target is 1.6 Å and d_input 1.5 Å" in message("--d-target", "1.6")
     (tmp_path / "big.cif").unlink()
     assert message("--model", str(small_unet)).endswith("holds no .cif file")
     assert not out.exists()

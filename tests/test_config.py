@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import yaml
 
-from notebook_makers import make_notebook
+from makers import make_notebook
 from xrd_helpers import config
 from xrd_helpers.config import (
     ConfigError,
@@ -18,6 +18,7 @@ from xrd_helpers.config import (
     write_result,
 )
 
+TRAIN = {"epochs": 1, "learning_rate": 0.001}
 DEFAULTS = {"seed": 0, "d_input": 1.5, "n_grid": [8, 8, 8], "device": "cpu", "cif_dirs": [], "shuffle": True}
 
 
@@ -33,9 +34,8 @@ def project(tmp_path, monkeypatch):
 
 
 def write_config(changes, profile="quick"):
-    blocks = {"01_generate": DEFAULTS, "02_train_unet": {"epochs": 1, "learning_rate": 0.001}} | changes
     with open("config.yaml", "w") as file:
-        yaml.safe_dump({profile: {name: block for name, block in blocks.items() if block is not None}}, file)
+        yaml.safe_dump({profile: changes}, file)
 
 
 def load():
@@ -45,51 +45,75 @@ def load():
 # --- reading ---
 
 
-def test_config_comes_back_as_plain_python_in_the_order_of_the_notebooks(project):
-    assert load() == {"quick": {"01_generate": DEFAULTS, "02_train_unet": {"epochs": 1, "learning_rate": 0.001}}}
+def test_an_empty_profile_is_the_defaults_in_the_order_of_the_notebooks(project):
+    assert load() == {"quick": {"01_generate": DEFAULTS, "02_train_unet": TRAIN}}
     assert list(load()["quick"]) == ["01_generate", "02_train_unet"]
 
 
+def test_a_profile_changes_what_it_lists_and_nothing_else(project):
+    write_config({"02_train_unet": {"epochs": 7}}, "full")
+    assert load() == {"full": {"01_generate": DEFAULTS, "02_train_unet": {"epochs": 7, "learning_rate": 0.001}}}
+
+
+def test_a_notebook_that_asks_for_its_profile_is_told(project):
+    make_notebook(project / "notebooks", "02_train_unet", parameters='profile = "quick"\nepochs = 1')
+    write_config({"02_train_unet": {"epochs": 7}}, "full")
+    assert load()["full"]["02_train_unet"] == {"profile": "full", "epochs": 7}
+    write_config({}, "full")
+    assert load()["full"]["02_train_unet"] == {"profile": "full", "epochs": 1}
+    assert "profile" not in load()["full"]["01_generate"], "it has no such parameter"
+
+
+def test_a_profile_cannot_pass_for_another(project):
+    make_notebook(project / "notebooks", "02_train_unet", parameters='profile = "quick"')
+    write_config({"02_train_unet": {"profile": "full"}})
+    with pytest.raises(ConfigError, match="quick.02_train_unet.profile is not set: it is the name of the block"):
+        load()
+    write_config({})
+    with pytest.raises(ConfigError, match="the profile is chosen with --profile"):
+        set_value(load()["quick"], "02.profile=full", "notebooks")
+
+
 def test_int_stands_for_float_and_exponents_are_numbers(project):
-    with open("config.yaml", "a") as file:
-        file.write("full:\n  01_generate: {seed: 1, d_input: 2, n_grid: [1], device: a, cif_dirs: [a, b], shuffle: false}\n"
-                   "  02_train_unet: {epochs: 1, learning_rate: 1e-3}\n")  # fmt: skip
+    with open("config.yaml", "w") as file:
+        file.write("full:\n  01_generate: {d_input: 2, cif_dirs: [a, b]}\n  02_train_unet: {learning_rate: 1e-4}\n")
     full = load()["full"]
-    assert full["02_train_unet"]["learning_rate"] == 1e-3
+    assert full["02_train_unet"]["learning_rate"] == 1e-4
     assert full["01_generate"]["d_input"] == 2 and isinstance(full["01_generate"]["d_input"], float)
+    assert full["01_generate"]["cif_dirs"] == ["a", "b"]
 
 
 def test_blocks_may_be_shared_by_yaml_anchors(project):
     with open("config.yaml", "w") as file:
-        file.write("smoke: &all\n  02_train_unet: &train {epochs: 1, learning_rate: 0.1}\n"
-                   "  01_generate: &one {seed: 1, d_input: 2.0, n_grid: [1], device: a, cif_dirs: [], shuffle: true}\n"
+        file.write("smoke: &all\n  02_train_unet: &train {epochs: 2, learning_rate: 0.1}\n  01_generate: &one {seed: 1}\n"
                    "quick:\n  <<: *all\n  02_train_unet: {<<: *train, epochs: 9}\n")  # fmt: skip
-    assert load()["quick"]["02_train_unet"] == {"epochs": 9, "learning_rate": 0.1}
+    assert load()["quick"] == {"01_generate": DEFAULTS | {"seed": 1}, "02_train_unet": {"epochs": 9, "learning_rate": 0.1}}
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"02_train_unet": {"epoch": 1, "learning_rate": 0.1}},
+        ({"02_train_unet": {"epoch": 1}},
          "config.yaml: quick.02_train_unet has no parameter 'epoch'; did you mean 'epochs'?"),
         ({"02_train_unet": {"xyz": 1}},
          "config.yaml: quick.02_train_unet has no parameter 'xyz'; its parameters are epochs, learning_rate"),
-        ({"02_train_unet": {"learning_rate": 0.1}}, "config.yaml: quick.02_train_unet lacks the parameter 'epochs'"),
-        ({"02_train_unet": {"epochs": "three", "learning_rate": 0.1}},
+        ({"02_train_unet": {"profile": "quick"}},
+         "config.yaml: quick.02_train_unet.profile is not set: it is the name of the block"),
+        ({"02_train_unet": {"epochs": "three"}},
          "config.yaml: quick.02_train_unet.epochs must be a whole number, not 'three'"),
-        ({"02_train_unet": {"epochs": 1.0, "learning_rate": 0.1}},
+        ({"02_train_unet": {"epochs": 1.0}},
          "config.yaml: quick.02_train_unet.epochs must be a whole number, not 1.0"),
-        ({"02_train_unet": {"epochs": True, "learning_rate": 0.1}},
+        ({"02_train_unet": {"epochs": True}},
          "config.yaml: quick.02_train_unet.epochs must be a whole number, not True"),
-        ({"02_train_unet": {"epochs": 1, "learning_rate": float("nan")}},
+        ({"02_train_unet": {"learning_rate": float("nan")}},
          "config.yaml: quick.02_train_unet.learning_rate must be a number, not nan"),
-        ({"01_generate": DEFAULTS | {"n_grid": [8, "8", 8]}},
+        ({"01_generate": {"n_grid": [8, "8", 8]}},
          "config.yaml: item 2 of quick.01_generate.n_grid must be a whole number, not '8'"),
-        ({"01_generate": DEFAULTS | {"cif_dirs": "mine"}},
+        ({"01_generate": {"cif_dirs": "mine"}},
          "config.yaml: quick.01_generate.cif_dirs must be a list in which each item is a text, not 'mine'"),
-        ({"02_train_unet": [1]}, "config.yaml: quick.02_train_unet must hold the parameters of the notebook, as in 'seed: 0'"),
+        ({"02_train_unet": [1]}, "config.yaml: quick.02_train_unet must hold parameters of the notebook, as in 'seed: 0'"),
+        ({"02_train_unet": None}, "config.yaml: quick.02_train_unet must hold parameters of the notebook, as in 'seed: 0'"),
         ({"02_train_unett": {}}, "config.yaml: quick has no notebook '02_train_unett'; did you mean '02_train_unet'?"),
-        ({"02_train_unet": None}, "config.yaml: quick lacks the notebook '02_train_unet'"),
     ],
 )  # fmt: skip
 def test_every_mistake_gets_one_sentence(project, changes, message):
@@ -105,7 +129,8 @@ def test_every_mistake_gets_one_sentence(project, changes, message):
         ("quick:\n  a: [1,\n", "config.yaml, line 3: "),
         ("quick:\n  a: {}\n  a: {}\n", "config.yaml, line 3: 'a' stands here a second time"),
         ("", "config.yaml must hold a block per profile"),
-        ("quick: 3", "config.yaml: quick must hold a block per notebook"),
+        ("quick: 3", "config.yaml: quick must hold a block per notebook, or {} for their defaults"),
+        ("quick:", "config.yaml: quick must hold a block per notebook, or {} for their defaults"),
         ("../out: {}", "config.yaml: a profile is named with letters, digits, - and _ only, not '../out'"),
     ],
 )
@@ -130,16 +155,6 @@ def test_unknown_profile(project):
         get_profile(load(), "quik", "config.yaml")
 
 
-def test_a_notebook_is_not_told_another_profile(project):
-    make_notebook(project / "notebooks", "02_train_unet", parameters='profile = "quick"')
-    write_config({"02_train_unet": {"profile": "full"}})
-    with pytest.raises(ConfigError, match="quick.02_train_unet.profile must be 'quick', not 'full'"):
-        load()
-    write_config({"02_train_unet": {"profile": "quick"}})
-    with pytest.raises(ConfigError, match="the profile is chosen with --profile"):
-        set_value(load()["quick"], "02.profile=full", "notebooks")
-
-
 # --- the parameters cell ---
 
 
@@ -153,7 +168,8 @@ def test_what_papermill_cannot_replace_is_refused(tmp_path, line):
 
 def test_defaults_are_read_without_running_the_notebook(tmp_path):
     assert read_parameters(make_notebook(tmp_path, "01_x", "raise SystemExit")) == DEFAULTS
-    assert read_parameters(make_notebook(tmp_path, "01_x", parameters="a = -1.5e-3\nb = [1, 2.0]")) == {"a": -1.5e-3, "b": [1, 2.0]}
+    path = make_notebook(tmp_path, "01_x", parameters="a = -1.5e-3\nb = [1, 2.0]")
+    assert read_parameters(path) == {"a": -1.5e-3, "b": [1, 2.0]}
 
 
 def test_bad_notebooks(tmp_path):

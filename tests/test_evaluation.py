@@ -1,24 +1,21 @@
 """The table of scores against numbers worked out by hand, and against crystals whose answer is known."""
 
-import gemmi
 import numpy as np
 import pandas as pd
 import pytest
 
+from makers import make_crystal
 from xrd_helpers import evaluation as ev
+from xrd_helpers.baselines import zero_fill
 from xrd_helpers.config import UserError
-from xrd_helpers.crystals import Crystal
 from xrd_helpers.gridding import AmplitudeBoxes, to_box_setting
-from xrd_helpers.metrics import ShellMean, zero_fill
-from xrd_helpers.training import Measurement
+from xrd_helpers.simulate import Faults
 
 D = dict(d_input=1.5, d_target=1.0)
 
 
 def crystal(name, elements, seed, spacegroup="P 1 21/c 1", cell=(7.3, 9.1, 8.4, 90, 111, 90)):
-    rng = np.random.default_rng(seed)
-    return Crystal(name, gemmi.UnitCell(*cell), gemmi.SpaceGroup(spacegroup), tuple(elements),
-                   rng.random((len(elements), 3)), np.full(len(elements), 0.03), np.ones(len(elements)))
+    return make_crystal(elements, spacegroup, cell, seed=seed, name=name)
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +69,14 @@ def test_noise_reaches_the_method_and_not_the_truth(crystals):
     seen, truth = [], AmplitudeBoxes.from_crystals([to_box_setting(c) for c in crystals], **D)
     relative = truth.F.double() / truth.F_in.amax(dim=(1, 2, 3), keepdim=True)
     methods = {"seen": lambda boxes: seen.append(boxes) or zero_fill(boxes)}
-    table = ev.evaluate(crystals, methods, **D, measurement=Measurement(noise=0.1), seed=3).table
+    table = ev.evaluate(crystals, methods, **D, faults=Faults(noise=0.1), seed=3).table
     boxes = seen[0]
     kept = boxes.measured & ~boxes.absent
     scaled = boxes.F * boxes.scale.view(-1, 1, 1, 1) / truth.scale.view(-1, 1, 1, 1)
     error = ((scaled - relative)[kept].abs().mean() / relative[kept].mean()).item()
     assert 0.005 < error < 0.2, "F differs by a few per cent"
     assert table["r_ext"].to_numpy() == pytest.approx(1, abs=1e-6), "nothing predicted, against amplitudes without noise"
-    hidden = ev.evaluate(crystals, methods, **D, measurement=Measurement(missing=0.4), seed=3)
+    hidden = ev.evaluate(crystals, methods, **D, faults=Faults(missing=0.4), seed=3)
     assert (seen[1].measured & ~truth.measured).sum() == 0 and seen[1].measured.sum() < 0.95 * truth.measured.sum()
     assert set(hidden.table["cc_ext"]) == {0.0}
 
@@ -137,8 +134,7 @@ def test_solve_rate_and_wrong_claims_are_of_the_phased_crystals():
 def test_the_true_amplitudes_of_a_crystal_solve_it(crystals):
     # five atoms, two of them heavy, far apart: any engine finds these from amplitudes to 1 Å, on axes exchanged as well
     atoms = [[0.1, 0.1, 0.1], [0.35, 0.4, 0.2], [0.7, 0.2, 0.4], [0.2, 0.6, 0.6], [0.55, 0.62, 0.1]]
-    easy = Crystal("easy", gemmi.UnitCell(8.4, 9.1, 7.3, 90, 101, 90), gemmi.SpaceGroup("P 1 21/a 1"),
-                   ("S", "Cl", "O", "C", "C"), np.array(atoms), np.full(5, 0.02), np.ones(5))
+    easy = make_crystal(("S", "Cl", "O", "C", "C"), "P 1 21/a 1", (8.4, 9.1, 7.3, 90, 101, 90), atoms, u=0.02, name="easy")
     methods = {"zero fill": zero_fill, "all right": METHODS["all right"]}
     result = ev.evaluate([easy, crystals[0]], methods, **D, n_solve=2, trials=4)
     found = result.table[result.table["name"] == "easy"].set_index("method")
@@ -150,12 +146,3 @@ def test_the_true_amplitudes_of_a_crystal_solve_it(crystals):
     assert "true amplitudes" in text and "solve_rate" in text and "nothing added" in text
     one = ev.evaluate([easy, crystals[0]], {"zero fill": zero_fill}, **D, n_solve=1, trials=1)
     assert one.table["solved"].notna().sum() == 3, "one crystal: zero fill, true amplitudes, nothing added"
-
-
-def test_the_shell_mean_comes_from_random_crystals_that_fit():
-    mean = ev.shell_mean(20, seed=1)
-    assert isinstance(mean, ShellMean) and (mean.curve > 0).all() and 1 / mean.s2.max() ** 0.5 < 0.82
-    assert 1 < mean.B < 10, "Å², organic crystals between 100 K and room temperature"
-    assert ev.shell_mean(20, seed=1) is mean, "made once"
-    rows = ev.know_nothing(mean)
-    assert tuple(rows) == ev.KNOW_NOTHING

@@ -102,6 +102,7 @@ def test_the_file_holds_the_crystals_in_their_order(tmp_path, content):
     assert read_metadata(path) == ORDER | {"recipe": "atoms", "version": module.__version__, "commit": "abc"}
 
 
+@pytest.mark.slow
 def test_two_worker_processes_make_the_same_file(tmp_path, content, capfd):
     before = set(Path.cwd().iterdir())
     assert generate(tmp_path / "c.parquet", workers=2, **ORDER) is True
@@ -155,6 +156,7 @@ module.generate(sys.argv[1], 300, 7, spacegroups=["P -1", "P 1 21/c 1", "C 1 2 1
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_parts, delay", [(1, 0), (3, 0.03), (5, 0)])
 def test_a_killed_run_goes_on_and_repeats_nothing(tmp_path, content, made_numbers, n_parts, delay):
     """Killed for good a moment after it has finished so many parts: in between, and while they are joined."""
@@ -278,11 +280,13 @@ def test_a_mistake_is_told_and_leaves_nothing(tmp_path, wrong, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path):
-    """The terminal sends it to every process of the command, the workers included."""
+@pytest.mark.slow
+@pytest.mark.parametrize("parent", [signal.SIG_DFL, signal.SIG_IGN], ids=["shell", "nohup"])
+def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path, parent):
+    """The terminal sends it to every process of the command, the workers included; a parent that ignores it changes nothing."""
     command = [sys.executable, "-m", "xrd_helpers.cli", "generate", "--n", "50000", "--workers", "2"]
     run = subprocess.Popen([*command, "--out", tmp_path / "c.parquet"], stderr=subprocess.PIPE, text=True,
-                           start_new_session=True)
+                           start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, parent))
     while len(list(tmp_path.glob("*/[0-9]*.parquet"))) < 1 and run.poll() is None:
         time.sleep(0.01)
     os.killpg(run.pid, signal.SIGINT)

@@ -1,9 +1,5 @@
-"""Files of weights: what is written is what is read, nothing is unpickled, and what cannot be read is said in a sentence."""
+"""Extension of measured reflections: against structure factors by gemmi, which the code under test has never seen."""
 
-import json
-import os
-import pickle
-import struct
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,297 +7,24 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
-from xrd_helpers import ROOT, inference
+from makers import REAL, direct_sum, make_crystal, random_crystal
+from xrd_helpers import ROOT, baselines, inference
 from xrd_helpers.config import UserError
-from xrd_helpers.crystals import Crystal
-from xrd_helpers.gridding import BOXES, AmplitudeBoxes, Box, to_box_setting
-from xrd_helpers.inference import WeightsError, load_model, predict, save_model
-from xrd_helpers.models import MODELS, FFTUNet, UNet, XRDTransformer
-from xrd_helpers.reflections import Measured, read_measured
+from xrd_helpers.gridding import BOXES, AmplitudeBoxes, measured_box, to_box_setting
+from xrd_helpers.metrics import score
+from xrd_helpers.reflection_files import read_measured
+from xrd_helpers.reflections import Measured, ReflectionError, Reflections, unique_hkl
+from xrd_helpers.weights import load_model, predict
+from xrd_helpers.wilson import ShellMean
 
-SHAPE = (9, 6, 8)
-SMALL = {"unet": UNet.Config((3, 4), 5), "fft_unet": FFTUNet.Config((3, 4), 5),
-         "xrd_transformer": XRDTransformer.Config(shape=SHAPE, dim=16, depth=2, n_heads=2, mlp_ratio=3)}
-MADE = {"commit": "abc", "n_crystals": 3, "r_ext": 0.5, "seeds": [1, 2], "note": "α 1.5 Å"}
-each_model = pytest.mark.parametrize("name", SMALL)  # PattersonNet has a file of its own
+MONOCLINIC = BOXES["monoclinic"]
 
 
-def small(name, seed=0):
-    torch.manual_seed(seed)
-    model = MODELS[name](SMALL[name]).eval()
-    torch.nn.init.normal_(model.head.weight)  # it begins at zero, which would hide the rest of the network
-    return model
-
-
-def random_boxes(n, seed=0):
-    rng = np.random.default_rng(seed)
-    target, measured, absent, redundant = (torch.as_tensor(rng.random((n, *SHAPE)) < p) for p in (0.6, 0.4, 0.2, 0.1))
-    F = torch.as_tensor(rng.random((n, *SHAPE)), dtype=torch.float32) * target
-    return AmplitudeBoxes(box=Box("small", (-4, 0, 0), (4, 5, 7), "P 1 2/m 1"), F=F, scale=torch.ones(n),
-                          measured=measured & target, target=target, absent=absent, redundant=redundant[0],
-                          d=torch.ones_like(F), epsilon=torch.ones_like(F))
-
-
-def read_safetensors(path):
-    """(metadata, {name: array}) by the format's description: length of the header, header in JSON, the numbers."""
-    content = Path(path).read_bytes()
-    length = struct.unpack("<Q", content[:8])[0]
-    header, data = json.loads(content[8:8 + length]), content[8 + length:]
-    metadata = header.pop("__metadata__", {})
-    arrays = {}
-    for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        assert entry["dtype"] == "F16", f"{name} is not in half precision"
-        arrays[name] = np.frombuffer(data[first:last], "<f2").reshape(entry["shape"])
-    assert sum(a.nbytes for a in arrays.values()) == len(data), "there is nothing else in the file"
-    return metadata, arrays
-
-
-def write_safetensors(path, metadata, arrays):
-    header, data = {"__metadata__": metadata}, b""
-    for name, array in arrays.items():
-        header[name] = {"dtype": "F16", "shape": array.shape, "data_offsets": [len(data), len(data) + array.nbytes]}
-        data += array.tobytes()
-    text = json.dumps(header).encode()
-    Path(path).write_bytes(struct.pack("<Q", len(text)) + text + data)
-
-
-@pytest.fixture
-def saved(tmp_path):
-    path = tmp_path / "unet.safetensors"
-    save_model(path, "unet", small("unet"), **MADE)
-    return path
-
-
-def refused(path):
-    """The message of a file that cannot be used: one sentence that names the file."""
-    with pytest.raises(WeightsError) as caught:
-        load_model(path)
-    message = str(caught.value)
-    assert str(path) in message and "\n" not in message and len(message) < len(str(path)) + 200
-    assert not message.endswith(":")
-    return message
-
-
-@each_model
-def test_file_is_safetensors_in_half_precision_with_all_that_rebuilds_the_model(name, tmp_path):
-    model, path = small(name), tmp_path / "new" / "folder" / f"{name}.safetensors"
-    save_model(path, name, model, **MADE)
-    metadata, arrays = read_safetensors(path)
-    expected = {key: value.numpy().astype(np.float16) for key, value in model.state_dict().items()}
-    assert arrays.keys() == expected.keys()
-    assert all(np.array_equal(arrays[key], expected[key]) for key in expected)
-    assert metadata["model"] == name and json.loads(metadata["made"]) == MADE
-    assert json.loads(metadata["config"]) == json.loads(json.dumps(vars(SMALL[name])))
-    assert [p.name for p in path.parent.iterdir()] == [path.name], "no temporary file stays"
-
-
-@each_model
-def test_a_model_comes_back_with_its_half_precision_weights(name, tmp_path):
-    model, path, boxes = small(name), tmp_path / "a.safetensors", random_boxes(2)
-    save_model(path, name, model.train(), **MADE)
-    loaded, made = load_model(path)
-    assert type(loaded) is MODELS[name] and loaded.config == SMALL[name] and made == MADE and not loaded.training
-    for key, value in loaded.state_dict().items():
-        half = model.state_dict()[key].numpy().astype(np.float16).astype(np.float32)
-        assert value.dtype == torch.float32 and np.array_equal(value.numpy(), half)
-    for p in model.parameters():
-        p.data = torch.as_tensor(p.detach().numpy().astype(np.float16).astype(np.float32))
-    np.testing.assert_allclose(predict(loaded, boxes), predict(model, boxes), atol=1e-5)
-    again = tmp_path / "b.safetensors"
-    save_model(again, name, loaded, **made)
-    assert read_safetensors(again)[0] == read_safetensors(path)[0]
-
-
-@each_model
-def test_a_file_written_by_hand_is_read(name, tmp_path):
-    arrays = {key: value.numpy().astype(np.float16) for key, value in small(name).state_dict().items()}
-    write_safetensors(tmp_path / "a.safetensors", arrays=arrays, metadata={
-        "model": name, "config": json.dumps(vars(SMALL[name])), "made": "{}"})
-    loaded, made = load_model(tmp_path / "a.safetensors")
-    assert made == {} and np.array_equal(loaded.head.weight.detach().numpy(), arrays["head.weight"])
-
-
-@each_model
-def test_files_of_the_published_sizes_are_small(name):
-    with torch.device("meta"):
-        shapes = [p.shape for p in MODELS[name]().state_dict().values()]
-    assert 2 * sum(shape.numel() for shape in shapes) + 200 * len(shapes) < 25e6  # bytes of the numbers and of the header
-
-
-# ---- files that cannot be used ----
-
-def test_missing_file(tmp_path):
-    assert "there are no weights" in refused(tmp_path / "unet.safetensors")
-    assert "there are no weights" in refused(tmp_path), "a folder is no file"
-    assert issubclass(WeightsError, UserError), "the command line shows these without a traceback"
-
-
-@pytest.mark.parametrize("share", [0, 1e-9, 0.001, 0.02, 0.5, 0.999])
-def test_truncated_file(share, saved):
-    content = saved.read_bytes()
-    saved.write_bytes(content[:int(np.ceil(share * len(content)))])
-    assert "damaged or no file of weights" in refused(saved)
-
-
-@pytest.mark.parametrize("content", [b"\0" * 100, b"\xff" * 100, b"PK\x03\x04 a zip file", pickle.dumps({"a": print}),
-                                     struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 4) + b"{\xff\xfe}"])
-def test_files_of_other_programs(content, tmp_path):
-    path = tmp_path / "unet.safetensors"
-    path.write_bytes(content)
-    assert "damaged or no file of weights" in refused(path)
-
-
-def test_nothing_is_unpickled(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (tmp_path / "sprung").touch, ()
-    path = tmp_path / "unet.safetensors"
-    torch.save({"model": Trap()}, path)
-    refused(path)
-    assert not (tmp_path / "sprung").exists()
-
-
-@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_no_change_of_a_byte_of_the_header_gets_past(saved):
-    """Each is refused in a sentence, or gives a model: never another exception."""
-    content, rng, n_refused = saved.read_bytes(), np.random.default_rng(0), 0
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    metadata = content.index(b"__metadata__")
-    for place in [*range(8), *range(metadata, metadata + 250), *rng.integers(8, end, 150)]:
-        changed = bytearray(content)
-        changed[place] = rng.choice([c for c in b'0129"{}[],:a \x00\xc3' if c != content[place]])
-        saved.write_bytes(changed)
-        try:
-            load_model(saved)
-        except WeightsError as error:
-            n_refused += 1
-            assert str(saved) in str(error) and "\n" not in str(error)
-    assert n_refused > 200
-
-
-def test_weights_of_another_program(tmp_path):
-    path = tmp_path / "unet.safetensors"
-    safetensors.torch.save_file({"a": torch.ones(3)}, path)
-    message = refused(path)
-    assert "unnamed model" in message and all(name in message for name in MODELS)
-    safetensors.torch.save_file({"a": torch.ones(3)}, path, metadata={"model": "gpt"})
-    assert "weights of gpt" in refused(path)
-
-
-CONFIG = json.dumps({"widths": [3, 4], "bottleneck": 5})
-
-
-@pytest.mark.parametrize("metadata", [
-    {}, {"config": CONFIG}, {"made": "{}"}, {"config": CONFIG, "made": "{"}, {"config": "[1]", "made": "{}"},
-    {"config": "3", "made": "{}"}, {"config": '{"width": 3}', "made": "{}"}, {"config": '{"widths": []}', "made": "{}"},
-    {"config": '{"widths": "ab"}', "made": "{}"}, {"config": '{"widths": null}', "made": "{}"},
-    {"config": '{"widths": [0, 0]}', "made": "{}"}, {"config": '{"widths": [-3, 4]}', "made": "{}"},
-    {"config": '{"widths": [3.5, 4]}', "made": "{}"}])
-@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_metadata_that_do_not_make_a_model(metadata, saved):
-    write_safetensors(saved, {"model": "unet", **metadata}, read_safetensors(saved)[1])
-    assert "does not fit the model unet" in refused(saved)
-
-
-@pytest.mark.parametrize("change, blamed", [
-    (lambda a: a.pop("down.0.0.bias"), "down.0.0.bias"),
-    (lambda a: a.update(extra=a["head.bias"]), "extra"),
-    (lambda a: a.update({"head.weight": a["head.weight"][:, :2]}), "head.weight"),
-    (lambda a: a.clear(), "down.0.0.weight")])
-def test_tensors_that_are_not_those_of_the_model(change, blamed, saved):
-    metadata, arrays = read_safetensors(saved)
-    change(arrays)
-    write_safetensors(saved, metadata, arrays)
-    message = refused(saved)
-    assert "does not fit the model unet" in message and blamed in message
-
-
-def test_weights_of_one_model_do_not_pass_for_another(saved):
-    metadata, arrays = read_safetensors(saved)
-    write_safetensors(saved, {**metadata, "model": "fft_unet"}, arrays)
-    assert "does not fit the model fft_unet" in refused(saved)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_interrupted_save_leaves_the_old_file(error, saved, monkeypatch):
-    old = saved.read_bytes()
-
-    write_bytes = Path.write_bytes
-
-    def half(path, content):
-        write_bytes(path, content[:len(content) // 2])
-        raise error("stopped")
-    monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(error):
-        save_model(saved, "unet", small("unet", seed=1))
-    assert saved.read_bytes() == old and [p.name for p in saved.parent.iterdir()] == [saved.name]
-
-
-def test_what_json_does_not_hold_is_refused_before_anything_is_written(saved):
-    old = saved.read_bytes()
-    with pytest.raises(TypeError):
-        save_model(saved, "unet", small("unet"), cell=object())
-    assert saved.read_bytes() == old and [p.name for p in saved.parent.iterdir()] == [saved.name]
-
-
-# ---- predictions ----
-
-@each_model
-def test_predictions_do_not_depend_on_the_size_of_the_batch(name):
-    model, boxes = small(name).train(), random_boxes(5)
-    results = [predict(model, boxes, batch_size=n) for n in (1, 2, 3, 5, 8)]
-    assert results[0].shape == (5, *SHAPE) and results[0].dtype == np.float64 and not model.training
-    for result in results[1:]:
-        np.testing.assert_allclose(result, results[0], atol=1e-5)
-    for i in range(5):
-        np.testing.assert_allclose(predict(model, boxes[[i]])[0], results[0][i], atol=1e-5)
-    shuffled = predict(model, boxes[[3, 0, 4, 1, 2]], batch_size=2)
-    np.testing.assert_allclose(shuffled, results[0][[3, 0, 4, 1, 2]], atol=1e-5)
-    assert len({r.tobytes() for r in results[0].round(3)}) == 5, "every crystal has its own"
-
-
-@each_model
-def test_predictions_are_the_models_and_know_what_was_measured(name):
-    model, boxes = small(name), random_boxes(2)
-    F_pred = predict(model, boxes)
-    with torch.no_grad():
-        expected = model(boxes.F * boxes.measured, boxes.measured, boxes.target, boxes.absent).numpy()
-    np.testing.assert_allclose(F_pred, expected, atol=1e-6)
-    known = (boxes.measured & ~boxes.absent).numpy()
-    assert np.array_equal(F_pred[known], boxes.F.numpy()[known].astype(float))
-    hidden = AmplitudeBoxes(**{**vars(boxes), "F": boxes.F * boxes.measured + 0.5 * ~boxes.measured})
-    np.testing.assert_array_equal(predict(model, hidden), F_pred)  # what is to be predicted is not looked at
-
-
-# ---- which weights ----
-
-def test_weights_by_name(tmp_path):
-    for name, made in {"unet": dict(cc_ext=0.4), "fft_unet": dict(cc_ext=0.6), "mine": {}}.items():
-        save_model(tmp_path / f"{name}.safetensors", "unet", small("unet"), **made)
-    (tmp_path / ".unet.0123.safetensors").write_bytes(b"half a file, that is being written")
-    assert inference.find_weights(["all"], tmp_path) == {
-        title: tmp_path / f"{name}.safetensors" for title, name in
-        [("FFT_UNet", "fft_unet"), ("UNet", "unet"), ("mine", "mine")]}
-    assert list(inference.find_weights(["mine", str(tmp_path / "unet.safetensors")], tmp_path)) == ["mine", "UNet"]
-    with pytest.raises(WeightsError, match=r"no weights .*unit.safetensors: name one of .*\(fft_unet, mine, unet\)"):
-        inference.find_weights(["unit"], tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match="holds no file of weights"):
-        inference.find_weights(["all"], tmp_path / "empty")
-    save_model(tmp_path / "empty" / "unet.safetensors", "unet", small("unet"))
-    with pytest.raises(WeightsError, match="would both be called UNet"):
-        inference.find_weights(["unet", str(tmp_path / "empty" / "unet.safetensors")], tmp_path)
-
-
-def test_weights_of_another_box(tmp_path):
-    save_model(tmp_path / "a.safetensors", "unet", small("unet"), box="triclinic")
-    assert inference.load_for_box(tmp_path / "a.safetensors", "triclinic")[1]["box"] == "triclinic"
-    with pytest.raises(WeightsError, match="was trained for the triclinic box, not the monoclinic one"):
-        inference.load_for_box(tmp_path / "a.safetensors")
+@pytest.fixture(scope="module")
+def shell_mean():
+    return baselines.shell_mean(60)
 
 
 def test_the_verdict_says_when_a_model_knows_nothing():
@@ -315,7 +38,7 @@ def test_the_verdict_says_when_a_model_knows_nothing():
 
 # ---- extension of measured reflections ----
 
-REAL = Path(os.environ.get("XRD_REAL_DATA", ROOT / "../shared/data")) / "measured"
+MEASURED = REAL / "measured"
 SETTINGS = {"P 1 21/c 1": (7.3, 9.1, 8.4, 90, 111, 90), "P 1 21/n 1": (9.4, 6.1, 7.3, 90, 99, 90),
             "P 1 21/a 1": (9.4, 6.1, 7.3, 90, 99, 90), "I 1 2/a 1": (11.3, 5.1, 9.4, 90, 97, 90),
             "A 1 2/n 1": (11.3, 5.1, 9.4, 90, 97, 90), "C 1 2 1": (12.1, 6.3, 7.2, 90, 108, 90),
@@ -325,13 +48,10 @@ SETTINGS = {"P 1 21/c 1": (7.3, 9.1, 8.4, 90, 111, 90), "P 1 21/n 1": (9.4, 6.1,
 
 def made_data(group, d_min=1.5, seed=0):
     """(Crystal, {hkl: |F|} to 0.9 Å by gemmi's direct summation, Measured to d_min)."""
-    rng = np.random.default_rng(seed)
-    cell, spacegroup = gemmi.UnitCell(*SETTINGS[group]), gemmi.SpaceGroup(group)
-    crystal = Crystal("made", cell, spacegroup, ("C", "N", "O", "S"), rng.random((4, 3)), np.full(4, 0.03), np.ones(4))
-    small_structure = crystal.small_structure()
-    calculator = gemmi.StructureFactorCalculatorX(small_structure.cell)  # with the images that symmetry makes
+    crystal = make_crystal("CNOS", group, SETTINGS[group], seed=seed)
+    cell, spacegroup = crystal.cell, crystal.spacegroup
     hkl = gemmi.make_miller_array(cell, spacegroup, 0.9)
-    F = np.array([abs(calculator.calculate_sf_from_small_structure(small_structure, h)) for h in hkl.tolist()])
+    F = np.abs(direct_sum(crystal, hkl))
     inside = cell.calculate_d_array(hkl) >= d_min
     measured = Measured(hkl[inside].astype(np.int64), F[inside] ** 2, 0.02 * F[inside] ** 2 + 0.01, cell, spacegroup,
                         crystal.contents, 0.71073, (Path("made.hkl"),), "made")
@@ -341,14 +61,14 @@ def made_data(group, d_min=1.5, seed=0):
 def all_knowing(crystal, box):
     """A method that knows the crystal, in the setting of the box."""
     def method(boxes):
-        truth = AmplitudeBoxes.from_crystals([to_box_setting(crystal)], BOXES[box], 1.5, 0.9, dtype=torch.float64)
+        truth = AmplitudeBoxes.from_crystals([to_box_setting(crystal)], box, 1.5, 0.9, dtype=torch.float64)
         return (truth.F * truth.scale / boxes.scale).numpy()
     return method
 
 
 @pytest.mark.parametrize("group", SETTINGS)
 def test_predictions_come_back_in_the_setting_of_the_data(group):
-    box = "triclinic" if group in ("P 1", "P -1") else "monoclinic"
+    box = BOXES["triclinic" if group in ("P 1", "P -1") else "monoclinic"]
     crystal, truth, measured = made_data(group)
     extended = inference.extend(measured, all_knowing(crystal, box), 0.5, box, 0.9, 1.5)
     found = {tuple(h): F for h, F in zip(extended.predicted.hkl.tolist(), extended.predicted.F)}
@@ -362,7 +82,7 @@ def test_predictions_come_back_in_the_setting_of_the_data(group):
 def test_what_a_model_is_shown():
     """Amplitudes over the largest one, equivalents twice in the box, absences inside the data measured and zero."""
     crystal, truth, measured = made_data("P 1 21/c 1")
-    boxes, swapped = inference.measured_box(measured.merge(), "monoclinic", 0.9)
+    boxes, swapped = measured_box(measured.merge(), MONOCLINIC, 0.9)
     expected = AmplitudeBoxes.from_crystals([crystal], d_input=1.5, d_target=0.9)
     assert not swapped
     for name in ("measured", "target", "absent", "redundant"):
@@ -382,21 +102,21 @@ def test_holes_are_filled_and_data_beyond_are_kept():
 
     def method(boxes):
         shown.append(boxes)
-        return all_knowing(crystal, "monoclinic")(boxes)
+        return all_knowing(crystal, MONOCLINIC)(boxes)
 
-    extended = inference.extend(measured, method, 0.5, "monoclinic", 0.9, d_shown=1.5)
+    extended = inference.extend(measured, method, 0.5, MONOCLINIC, 0.9, d_shown=1.5)
     found = {tuple(h): F for h, F in zip(extended.predicted.hkl.tolist(), extended.predicted.F)}
     assert set(holes) <= found.keys() and not found.keys() & set(map(tuple, measured.hkl.tolist()))
     assert all(found[h] == pytest.approx(truth[h], abs=1) for h in holes)
     seen = shown[0].measured & ~shown[0].absent
     assert shown[0].d[seen].min() >= 1.5 > 1.3 > extended.merged.d_min, "no more than the model was trained on"
-    inference.extend(measured, method, 0.5, "monoclinic", 0.9, d_shown=1.0)
+    inference.extend(measured, method, 0.5, MONOCLINIC, 0.9, d_shown=1.0)
     assert shown[1].d[shown[1].measured & ~shown[1].absent].min() < 1.25
 
 
 def test_the_uncertainty_is_that_of_the_validation():
     _, _, measured = made_data("P 1 21/n 1")
-    predicted = inference.extend(measured, lambda boxes: np.ones(boxes.F.shape), 0.4, "monoclinic", 0.9).predicted
+    predicted = inference.extend(measured, lambda boxes: np.ones(boxes.F.shape), 0.4, MONOCLINIC, 0.9).predicted
     # constant amplitudes F: the mean error is 0.4 F, that of a normal distribution with σ is σ (2/π)^½
     np.testing.assert_allclose(predicted.sigF * (2 / np.pi) ** 0.5, 0.4 * predicted.F, rtol=0.003)
 
@@ -406,12 +126,12 @@ def test_the_resolution_that_is_found_in_the_data():
     d = measured.cell.calculate_d_array(measured.hkl.astype(np.int32))
     kept = (d > 1.2) | (np.arange(len(d)) % 5 == 0)  # whole to 1.2 Å, a fifth from there to 0.95 Å
     measured = replace(measured, hkl=measured.hkl[kept], intensity=measured.intensity[kept], sigma=measured.sigma[kept])
-    extended = inference.extend(measured, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, "monoclinic", 0.9)
+    extended = inference.extend(measured, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, MONOCLINIC, 0.9)
     assert extended.d_complete == pytest.approx(1.2, abs=0.04) and extended.merged.d_min == pytest.approx(0.95, abs=0.01)
     text = inference.describe(extended, 0.9)
     assert f"to {extended.merged.d_min:.2f} Å, more than half of them to {extended.d_complete:.2f} Å only" in text
     _, _, whole = made_data("P 1 21/c 1", d_min=1.1)
-    extended = inference.extend(whole, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, "monoclinic", 0.9)
+    extended = inference.extend(whole, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, MONOCLINIC, 0.9)
     assert extended.d_complete == extended.merged.d_min
     assert ", 0 of them in holes" in inference.describe(extended, 0.9)
     assert "kept, but not shown to the model" in inference.describe(extended, 0.9, 1.5)
@@ -445,7 +165,7 @@ def test_written_files(tmp_path):
                        hkl=np.concatenate([measured.hkl[:1] * [-1, 1, -1], measured.hkl]),
                        intensity=np.concatenate([[-0.37], measured.intensity]),
                        sigma=np.concatenate([[1.25], measured.sigma]))
-    extended = inference.extend(measured, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, "monoclinic", 0.9)
+    extended = inference.extend(measured, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, MONOCLINIC, 0.9)
     paths = inference.write_extended(tmp_path / "out" / "b", extended, csv=True, mtz=True)
     assert sorted(paths) == sorted((tmp_path / "out").iterdir())
     assert [path.name for path in paths] == ["b.hkl", "b.ins", "b.csv", "b.mtz"]
@@ -478,7 +198,7 @@ def test_intensities_that_shelx_has_no_room_for_are_scaled(tmp_path):
     _, _, measured = made_data("P 1 21/c 1")
     for factor in (1e6, 1e-6):
         scaled = replace(measured, intensity=measured.intensity * factor, sigma=measured.sigma * factor)
-        extended = inference.extend(scaled, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, "monoclinic", 0.9)
+        extended = inference.extend(scaled, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, MONOCLINIC, 0.9)
         inference.write_extended(tmp_path / "b", extended)
         back = read_measured(tmp_path / "b.hkl")
         n = len(measured.hkl)
@@ -488,13 +208,13 @@ def test_intensities_that_shelx_has_no_room_for_are_scaled(tmp_path):
         assert "All intensities in the .hkl file were multiplied by" in inference.describe(extended, 0.9)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no measured reflections in {REAL}")
+@pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}")
 def test_the_shipped_patterson_net_knows_more_than_the_fall_off_on_measured_data(shell_mean):
     network, _ = load_model(ROOT / "weights" / "patterson_net.safetensors")
     gains = []
     for name in ("2012000.hkl", "2016452.hkl", "2021921.cif", "2200000.hkl", "2241551.cif", "4035731.cif"):
-        model = REAL / name.replace(".hkl", "_model.cif")
-        whole = read_measured(REAL / name, model if model.is_file() and name.endswith(".hkl") else None)
+        model = MEASURED / name.replace(".hkl", "_model.cif")
+        whole = read_measured(MEASURED / name, model if model.is_file() and name.endswith(".hkl") else None)
         d = whole.cell.calculate_d_array(whole.hkl.astype(np.int32))
         cut = replace(whole, hkl=whole.hkl[d >= 1.5], intensity=whole.intensity[d >= 1.5], sigma=whole.sigma[d >= 1.5])
         merged = whole.merge()
@@ -508,10 +228,10 @@ def test_the_shipped_patterson_net_knows_more_than_the_fall_off_on_measured_data
     assert min(gains) > 0.05 and np.mean(gains) > 0.15, gains
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no measured reflections in {REAL}")
+@pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}")
 @pytest.mark.parametrize("name", ["2012000.hkl", "2016452.hkl", "2021921.cif", "2200000.hkl", "2241551.cif", "4035731.cif"])
 def test_measured_data_cut_at_1_5_angstrom_are_extended_to_those_that_were_measured(name, shell_mean):
-    whole = read_measured(REAL / name)
+    whole = read_measured(MEASURED / name)
     d = whole.cell.calculate_d_array(whole.hkl.astype(np.int32))
     cut = replace(whole, hkl=whole.hkl[d >= 1.5], intensity=whole.intensity[d >= 1.5], sigma=whole.sigma[d >= 1.5])
     predicted = inference.extend(cut, shell_mean.predict).predicted
@@ -526,7 +246,92 @@ def test_measured_data_cut_at_1_5_angstrom_are_extended_to_those_that_were_measu
     assert 0.6 < (np.abs(F - P) < sigma).mean() < 0.85
 
 
+# ---- phase first ----
+
+MEAN = ShellMean(s2=np.linspace(0.01, 1.6, 20), curve=np.exp(-np.linspace(0.01, 1.6, 20)), B=3.0, sigma_B=1.0)
+
+
+def split(name, d_input=1.2, d_target=0.9, scale=1.0):
+    """(crystal, Reflections to d_input on a scale, hkl beyond, their F)."""
+    crystal = random_crystal(name)
+    hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_target)
+    F, known = scale * np.abs(direct_sum(crystal, hkl)), crystal.cell.calculate_d_array(hkl.astype(np.int32)) >= d_input
+    return crystal, Reflections.of_good_data(hkl[known], F[known], crystal.cell, crystal.spacegroup), hkl[~known], F[~known]
+
+
+@pytest.mark.parametrize("name, scale", [("P -1", 1.0), ("P 1 21/c 1", 0.037), ("C 1 c 1", 250.0)])
+def test_what_was_not_measured_follows_from_the_atoms(name, scale):
+    crystal, measured, hkl, F = split(name, scale=scale)
+    found = inference.phase_first(measured, hkl, crystal.elements, seed=1)
+    assert np.corrcoef(found.F, F)[0, 1] > 0.98
+    assert np.abs(found.F - F).sum() / F.sum() < 0.15, "on the scale of the data"
+    assert found.r_ext == pytest.approx(2.5 * found.solution.r1) and len(found.solution.elements) == 7
+    assert "7 atoms found" in inference.describe_solution(found.solution)
+
+
 @pytest.fixture(scope="module")
-def shell_mean():
-    from xrd_helpers.evaluation import shell_mean
-    return shell_mean(60)
+def hopeless():
+    _, measured, hkl, _ = split("P 1 21/c 1", d_input=1.0)
+    shuffled = np.random.default_rng(0).permutation(measured.F)
+    return Reflections.of_good_data(measured.hkl, shuffled, measured.cell, measured.spacegroup), hkl
+
+
+def test_without_a_structure_something_else_stands_in(hopeless):
+    measured, hkl = hopeless
+    assert inference.phase_first(measured, hkl, ["S", *"OONCCC"], trials=4) is None
+    assert "no structure was found" in inference.describe_solution(None)
+    noise = Measured(measured.hkl, measured.F**2, 0.05 * measured.F**2 + 1, measured.cell, measured.spacegroup,
+                     {"C": 7}, 0.71073, (Path("made.hkl"),), "made up")
+    assert inference.extend_by_structure(noise, d_target=0.9, trials=2) == (None, None)
+    # the mean is a function of d alone: k exp(-B/4d²) exp(-1/d²), a line of ln F against 1/d²
+    predicted = inference.extend_by_mean(noise, MEAN, d_target=0.9).predicted
+    x = 1 / predicted.d**2
+    slope, offset = np.polyfit(x, np.log(predicted.F), 1)
+    assert np.abs(np.log(predicted.F) - offset - slope * x).max() < 0.02 and slope < 0 and len(predicted) == len(hkl)
+    boxes = AmplitudeBoxes.from_crystals([to_box_setting(random_crystal("P 1 21/c 1"))], d_input=1.0, d_target=0.9)
+    shuffled = boxes.F.clone()
+    inside = (boxes.measured & ~boxes.absent & ~boxes.redundant)
+    shuffled[inside] = shuffled[inside][torch.randperm(int(inside.sum()), generator=torch.Generator().manual_seed(0))]
+    boxes = replace(boxes, F=shuffled)
+    stood_in = inference.phase_first_boxes(boxes, lambda b: np.full(b.F.shape, 0.123), trials=2)
+    assert (stood_in[boxes.extension.numpy()] == 0.123).all()
+
+
+def test_boxes_hold_what_the_reflections_say(monkeypatch):
+    crystal = to_box_setting(random_crystal("C 1 c 1"))
+    boxes = AmplitudeBoxes.from_crystals([crystal, to_box_setting(random_crystal("P 1 21/c 1"))], d_input=1.2, d_target=0.9)
+    F = inference.phase_first_boxes(boxes, MEAN.predict, seed=1)
+    measured, absent = boxes.measured.numpy(), boxes.absent.numpy()
+    np.testing.assert_allclose(F[measured], boxes.F.double().numpy()[measured])
+    assert (F[absent | ~boxes.target.numpy()] == 0).all() and (score(F, boxes)["cc_ext"] > 0.98).all()
+    # (-3, 2, 0) and (3, 2, 0) are equivalent in 2/m, and both stand in the box
+    at = {tuple(h): i for i, h in enumerate(boxes.box.hkl.tolist())}
+    for h, k in ((5, 5), (3, 7), (7, 3), (6, 4)):
+        assert F[0].flat[at[-h, k, 0]] == F[0].flat[at[h, k, 0]]
+    again = inference.phase_first_boxes(boxes[[1]], MEAN.predict, seed=1)
+    np.testing.assert_allclose(again[0], F[1])
+    hkl, measured_F = boxes.reflections(1, boxes.F_in[1])
+    inside = boxes.reflections(1, boxes.measured[1])[1] > 0
+    sample = boxes.samples[1]
+    reflections = Reflections.of_good_data(hkl[inside], measured_F[inside], sample.cell, sample.spacegroup)
+    solution = inference.phase(reflections, sample.contents, seed=1)
+    monkeypatch.setattr(inference, "phase", None)  # what is known already is not looked for again
+    known = inference.phase_first_boxes(boxes, MEAN.predict, solutions=[None, solution])
+    np.testing.assert_allclose(known[1], F[1], rtol=0.02, atol=1e-3)
+    np.testing.assert_allclose(known[0], MEAN.predict(boxes)[0])
+
+
+def test_measured_data_of_any_space_group_are_extended():
+    crystal, reflections, hkl, F = split("P -1", scale=3.0)
+    measured = Measured(reflections.hkl, reflections.F**2, 0.05 * reflections.F**2 + 1, crystal.cell, crystal.spacegroup,
+                        crystal.contents, 0.71073, (Path("made.hkl"),), "made up")
+    extended, solution = inference.extend_by_structure(measured, d_target=0.9)
+    assert len(extended.predicted) == len(hkl) and solution.accepted
+    row = {tuple(h): i for i, h in enumerate(extended.predicted.hkl.tolist())}
+    P = extended.predicted.F[[row[tuple(h)] for h in hkl.tolist()]]
+    assert np.corrcoef(P, F)[0, 1] > 0.98 and np.abs(P - F).sum() / F.sum() < 0.15
+    with pytest.raises(ReflectionError, match="nothing to extend"):
+        inference.extend_by_structure(measured, d_target=1.3)
+    few = replace(measured, hkl=measured.hkl[:20], intensity=measured.intensity[:20], sigma=measured.sigma[:20])
+    with pytest.raises(ReflectionError, match="made.hkl: only 20 reflections"):
+        inference.extend_by_structure(few)

@@ -5,8 +5,16 @@ import sys
 import numpy as np
 import pytest
 
-from xrd_helpers.known_molecule import (MoleculeError, from_geometry, read_molecules, scrambled, superpose, turn,
-                                        with_hydrogen, with_more_conformers)
+from xrd_helpers.known_molecule import (
+    MoleculeError,
+    from_geometry,
+    read_molecules,
+    scrambled,
+    superpose,
+    turn,
+    with_hydrogen,
+    with_more_conformers,
+)
 
 Chem = pytest.importorskip("rdkit.Chem")
 

@@ -1,6 +1,7 @@
 """The networks: parameters against closed forms, forward passes against numpy, and what is known without a network."""
 
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,12 +10,23 @@ from scipy.ndimage import correlate
 from scipy.special import erf
 from torch import nn
 
-from xrd_helpers.models import MODELS, TITLES, FFTUNet, UNet, XRDTransformer
+from xrd_helpers.models import MODELS, FFTUNet, UNet, XRDTransformer
+from xrd_helpers.models.base import amplitudes, start_constant
 from xrd_helpers.models.fft_unet import ResFBlock
-from xrd_helpers.models.physics import amplitudes, start_constant
 from xrd_helpers.models.unet import DoubleConv
 
 SHAPE = (9, 6, 8)
+
+
+class Known(NamedTuple):
+    """What models of a box read of AmplitudeBoxes."""
+
+    F_in: torch.Tensor
+    measured: torch.Tensor
+    target: torch.Tensor
+    absent: torch.Tensor
+
+
 SMALL = {"unet": UNet.Config(widths=(3, 4), bottleneck=5), "fft_unet": FFTUNet.Config(widths=(3, 4), bottleneck=5),
          "xrd_transformer": XRDTransformer.Config(shape=SHAPE, dim=16, depth=2, n_heads=4, mlp_ratio=2)}
 each_model = pytest.mark.parametrize("name", SMALL)  # the published ones; PattersonNet has a file of its own
@@ -42,7 +54,7 @@ def random_inputs(n, shape=SHAPE, seed=0):
     measured = target & torch.as_tensor(rng.random((n, *shape)) < 0.4)
     absent = torch.as_tensor(rng.random((n, *shape)) < 0.2)
     F_in = torch.as_tensor(rng.random((n, *shape)), dtype=torch.float32) * measured
-    return F_in, measured, target, absent
+    return Known(F_in, measured, target, absent)
 
 
 def count(model):
@@ -144,7 +156,7 @@ def reference_amplitudes(raw, F_in, measured, target, absent):
 @pytest.mark.parametrize("name", ["unet", "fft_unet"])
 def test_unets_equal_the_same_networks_in_numpy(name, shape):
     model, inputs = small(name).double(), random_inputs(2, shape)
-    F_out = model(inputs[0].double(), *inputs[1:]).detach()
+    F_out = model(inputs._replace(F_in=inputs.F_in.double())).detach()
     for i in range(2):
         F_in, *masks = (x[i].numpy() for x in inputs)
         expected = reference_amplitudes(reference_unet(F_in, arrays(model), name == "fft_unet"), F_in, *masks)
@@ -155,7 +167,7 @@ def test_unets_equal_the_same_networks_in_numpy(name, shape):
 def test_transformer_equals_dense_attention_over_the_whole_box_with_a_mask():
     model, inputs = small("xrd_transformer"), random_inputs(3)
     with torch.no_grad():
-        F_out = model(*inputs).numpy()
+        F_out = model(inputs).numpy()
     for i in range(3):
         F_in, *masks = (x[i].numpy() for x in inputs)
         expected = reference_amplitudes(reference_transformer(F_in, masks[1], arrays(model), model.config), F_in, *masks)
@@ -228,12 +240,14 @@ def test_counts_follow_the_depth_and_the_width(shape, dim, depth, mlp_ratio):
 
 
 def test_three_levels_work_too():
-    F_out = randomised(UNet(UNet.Config(widths=(2, 3, 4), bottleneck=5)))(*random_inputs(1, (17, 18, 23)))
+    F_out = randomised(UNet(UNet.Config(widths=(2, 3, 4), bottleneck=5)))(random_inputs(1, (17, 18, 23)))
     assert F_out.shape == (1, 17, 18, 23)
 
 
 def test_names_and_titles_agree():
-    assert TITLES.keys() == MODELS.keys()
+    """DESIGN.md, section 6."""
+    assert {name: model.title for name, model in MODELS.items()} == {
+        "unet": "UNet", "fft_unet": "FFT_UNet", "xrd_transformer": "XRD_Transformer", "patterson_net": "PattersonNet"}
 
 
 # ---- sizes, and where the blocks stand ----
@@ -244,7 +258,7 @@ def test_levels_of_the_published_box_have_the_sizes_of_the_encoder(name):
     for part, modules in (("down", model.down), ("up", model.up), ("bottleneck", [model.bottleneck])):
         for i, module in enumerate(modules):
             module.register_forward_hook(lambda m, args, out, key=(part, i): sizes.update({key: tuple(out.shape[1:])}))
-    model(*random_inputs(1, (26, 18, 23)))
+    model(random_inputs(1, (26, 18, 23)))
     assert sizes == {("down", 0): (3, 26, 18, 23), ("down", 1): (4, 13, 9, 11), ("bottleneck", 0): (5, 6, 4, 5),
                      ("up", 0): (4, 13, 9, 11), ("up", 1): (3, 26, 18, 23)}
 
@@ -262,7 +276,7 @@ def test_res_f_blocks_stand_in_encoder_and_decoder_only():
 def test_what_is_known_is_kept(name, seed):
     F_in, measured, target, absent = inputs = random_inputs(3, seed=seed)
     with torch.no_grad():
-        F_out = small(name, seed)(*inputs)
+        F_out = small(name, seed)(inputs)
     assert F_out.shape == F_in.shape and F_out.dtype == torch.float32
     known = measured & ~absent
     assert torch.equal(F_out[known], F_in[known]), "measured amplitudes pass through bit by bit"
@@ -274,14 +288,14 @@ def test_what_is_known_is_kept(name, seed):
 @pytest.mark.parametrize("raw", [-1e30, -3.0, 0.0, 0.06, 5.0, 1e30])
 def test_amplitudes_are_softplus_of_the_raw_output(raw):
     one = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    F_out = amplitudes(torch.full((1, 1, 1, 1), raw), torch.zeros(1, 1, 1, 1), ~one, one, ~one)
+    F_out = amplitudes(torch.full((1, 1, 1, 1), raw), Known(torch.zeros(1, 1, 1, 1), ~one, one, ~one))
     np.testing.assert_allclose(F_out.item(), np.logaddexp(0, 20 * np.float64(np.float32(raw))) / 20, rtol=1e-6, atol=1e-25)
 
 
 @each_model
 def test_an_untrained_model_says_one_amplitude_everywhere(name):
     F_in, measured, target, absent = inputs = random_inputs(2)
-    predicted = MODELS[name](SMALL[name]).eval()(*inputs)[target & ~measured & ~absent]
+    predicted = MODELS[name](SMALL[name]).eval()(inputs)[target & ~measured & ~absent]
     assert predicted.unique().numel() == 1 and 0 < predicted[0] < 0.2
 
 
@@ -294,7 +308,7 @@ def test_a_started_head_still_learns():
 @each_model
 def test_gradient_reaches_every_parameter(name):
     model, inputs = small(name).double().train(), random_inputs(3)
-    model(inputs[0].double(), *inputs[1:]).square().sum().backward()
+    model(inputs._replace(F_in=inputs.F_in.double())).square().sum().backward()
     largest = {key: float(p.grad.abs().max()) for key, p in model.named_parameters()}
     # the norm after a convolution takes its mean away, and with it the constant: such a bias has no effect at all
     dead = {f"{path}.{number}.bias" for path, module in model.named_modules() if isinstance(module, nn.Sequential)
@@ -307,19 +321,19 @@ def test_gradient_reaches_every_parameter(name):
 def test_evaluation_gives_the_same_twice(name):
     model, inputs = small(name), random_inputs(2)
     with torch.no_grad():
-        assert torch.equal(model(*inputs), model(*inputs))
+        assert torch.equal(model(inputs), model(inputs))
 
 
 @each_model
 def test_a_crystal_does_not_depend_on_the_others_of_its_batch(name):
     model, inputs = small(name), random_inputs(4)
-    others = [torch.cat([a[:1], b[1:]]) for a, b in zip(inputs, random_inputs(4, seed=9))]
+    others = Known(*(torch.cat([a[:1], b[1:]]) for a, b in zip(inputs, random_inputs(4, seed=9))))
     with torch.no_grad():
-        together = model(*inputs)
-        alone = torch.cat([model(*(x[i:i + 1] for x in inputs)) for i in range(4)])
+        together = model(inputs)
+        alone = torch.cat([model(Known(*(x[i:i + 1] for x in inputs))) for i in range(4)])
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
-        torch.testing.assert_close(model(*others)[0], together[0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(model(*(x.flip(0) for x in inputs)), together.flip(0), rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(others)[0], together[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(Known(*(x.flip(0) for x in inputs))), together.flip(0), rtol=0, atol=1e-5)
 
 
 # ---- the transformer's own ----
@@ -329,11 +343,11 @@ def test_transformer_looks_inside_target_only():
     changed = torch.where(target, F_in, torch.full_like(F_in, 7.0))
     assert not torch.equal(changed, F_in)
     with torch.no_grad():
-        before = model(F_in, measured, target, absent)
-        assert torch.equal(model(changed, measured, target, absent), before)
+        before = model(Known(F_in, measured, target, absent))
+        assert torch.equal(model(Known(changed, measured, target, absent)), before)
         inside = torch.where(target, F_in + 0.3, F_in)
         predicted = target & ~measured & ~absent
-        assert not torch.allclose(model(inside, measured, target, absent)[predicted], before[predicted], atol=1e-3)
+        assert not torch.allclose(model(Known(inside, measured, target, absent))[predicted], before[predicted], atol=1e-3)
 
 
 def test_transformer_knows_indices_only_by_their_embedding():
@@ -343,13 +357,13 @@ def test_transformer_knows_indices_only_by_their_embedding():
     """
     model, inputs = small("xrd_transformer"), random_inputs(2)
     with torch.no_grad():
-        F_out = model(*inputs)
+        F_out = model(inputs)
         for axis in range(3):
             flipped = [x.flip(axis + 1) for x in inputs]
             mirrored = small("xrd_transformer")
-            assert not torch.allclose(mirrored(*flipped).flip(axis + 1), F_out, atol=1e-3)
+            assert not torch.allclose(mirrored(Known(*flipped)).flip(axis + 1), F_out, atol=1e-3)
             mirrored.index[axis].weight.copy_(model.index[axis].weight.flip(1))
-            torch.testing.assert_close(mirrored(*flipped).flip(axis + 1), F_out, rtol=0, atol=1e-5)
+            torch.testing.assert_close(mirrored(Known(*flipped)).flip(axis + 1), F_out, rtol=0, atol=1e-5)
 
 
 def test_dropout_acts_in_training_only():
@@ -357,19 +371,19 @@ def test_dropout_acts_in_training_only():
     rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
     assert rates == [0.1] * 4, "in the perceptron, and on both branches, of two blocks"
     with torch.no_grad():
-        assert not torch.equal(model(*inputs), model(*inputs))
+        assert not torch.equal(model(inputs), model(inputs))
         model.eval()
-        assert torch.equal(model(*inputs), model(*inputs))
+        assert torch.equal(model(inputs), model(inputs))
         quiet = XRDTransformer(XRDTransformer.Config(**{**vars(SMALL["xrd_transformer"]), "dropout": 0.0})).train()
         quiet.load_state_dict(model.state_dict())
-        torch.testing.assert_close(quiet(*inputs), model(*inputs), rtol=0, atol=1e-6)  # training scales nothing else
+        torch.testing.assert_close(quiet(inputs), model(inputs), rtol=0, atol=1e-6)  # training scales nothing else
 
 
 def test_one_crystal_without_any_token_leaves_the_others_alone():
     F_in, measured, target, absent = random_inputs(2)
     target[0] = False
     with torch.no_grad():
-        F_out = small("xrd_transformer")(F_in, measured, target, absent)
-        other = small("xrd_transformer")(*(x[1:] for x in (F_in, measured, target, absent)))
+        F_out = small("xrd_transformer")(Known(F_in, measured, target, absent))
+        other = small("xrd_transformer")(Known(*(x[1:] for x in (F_in, measured, target, absent))))
     assert (F_out[0] == 0).all()
     torch.testing.assert_close(F_out[1], other[0], rtol=0, atol=1e-5)

@@ -6,11 +6,25 @@ import gemmi
 import numpy as np
 import pytest
 
-from xrd_helpers.molecules import (CHELATES, DIRECTIONS, FOURFOLD, METALS, SANDWICHES, Molecule, _chelate, _sandwich, draw_taste,
-                                   groups, ions, ligands, metal_core, organic_core)
+from xrd_helpers.random_crystals.molecules import (
+    CHELATES,
+    DIRECTIONS,
+    FOURFOLD,
+    METALS,
+    SANDWICHES,
+    Molecule,
+    _chelate,
+    _sandwich,
+    draw_taste,
+    groups,
+    ions,
+    ligands,
+    metal_core,
+    organic_core,
+)
 
-PALETTES = {"group": {name: row[0] for name, row in groups().items()}, "ligand": {name: row[0] for name, row in ligands().items()},
-            "ion": ions()}
+PALETTES = {"group": {name: row[0] for name, row in groups().items()},
+            "ligand": {name: row[0] for name, row in ligands().items()}, "ion": ions()}
 HYDRIDES = [(palette, name) for palette, rows in PALETTES.items() for name in rows]
 
 # Å: mean lengths of International Tables C, table 9.5.1.1 (Allen et al. 1987), rounded outward by about 0.02, most by
@@ -27,23 +41,25 @@ LENGTHS = {
 }
 FORMULAS = {
     "benzene": "C6H6", "pyridine": "C5H5N", "pyrimidine": "C4H4N2", "pyrazole": "C3H4N2", "imidazole": "C3H4N2",
-    "triazole": "C2H3N3", "oxadiazole": "C2H2N2O", "thiophene": "C4H4S", "thiazole": "C3H3NS", "furan": "C4H4O", "pyrrole": "C4H5N",
+    "triazole": "C2H3N3", "oxadiazole": "C2H2N2O", "thiophene": "C4H4S", "thiazole": "C3H3NS", "furan": "C4H4O",
+    "pyrrole": "C4H5N",
     "naphthalene": "C10H8", "anthracene": "C14H10", "phenanthrene": "C14H10", "pyrene": "C16H10", "quinoline": "C9H7N",
     "indole": "C8H7N", "benzofuran": "C8H6O", "benzimidazole": "C7H6N2", "benzothiazole": "C7H5NS", "purine": "C5H4N4",
     "coumarin": "C9H6O2", "chromone": "C9H6O2", "quinolone": "C9H7NO", "phthalimide": "C8H5NO2", "isatin": "C8H5NO2",
     "naphthoquinone": "C10H6O2", "quinone": "C6H4O2", "uracil": "C4H4N2O2", "pyridone": "C5H5NO", "maleimide": "C4H3NO2",
     "pyrazolone": "C3H4N2O", "thiazolone": "C3H3NOS", "pyranone": "C5H4O2", "cyclohexane": "C6H12", "decalin": "C10H18",
-    "perhydrophenanthrene": "C14H24", "piperidine": "C5H11N", "morpholine": "C4H9NO", "oxane": "C5H10O", "piperazine": "C4H10N2",
+    "perhydrophenanthrene": "C14H24", "piperidine": "C5H11N", "morpholine": "C4H9NO", "oxane": "C5H10O",
+    "piperazine": "C4H10N2",
     "cyclopentane": "C5H10", "oxolane": "C4H8O", "pyrrolidine": "C4H9N", "methane": "CH4", "water": "H2O", "amine": "H3N",
     "carbonyl": "CH2O", "carboxylic acid": "CH2O2", "amide": "CH3NO", "ethene": "C2H4", "imine": "CH3N", "azo": "H2N2",
     "ethyne": "C2H2", "nitrile": "CHN", "nitro": "HNO2", "sulfonyl": "H2O2S", "trifluoromethyl": "CHF3", "sulfane": "H2S",
     "phosphane": "H3P", "phosphane oxide": "H3OP", "silane": "H4Si", "borane": "BH3", "fluoride": "FH", "chloride": "ClH",
 }
-FLAT = ("benzene", "pyridine", "pyrimidine", "pyrazole", "imidazole", "triazole", "oxadiazole", "thiophene", "thiazole", "furan",
-        "pyrrole", "naphthalene", "anthracene", "phenanthrene", "pyrene", "quinoline", "indole", "benzofuran", "benzimidazole",
-        "benzothiazole", "purine", "coumarin", "chromone", "quinolone", "phthalimide", "isatin", "naphthoquinone", "quinone", "uracil",
-        "pyridone", "maleimide", "pyrazolone", "thiazolone", "pyranone", "carbonyl", "carboxylic acid", "amide", "ethene", "imine",
-        "azo", "nitro", "borane", "flat amine")
+FLAT = ("benzene", "pyridine", "pyrimidine", "pyrazole", "imidazole", "triazole", "oxadiazole", "thiophene", "thiazole",
+        "furan", "pyrrole", "naphthalene", "anthracene", "phenanthrene", "pyrene", "quinoline", "indole", "benzofuran",
+        "benzimidazole", "benzothiazole", "purine", "coumarin", "chromone", "quinolone", "phthalimide", "isatin",
+        "naphthoquinone", "quinone", "uracil", "pyridone", "maleimide", "pyrazolone", "thiazolone", "pyranone", "carbonyl",
+        "carboxylic acid", "amide", "ethene", "imine", "azo", "nitro", "borane", "flat amine")
 CHAIRS = ("cyclohexane", "decalin", "perhydrophenanthrene", "piperidine", "morpholine", "oxane", "piperazine")
 
 
@@ -182,7 +198,8 @@ def test_saturated_rings_are_puckered_with_tetrahedral_angles(name):
 
 
 @pytest.mark.parametrize("palette, name, angle", [
-    ("group", "methane", 109.4712), ("group", "silane", 109.4712), ("group", "sulfonyl", 109.4712), ("group", "water", 109.4712),
+    ("group", "methane", 109.4712), ("group", "silane", 109.4712), ("group", "sulfonyl", 109.4712),
+    ("group", "water", 109.4712),
     ("ion", "perchlorate", 109.4712), ("ion", "tetrafluoroborate", 109.4712), ("ion", "nitrate", 120), ("group", "nitro", 120),
     ("group", "borane", 120), ("group", "carbonyl", 120), ("ligand", "carbon monoxide", 180)])
 def test_centres_have_the_angles_of_the_regular_solids(palette, name, angle):
@@ -293,8 +310,8 @@ def test_every_site_of_a_metal_is_filled(molecules):
         for i in [i for i, e in enumerate(elements) if e in METALS]:
             bonds = bonded(elements, xyz)
             assert not any(elements[j] == "H" for j in np.flatnonzero(bonds[i]))
-            around = np.array([j for j in np.flatnonzero(bonds[i])])
-            if all((np.delete(distances(xyz)[i], i) > 1.6)):
+            around = np.flatnonzero(bonds[i])
+            if all(np.delete(distances(xyz)[i], i) > 1.6):
                 seen[len(around)] += 1
             assert len(around) >= 4
     assert seen[4] > 3 and seen[6] > 3

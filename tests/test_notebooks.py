@@ -8,11 +8,13 @@ from importlib.metadata import packages_distributions
 import nbformat
 import papermill
 import pytest
+import yaml
 
-from notebook_makers import make_notebook
+from makers import make_notebook
 from test_setup import DIRECT, canonical
 from xrd_helpers import ROOT
-from xrd_helpers.config import list_notebooks, load_config, read_parameters
+from xrd_helpers.config import CONFIG, list_notebooks, load_config, read_parameters
+from xrd_helpers.pipeline import NotebookFailed, execute
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -26,7 +28,8 @@ def check_form(path):
     nb = nbformat.read(path, as_version=4)
     nbformat.validate(nb)
     assert re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem), "named NN_what_it_does.ipynb"
-    assert nb.cells[0].cell_type == "markdown" and nb.cells[0].source.startswith(f"# {path.name[:2]} "), "first cell: '# NN Title'"
+    opening = nb.cells[0]
+    assert opening.cell_type == "markdown" and opening.source.startswith(f"# {path.name[:2]} "), "first cell: '# NN Title'"
     tags = [tag for cell in nb.cells for tag in cell.metadata.get("tags", [])]
     assert tags.count("parameters") == 1 and "parameters" in nb.cells[1].metadata.get("tags", []), "second cell: the parameters"
     assert "injected-parameters" not in tags, "this is the copy that papermill executed"
@@ -52,6 +55,18 @@ def check_imports(source):
             assert module.split(".")[0] in ALLOWED, f"{module} is not a declared dependency"
 
 
+MOST_LINES, LONGEST = 20, 110  # of a cell: what fits a screen
+
+
+def check_size(path):
+    """Assert that every cell of code can be read without scrolling."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            lines = cell.source.splitlines()
+            assert len(lines) <= MOST_LINES, f"{cell.id} has {len(lines)} lines: split it, or move it into the package"
+            assert max(map(len, lines)) <= LONGEST, f"{cell.id} has a line of {max(map(len, lines))} characters"
+
+
 def test_there_are_notebooks_each_with_a_number_of_its_own():
     assert NOTEBOOKS, "notebooks/ is empty, so nothing was tested"
     numbers = [path.name[:2] for path in NOTEBOOKS]
@@ -64,11 +79,60 @@ def test_notebook_is_clean(path):
     check_form(path)
 
 
-def test_config_is_valid_and_quick_equals_the_defaults():
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short(path):
+    check_size(path)
+
+
+# What the trainings differ in: number, name in files, name in the literature.
+TRAININGS = [("02", "unet", "UNet"), ("03", "fft_unet", "FFT_UNet"), ("04", "xrd_transformer", "XRD_Transformer")]
+
+
+def without_model(number, name, title):
+    """The cells of a notebook that trains a model, as (type, source), with nothing left of which model it is."""
+    nb = nbformat.read(ROOT / "notebooks" / f"{number}_train_{name}.ipynb", as_version=4)
+    opening, description = nb.cells[0], f"The {title} "
+    (about,) = [text for text in opening.source.split("\n\n") if text.startswith(description)]
+    opening.source = opening.source.replace(about, "(the model in words)")
+    parameters = nb.cells[1]
+    parameters.source = re.sub(r"^lr = \S+ +#", "lr = (its own) #", parameters.source, flags=re.MULTILINE)
+    sources = [cell.source.replace(title, "TITLE").replace(f'"{name}"', '"NAME"') for cell in nb.cells]
+    swaps = {f"# {number} ": "# NN ", f"{number}_train_{name}": "NN_train_NAME", f"{number}_": "NN_",
+             f"{name}.safetensors": "NAME.safetensors", f"--model {name} ": "--model NAME "}
+    for old, new in swaps.items():
+        sources = [source.replace(old, new) for source in sources]
+    return [(cell.cell_type, source) for cell, source in zip(nb.cells, sources, strict=True)]
+
+
+@pytest.mark.parametrize("training", TRAININGS[1:], ids=lambda training: training[1])
+def test_trainings_differ_only_in_their_model(training):
+    pattern, other = without_model(*TRAININGS[0]), without_model(*training)
+    assert "NAME" in "".join(source for _, source in pattern), "the names were found"
+    assert other == pattern
+
+
+@pytest.mark.slow
+def test_a_warning_from_a_cell_or_from_the_package_ends_a_run(tmp_path, monkeypatch):
+    """`make test` starts kernels with tests/startup.py; a warning that a library raises about itself is let through."""
+    assert "PYTHONSTARTUP" in re.search(r"^TEST_ENV := (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1)
+    monkeypatch.setenv("PYTHONSTARTUP", str(ROOT / "tests" / "startup.py"))
+    raised = "import warnings\nwarnings.warn_explicit('careful', UserWarning, 'file.py', 1, module={!r})"
+    path = make_notebook(tmp_path, "01_x", raised.format("numpy.core"), raised.format("xrd_helpers.plots"))
+    with pytest.raises(NotebookFailed, match=r"01_x failed in cell In \[3\]: UserWarning: careful"):
+        execute(path, {}, tmp_path / "runs" / path.name)
+    path = make_notebook(tmp_path, "02_x", "import warnings\nwarnings.warn('careful', DeprecationWarning)")
+    with pytest.raises(NotebookFailed, match="DeprecationWarning: careful"):
+        execute(path, {}, tmp_path / "runs" / path.name)
+
+
+def test_quick_is_the_defaults_and_no_profile_repeats_them():
     """Run All in JupyterLab and nbval run the defaults: they have to be what `make run` runs."""
-    config = load_config()
-    assert {"smoke", "quick", "full"} <= set(config)
-    assert config["quick"] == {name: read_parameters(path) for name, path in list_notebooks().items()}
+    profiles = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    assert {"smoke", "quick", "full"} <= set(load_config()) == set(profiles) and profiles["quick"] == {}
+    defaults = {name: read_parameters(path) for name, path in list_notebooks().items()}
+    repeated = [f"{profile}.{name}.{key}" for profile, blocks in profiles.items() for name, block in blocks.items()
+                for key, value in block.items() if value == defaults[name][key]]  # fmt: skip
+    assert not repeated, f"{repeated} equal the defaults of their notebooks"
 
 
 # --- the checks themselves: each catches what it is there for ---

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.nn import functional as nnf
 
-from xrd_helpers.crystals import Crystal
+from makers import make_crystal
 from xrd_helpers.gridding import BOXES, AmplitudeBoxes, to_box_setting
-from xrd_helpers.inference import extend, load_model, predict, save_model
-from xrd_helpers.metrics import ShellMean, normalize
-from xrd_helpers.models import run
+from xrd_helpers.inference import extend
 from xrd_helpers.models.patterson_net import Block, PattersonMap, PattersonNet, grid_points, pad
 from xrd_helpers.reflections import Measured, unique_hkl
 from xrd_helpers.structure_factors import structure_factors
-from xrd_helpers.training import fit
+from xrd_helpers.training import Budget, Device, fit
+from xrd_helpers.weights import load_model, predict, save_model
+from xrd_helpers.wilson import ShellMean, normalize
 
 MEAN = ShellMean(s2=np.linspace(0.02, 1.55, 40), curve=0.3 * np.exp(-np.linspace(0.02, 1.55, 40)), B=3.0, sigma_B=1.0)
 D = dict(d_input=2.2, d_target=1.4)
@@ -27,9 +27,7 @@ GROUPS = {"P 1 21/c 1": (7.3, 9.1, 8.4, 90, 111, 90), "P 1 21 1": (6.1, 8.3, 6.2
 
 
 def crystal(name, seed=0):
-    rng = np.random.default_rng(seed)
-    return Crystal(name, gemmi.UnitCell(*GROUPS[name]), gemmi.SpaceGroup(name), tuple("CCCNOO"), rng.random((6, 3)),
-                   np.full(6, 0.04), np.ones(6))
+    return make_crystal("CCCNOO", name, GROUPS[name], u=0.04, seed=seed, name=name)
 
 
 def boxes_of(*names, **settings):
@@ -40,7 +38,7 @@ def network(seed=0, **choices):
     """One whose heads do something, as after a training."""
     torch.manual_seed(seed)
     model = PattersonNet(PattersonNet.Config(channels=4, blocks=1, d_target=1.4, **choices))
-    model.set_shell_mean(MEAN)
+    model.start_from(lambda: MEAN)
     for head in model.head:
         torch.nn.init.normal_(head.weight, std=0.3)
     return model.eval()
@@ -115,7 +113,7 @@ def test_padding_is_the_symmetry_of_the_whole_cell():
 def test_without_training_it_is_the_squared_map_and_with_none_of_that_the_mean():
     boxes = boxes_of("P 1 21/c 1")
     model, found = PattersonNet(PattersonNet.Config(channels=4, blocks=1, d_target=1.4)), PattersonMap(boxes, 0, MEAN, 1.4)
-    model.set_shell_mean(MEAN)
+    model.start_from(lambda: MEAN)
     F = predict(model, boxes)[0].ravel()[found.voxels]
     expected = found.base * nnf.softplus(0.3 * found.squared()[found.present] + np.log(np.e - 1))
     assert F == pytest.approx(expected.numpy(), rel=1e-4)
@@ -201,7 +199,8 @@ def test_training_learns_and_comes_back_from_its_file(tmp_path):
     model, boxes = network(), boxes_of("P 1 21/c 1")
     with torch.no_grad():
         before = float(model(*[AmplitudeBoxes.from_crystals(crystals, **D)] * 2))
-    history = fit(model, crystals, crystals[:2], epochs=8, batch_size=4, lr=3e-3, ema=0, n_validations=2, device="cpu", **D)
+    history = fit(model, crystals, crystals[:2], Budget(epochs=8), Device("cpu"), batch_size=4, lr=3e-3, ema=0,
+                  n_validations=2, **D)
     with torch.no_grad():
         after = float(model(*[AmplitudeBoxes.from_crystals(crystals, **D)] * 2))
     assert after < 0.97 * before and history["cc_ext"].dropna().between(-1, 1).all()
@@ -209,7 +208,7 @@ def test_training_learns_and_comes_back_from_its_file(tmp_path):
     loaded, _ = load_model(tmp_path / "p.safetensors")
     assert loaded.config == model.config
     np.testing.assert_allclose(predict(loaded, boxes), predict(model, boxes), atol=2e-3)
-    assert torch.equal(run(loaded, boxes), loaded(boxes))
+    assert torch.equal(loaded(boxes), loaded(boxes))
 
 
 def test_parameters_against_the_closed_form():
@@ -224,8 +223,7 @@ def test_parameters_against_the_closed_form():
 
 def test_measured_data_are_extended_as_the_crystal_would_be():
     """In P2₁/a with a > c: the box holds it with a and c exchanged."""
-    swapped = Crystal("x", gemmi.UnitCell(8.4, 9.1, 7.3, 90, 111, 90), gemmi.SpaceGroup("P 1 21/a 1"), tuple("CCCNOO"),
-                      np.random.default_rng(3).random((6, 3)), np.full(6, 0.04), np.ones(6))
+    swapped = make_crystal("CCCNOO", "P 1 21/a 1", (8.4, 9.1, 7.3, 90, 111, 90), u=0.04, seed=3)
     hkl = unique_hkl(swapped.cell, swapped.spacegroup, 2.2)
     F = np.abs(structure_factors(swapped, hkl))
     measured = Measured(hkl, F**2, 0.02 * F**2 + 1e-3, swapped.cell, swapped.spacegroup, swapped.contents, 0.7,

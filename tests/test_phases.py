@@ -5,23 +5,22 @@ import io
 from dataclasses import replace
 
 import gemmi
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
+from makers import make_crystal
 from xrd_helpers import ROOT, phases, plots
-from xrd_helpers.cif import read_cif, read_cif_folders
+from xrd_helpers.cif import read_cif
+from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.config import UserError
 from xrd_helpers.crystals import Crystal, all_operators
-from xrd_helpers.inference import WeightsError, find_weights, save_model
-from xrd_helpers.models.phase_models import PHASE_MODELS, SIDE, FullyConnected, LinearRegression, SymmetricUNet
+from xrd_helpers.models.phase_models import PHASE_MODELS, SIDE, FullyConnected, LinearRegression, PhaseUNet, SymmetricUNet
 from xrd_helpers.phases import ENERGY, PHASE_BOX, Shifted, shift_crystals
 from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.weights import WeightsError, find_weights, save_model
 
 HKL = PHASE_BOX.hkl
 TRICLINIC = gemmi.UnitCell(6.1, 8.3, 11.7, 81, 95, 104)
@@ -30,10 +29,7 @@ SIMPLE = sorted((ROOT / "data" / "simple").glob("*.cif"))
 
 
 def crystal(spacegroup="P -1", cell=TRICLINIC, n=3, seed=0):
-    """n atoms in general positions."""
-    rng = np.random.default_rng(seed)
-    return Crystal("made", cell, gemmi.SpaceGroup(spacegroup), ("Se", "O", "C", "Cl")[:n], rng.random((n, 3)),
-                   rng.uniform(0.01, 0.04, n), np.ones(n))
+    return make_crystal(("Se", "O", "C", "Cl")[:n], spacegroup, cell, u=(0.01, 0.04), seed=seed)
 
 
 def moved(c, by):
@@ -197,6 +193,7 @@ def test_density_has_its_peak_where_the_atom_is():
     assert np.unravel_index(rho.argmax(), rho.shape) == (6, 9, 20)
 
 
+@pytest.mark.slow
 def test_what_amplitudes_can_tell():
     """Moving all of an atom's crystal: the mean over the normal distribution, 1 - exp(-2π² h² σ²) a reflection."""
     crystals = [read_cif(ROOT / f"data/simple/{name}.cif") for name in ("silver", "sodium_chloride")]
@@ -233,6 +230,14 @@ def test_the_symmetric_unet_keeps_an_inversion_centre():
     assert not torch.allclose(model(F), model(F).flip(2, 3, 4), atol=1e-2)
 
 
+def test_a_trained_unet_is_averaged_over_the_inversion():
+    torch.manual_seed(0)
+    model, F = PhaseUNet().eval(), torch.rand(2, SIDE, SIDE, SIDE)
+    other_side = model(F.flip(1, 2, 3)).flip(2, 3, 4)
+    assert torch.allclose(phases.symmetrised(model)(F), (model(F) + other_side) / 2, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_linear_regression_is_that_of_scikit_learn():
     """Full rank: components and ridge together are plain least squares on data with fewer dimensions than samples."""
     from sklearn.linear_model import LinearRegression as Reference
@@ -249,6 +254,7 @@ def test_linear_regression_is_that_of_scikit_learn():
     assert np.corrcoef(found.ravel(), reference.predict(x).ravel())[0, 1] > 0.98
 
 
+@pytest.mark.slow
 def test_training_learns_stops_early_and_keeps_what_validated_best():
     crystals, _ = read_cif_folders([ROOT / "data/simple"])
     training, validation, test = phases.split(shift_crystals(crystals[:4], phases.draw_shifts(4, 100)), "random")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,28 +15,27 @@ import gemmi
 import numpy as np
 import pytest
 
-from test_phasing_charge_flipping import random_crystal
-from xrd_helpers import ROOT, cli
+from makers import REAL, direct_sum, random_crystal
+from xrd_helpers import ROOT, cli, reflections
 from xrd_helpers.cif import read_cif
 from xrd_helpers.config import UserError
-from xrd_helpers.phasing import job, output
-from xrd_helpers.phasing.charge_flipping import PhasingError, _worth_building
-from xrd_helpers.phasing.origin import match_solution, solved
+from xrd_helpers.phasing import PhasingError, in_group, job, match_solution, output, solve_measured, solved
+from xrd_helpers.phasing.charge_flipping import _worth_building
 from xrd_helpers.phasing.spacegroups import candidates
 from xrd_helpers.random_crystals import random_crystals
-from xrd_helpers.reflections import Measured, read_measured, write_shelx_files
+from xrd_helpers.reflection_files import read_measured
+from xrd_helpers.reflections import Measured, Reflections, unique_hkl
+from xrd_helpers.shelx import write_shelx_files
 from xrd_helpers.structure_factors import structure_factors
 
-MEASURED = Path(os.environ.get("XRD_REAL_DATA") or ROOT.parent / "shared" / "data") / "measured"
+MEASURED = REAL / "measured"
 NAMES = ["P -1", "P 1 21/c 1", "C 1 2 1", "P 1 21 1"]
 
 
 def data_of(crystal, d_min=0.85, noise=0.02, seed=0):
     """The whole sphere of intensities by gemmi, absent ones too, in units of its own, with errors."""
-    small = crystal.small_structure()
-    calculator = gemmi.StructureFactorCalculatorX(small.cell)
     hkl = gemmi.make_miller_array(crystal.cell, gemmi.SpaceGroup("P 1"), d_min)
-    I = 0.3 * np.array([abs(calculator.calculate_sf_from_small_structure(small, h)) ** 2 for h in hkl.tolist()])
+    I = 0.3 * np.abs(direct_sum(crystal, hkl)) ** 2
     sigma = noise * I + 0.01 * I.mean()
     I = I + sigma * np.random.default_rng(seed).standard_normal(len(I))
     return Measured(hkl.astype(int), I, sigma, crystal.cell, crystal.spacegroup, crystal.contents, 0.71073,
@@ -49,7 +47,7 @@ def done(request, tmp_path_factory):
     """(crystal, data, Solution, {suffix: path})."""
     crystal = random_crystal(request.param)
     data = data_of(crystal)
-    solution, tried = job.solve(data, trials=16, seed=1)
+    solution, tried = solve_measured(data, trials=16, seed=1)
     assert tried == [(crystal.spacegroup, solution.figure_of_merit)] and solution.accepted and solved(solution, crystal)
     paths = output.write_solution(tmp_path_factory.mktemp("out") / "made", solution, data)
     return crystal, data, solution, {path.suffix: path for path in paths}
@@ -113,7 +111,7 @@ def test_the_data_come_back_as_they_were(done):
 
 def test_the_mtz_holds_phases_of_the_atoms(done):
     mtz = gemmi.read_mtz_file(str(done[3][".mtz"]))
-    small = output.as_crystal(done[2]).small_structure()
+    small = done[2].as_crystal().small_structure()
     calculator = gemmi.StructureFactorCalculatorX(small.cell)
     sf = np.array([calculator.calculate_sf_from_small_structure(small, h) for h in mtz.make_miller_array().tolist()])
     F, FC, PHIC = (mtz.column_with_label(label).array for label in ("F", "FC", "PHIC"))
@@ -149,29 +147,30 @@ def test_a_group_on_other_axes_is_another_candidate():
 def hide(data):
     """The data in the group with fewest operators of their Laue class, on their lattice."""
     system, lattice = data.spacegroup.crystal_system_str(), data.spacegroup.centring_type()
-    return job.in_group(data, lattice + {"triclinic": " 1", "monoclinic": " 1 2 1", "orthorhombic": " 2 2 2"}[system])
+    return in_group(data, lattice + {"triclinic": " 1", "monoclinic": " 1 2 1", "orthorhombic": " 2 2 2"}[system])
 
 
 @pytest.mark.parametrize("name", ["P 1", "P -1", "P 1 21 1", "P 1 21/c 1", "C 1 2 1", "C 1 c 1"])
 def test_the_space_group_is_found(name):
     crystal = random_crystal(name)
-    solution, tried = job.solve(hide(data_of(crystal)), search=True, seed=1)
+    solution, tried = solve_measured(hide(data_of(crystal)), search=True, seed=1)
     assert solution.accepted and solution.spacegroup.xhm() == name and solved(solution, crystal)
     agreement = {group.xhm(): figure for group, figure in tried}
     assert agreement[name] == solution.figure_of_merit and len(agreement) == len(tried) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["P -1", "P 1 21/n 1", "C 1 2/c 1", "P 1 c 1", "P 21 21 21", "P n a 21", "P n a m", "P b c a"])
 def test_the_space_group_of_packed_molecules_is_found(name):
     crystal = random_crystals(1, 0, (name,), recipe="molecules")[0]
-    solution, tried = job.solve(hide(data_of(crystal, 0.95)), search=True)
+    solution, tried = solve_measured(hide(data_of(crystal, 0.95)), search=True)
     assert solution.accepted and solution.spacegroup.xhm() == name and solved(solution, crystal)
 
 
 @pytest.mark.parametrize("name", ["hydantoin", "paracetamol", "sucrose"])
 def test_the_space_group_of_a_molecule_is_found(name):
     crystal = read_cif(ROOT / "data" / "molecules" / f"{name}.cif")
-    solution, _ = job.solve(hide(data_of(crystal, 0.9)), search=True)
+    solution, _ = solve_measured(hide(data_of(crystal, 0.9)), search=True)
     assert solution.accepted and solution.spacegroup.xhm() == crystal.spacegroup.xhm() and solved(solution, crystal)
 
 
@@ -181,12 +180,12 @@ def test_the_space_group_is_found_although_heavy_atoms_have_more_symmetry(code):
     if not path.exists():
         pytest.skip("the real crystals are absent: point XRD_REAL_DATA at them")
     crystal = read_cif(path)
-    solution, _ = job.solve(hide(data_of(crystal, 0.9)), search=True)
+    solution, _ = solve_measured(hide(data_of(crystal, 0.9)), search=True)
     assert solution.accepted and solution.spacegroup.xhm() == crystal.spacegroup.xhm() and solved(solution, crystal)
 
 
 def test_the_phases_agree_with_a_subgroup_as_well_and_the_group_is_taken():
-    solution, tried = job.solve(hide(data_of(random_crystal("P 1 21/c 1"))), search=True)
+    solution, tried = solve_measured(hide(data_of(random_crystal("P 1 21/c 1"))), search=True)
     agreement = {group.xhm(): figure for group, figure in tried}
     assert min(agreement[name] for name in ("P 1 21/c 1", "P 1 21 1", "P 1 c 1")) > 0.8
     assert max(agreement[name] for name in ("P 1 2/m 1", "P 1 21/m 1", "P 1 2/c 1", "P 1 m 1")) < 0.8
@@ -197,18 +196,18 @@ def test_the_phases_agree_with_a_subgroup_as_well_and_the_group_is_taken():
 
 def test_reflections_that_the_group_of_the_file_forbids_count_in_a_search():
     crystal = random_crystal("P 1 21 1")
-    data = job.in_group(data_of(crystal), "P 1 21/c 1")
-    solution, _ = job.solve(data, search=True)
+    data = in_group(data_of(crystal), "P 1 21/c 1")
+    solution, _ = solve_measured(data, search=True)
     assert solution.spacegroup.xhm() == "P 1 21 1" and solution.accepted and solved(solution, crystal)
     # the amplitudes that P21/c would leave out are in R1: the same as where the group is known
-    known, _ = job.solve(data_of(crystal))
+    known, _ = solve_measured(data_of(crystal))
     assert solution.r1 == pytest.approx(known.r1, abs=0.01) and len(solution.fract) == len(known.fract)
 
 
 def test_the_files_hold_the_cell_of_the_group_found(tmp_path):
     crystal = random_crystal("P 1 21/c 1")
     data = hide(data_of(crystal))
-    solution, _ = job.solve(data, search=True)
+    solution, _ = solve_measured(data, search=True)
     paths = {path.suffix: path for path in output.write_solution(tmp_path / "made", solution, data)}
     again = read_measured(paths[".hkl"])
     assert again.spacegroup.xhm() == "P 1 21/c 1" and again.elements == pytest.approx(crystal.contents)
@@ -220,7 +219,7 @@ def test_a_solution_on_other_axes_is_written_with_the_data_on_them(tmp_path):
     """As SHELXT may give it: a' = c, b' = -b, c' = a, where P 1 21/c 1 is P 1 21/a 1."""
     crystal = random_crystal("P 1 21/c 1")
     data = data_of(crystal)
-    solution, _ = job.solve(data)
+    solution, _ = solve_measured(data)
     a, b, c, alpha, beta, gamma = crystal.cell.parameters
     turned = replace(solution, cell=gemmi.UnitCell(c, b, a, gamma, beta, alpha), spacegroup=gemmi.SpaceGroup("P 1 21/a 1"),
                      fract=solution.fract[:, [2, 1, 0]] * [1, -1, 1], orientation="a'=c, b'=-b, c'=a")
@@ -236,11 +235,20 @@ def test_a_solution_on_other_axes_is_written_with_the_data_on_them(tmp_path):
         output.write_solution(tmp_path / "made", strange, data)
 
 
+def test_data_are_merged_once(tmp_path, monkeypatch):
+    data, merged = data_of(random_crystal("P -1")), []
+    monkeypatch.setattr(reflections, "merge", lambda *given, merge=reflections.merge: merged.append(1) or merge(*given))
+    output.describe_data(data, data.merge())
+    solution, _ = solve_measured(data, trials=4)
+    output.write_solution(tmp_path / "made", solution, data)
+    assert len(merged) == 1
+
+
 def test_very_negative_intensities_fit_the_columns_too(tmp_path):
     crystal = random_crystal("P -1")
     data = data_of(crystal)
     data.intensity[0] = -12000.0
-    solution, _ = job.solve(data)
+    solution, _ = solve_measured(data)
     output.write_solution(tmp_path / "made", solution, data)
     lines = (tmp_path / "made.hkl").read_text().splitlines()
     assert {len(line) for line in lines} == {32} and float(lines[0][12:20]) < -1000
@@ -263,17 +271,17 @@ def test_in_which_groups_atoms_are_built():
 
 def test_the_contents_of_the_cell_stay_in_another_group():
     data = data_of(random_crystal("P 1 21/c 1"))
-    assert job.in_group(data, "P 1 21 1").elements == {"S": 2, "O": 4, "N": 2, "C": 6}
+    assert in_group(data, "P 1 21 1").elements == {"S": 2, "O": 4, "N": 2, "C": 6}
     with pytest.raises(UserError, match="not of the Laue class of P 1 21/c 1"):
-        job.in_group(data, "P -1")
+        in_group(data, "P -1")
     with pytest.raises(UserError, match="'P 1 21/q 1' is no space group"):
-        job.in_group(data, "P 1 21/q 1")
+        in_group(data, "P 1 21/q 1")
 
 
 def test_without_a_structure_it_says_so():
     data = data_of(random_crystal("P 1 21/c 1"), d_min=1.0)
     shuffled = np.random.default_rng(0).permutation(data.intensity)
-    solution, _ = job.solve(Measured(**{**vars(data), "intensity": shuffled}), trials=2)
+    solution, _ = solve_measured(replace(data, intensity=shuffled), trials=2)
     assert output.verdict(solution, []).startswith("Not solved") and output.verdict(None).startswith("Not solved")
 
 
@@ -289,7 +297,7 @@ def test_what_is_read_is_described():
 def test_xrd_solve_writes_into_a_folder_beside_the_file(tmp_path, capsys):
     crystal = random_crystal("P 1 21/c 1")
     data = data_of(crystal)
-    solution, _ = job.solve(data, trials=4, seed=1)
+    solution, _ = solve_measured(data, trials=4, seed=1)
     output.write_solution(tmp_path / "job", solution, data)  # for the .hkl and .ins
     for suffix in (".res", ".cif", ".mtz", ".ccp4"):
         (tmp_path / f"job{suffix}").unlink()
@@ -298,7 +306,7 @@ def test_xrd_solve_writes_into_a_folder_beside_the_file(tmp_path, capsys):
     assert "Solved in P 1 21/c 1: 7 atoms" in printed and "SHELX, F² by HKLF 4" in printed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.hkl", "job.ins", "job_xrd"]
     assert {p.suffix for p in (tmp_path / "job_xrd").iterdir()} == {".hkl", ".ins", ".res", ".cif", ".mtz", ".ccp4"}
-    assert solved(job.Solution(**{**vars(solution), "fract": read_cif(tmp_path / "job_xrd" / "job.cif").fract}), crystal)
+    assert solved(replace(solution, fract=read_cif(tmp_path / "job_xrd" / "job.cif").fract), crystal)
 
 
 def test_xrd_solve_finds_the_space_group_and_says_which_agree(tmp_path, capsys):
@@ -313,7 +321,7 @@ def test_xrd_solve_finds_the_space_group_and_says_which_agree(tmp_path, capsys):
 
 def test_xrd_solve_refuses_in_a_sentence(tmp_path, capsys):
     data = data_of(random_crystal("P -1"))
-    solution, _ = job.solve(data, trials=4)
+    solution, _ = solve_measured(data, trials=4)
     output.write_solution(tmp_path / "job", solution, data)
 
     def message(*more):
@@ -337,6 +345,7 @@ def run(*arguments):
     return caught.value.code or 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}: set XRD_REAL_DATA")
 def test_all_measured_data_sets_are_solved_from_their_intensities():
     with open(MEASURED / "SOURCES.csv", newline="") as file:
@@ -349,10 +358,21 @@ def test_all_measured_data_sets_are_solved_from_their_intensities():
         assert quality.d_min == pytest.approx(float(row["d_min"]), abs=0.005), row["id"]
         assert quality.completeness == pytest.approx(float(row["completeness"]), abs=0.02), row["id"]
         published = read_cif(MEASURED / row["model"])
-        solution, _ = job.solve(data)
+        solution, _ = solve_measured(data)
         match = match_solution(solution, published)
         assert solution.accepted and match.n_matched == match.n_true, (row["id"], match)
         true = [element for element in published.elements if element not in ("H", "D")]
         assert all(solution.elements[i] == true[j] for i, j in match.pairs), (row["id"], "elements")
-        solution, _ = job.solve(hide(data), search=True)
+        solution, _ = solve_measured(hide(data), search=True)
         assert solution.accepted and solution.spacegroup.xhm() == published.spacegroup.xhm() and solved(solution, published)
+
+
+def test_a_list_of_kinds_is_filled_up_with_carbon(monkeypatch):
+    asked = []
+    monkeypatch.setattr(job.charge_flipping, "solve", lambda reflections, elements, **_: asked.append(elements))
+    crystal = random_crystal("P 1 21/c 1")  # 521 Å³ in four parts: 7 atoms of 18 Å³
+    hkl = unique_hkl(crystal.cell, crystal.spacegroup, 1.5)
+    measured = Reflections.of_good_data(hkl, np.ones(len(hkl)), crystal.cell, crystal.spacegroup)
+    for elements in (["C", "H", "O"], {}, ["S", *"OONCCC", "H"]):
+        job.phase(measured, elements)
+    assert asked == [{"O": 1, "C": 6}, {"C": 7}, {"S": 1, "O": 2, "N": 1, "C": 3, "H": 1}]

@@ -38,7 +38,7 @@ def test_allowed_origins_are_those_of_the_tables(name, shifts, polar):
     if name == "F -4 3 m":  # classes modulo the centring: compare their sums of coordinates, 0, 1/4, 1/2, 3/4
         assert len(found) == 4 and sorted(found.sum(1) % 1) == pytest.approx([0, 0.25, 0.5, 0.75])
     elif name == "C 1 2/c 1":  # (0 1/2 0) is (1/2 0 0) by the centring, and so on: as classes
-        assert sorted((tuple(t) for t in found)) == shifts
+        assert sorted(tuple(t) for t in found) == shifts
     else:
         np.testing.assert_allclose(sorted(map(tuple, found)), sorted(shifts), atol=1e-12)
     assert len(directions) == len(polar)
@@ -57,7 +57,7 @@ def setting(name):
 def test_atoms_match_from_every_allowed_origin_and_hand(name):
     cell, spacegroup = setting(name)
     true, rng = atoms(), np.random.default_rng(6)
-    ops = [op for op in spacegroup.operations()]
+    ops = list(spacegroup.operations())
     shifts, polar = origin.allowed_origins(spacegroup)
     for sign in (1, -1):
         for shift in shifts:

@@ -13,10 +13,22 @@ from xrd_helpers.known_molecule import from_geometry, read_molecules, turn
 from xrd_helpers.phasing.climbing import climb, data_of, score
 from xrd_helpers.phasing.distances import distances_of, refine, rigid_distances
 from xrd_helpers.phasing.origin import match_atoms, solved
-from xrd_helpers.phasing.placing import (Arrangement, Part, PlacingError, Search, _joints, amplitudes_of, arrangements, contacts,
-                                         place, special_sites, symmetric)
+from xrd_helpers.phasing.placing import (
+    Arrangement,
+    Part,
+    PlacingError,
+    Search,
+    _joints,
+    amplitudes_of,
+    arrangements,
+    contacts,
+    place,
+    special_sites,
+    symmetric,
+)
 from xrd_helpers.phasing.refine import Refiner
-from xrd_helpers.reflections import Reflections, unique_hkl, write_shelx
+from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.shelx import write_shelx
 from xrd_helpers.structure_factors import structure_factors
 
 pytest.importorskip("rdkit")

@@ -8,8 +8,7 @@ import gemmi
 import numpy as np
 import pytest
 
-from xrd_helpers.phasing import shelxt
-from xrd_helpers.phasing.charge_flipping import PhasingError
+from xrd_helpers.phasing import PhasingError, shelxt
 from xrd_helpers.reflections import Reflections, unique_hkl
 
 TABLE = """

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from notebook_makers import make_notebook
+from makers import make_notebook
 from xrd_helpers import config, pipeline, summary
 from xrd_helpers.config import ConfigError, UserError, locked
 
@@ -20,10 +20,11 @@ def project(tmp_path, monkeypatch):
     """Three notebooks, of which the second can be told to fail, and a config.yaml, in the working directory."""
     notebooks = tmp_path / "notebooks"
     make_notebook(notebooks, "01_first", FIRST, parameters='profile = "quick"\nseed = 0')
-    make_notebook(notebooks, "02_second", 'if fail:\n    raise ValueError("\\x1b[31mtoo\\x1b[0m\\nlarge")', parameters="fail = False")
+    failing = 'if fail:\n    raise ValueError("\\x1b[31mtoo\\x1b[0m\\nlarge")'
+    make_notebook(notebooks, "02_second", failing, parameters="fail = False")
     make_notebook(notebooks, "03_third", parameters="epochs = 1")
     (tmp_path / "config.yaml").write_text(
-        "smoke:\n  01_first: {profile: smoke, seed: 7}\n  02_second: {fail: true}\n  03_third: {epochs: 2}\n"
+        "smoke:\n  01_first: {seed: 7}\n  02_second: {fail: true}\n  03_third: {epochs: 2}\n"
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -49,6 +50,7 @@ def run(**options):
     return pipeline.run("smoke", runs="out", config="config.yaml", notebooks="notebooks", **options)
 
 
+@pytest.mark.slow
 def test_a_failing_cell_stops_the_run_and_resume_goes_on(project, capfd):
     with pytest.raises(pipeline.NotebookFailed) as caught:
         run()

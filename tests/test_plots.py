@@ -4,24 +4,37 @@ from types import SimpleNamespace
 
 import gemmi
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+from xrd_helpers import locate, viewer
+from xrd_helpers.baselines import KNOW_NOTHING
+from xrd_helpers.cif import read_cif
+from xrd_helpers.crystals import Crystal
+from xrd_helpers.gridding import AmplitudeBoxes, Box
+from xrd_helpers.models import MODELS
+from xrd_helpers.plots import (
+    COLOURS,
+    ELEMENTS,
+    plot_calibration,
+    plot_cells,
+    plot_density,
+    plot_extension,
+    plot_history,
+    plot_match,
+    plot_molecule,
+    plot_phasing_time,
+    plot_r_by_resolution,
+    plot_solve_rate,
+    plot_solved_with,
+)
+from xrd_helpers.random_crystals import random_crystals
+from xrd_helpers.viewer import browse_layers
 
-from xrd_helpers import locate, viewer  # noqa: E402
-from xrd_helpers.cif import read_cif  # noqa: E402
-from xrd_helpers.gridding import AmplitudeBoxes, Box  # noqa: E402
-from xrd_helpers.models import TITLES  # noqa: E402
-from xrd_helpers.plots import (COLOURS, ELEMENTS, KNOW_NOTHING, plot_calibration, plot_cells, plot_density,  # noqa: E402
-                               plot_extension, plot_history, plot_molecule, plot_phasing_time, plot_r_by_resolution,
-                               plot_solve_rate, plot_solved_with)
-from xrd_helpers.random_crystals import random_crystals  # noqa: E402
-from xrd_helpers.viewer import browse_layers  # noqa: E402
-
+TITLES = [model.title for model in MODELS.values()]
 BOX = Box("small", (-4, 0, 0), (3, 5, 6), "P 1 2/m 1")
 
 
@@ -122,7 +135,7 @@ def test_history_without_validation_or_with_one_step():
 
 def test_r_against_resolution_has_d_on_a_scale_of_its_inverse_square():
     curves = {name: pd.DataFrame({"d": [1.4, 1.0, 0.82], "r_ext": [0.3, 0.1 * i, 0.6]})
-              for i, name in enumerate([*KNOW_NOTHING, *TITLES.values(), "another"])}
+              for i, name in enumerate([*KNOW_NOTHING, *TITLES, "another"])}
     fig = plot_r_by_resolution(curves)
     ax, = panels(fig)
     assert ax.get_xlabel() == "d / Å" and ax.get_ylabel() == "$R_{ext}$" and texts(ax.get_legend()) == list(curves)
@@ -132,8 +145,8 @@ def test_r_against_resolution_has_d_on_a_scale_of_its_inverse_square():
         np.testing.assert_allclose(line.get_xdata(), [1 / 1.96, 1, 1 / 0.6724])
         np.testing.assert_array_equal(line.get_ydata(), curve["r_ext"])
         assert (line.get_color() == "grey") == (name in KNOW_NOTHING)
-    assert COLOURS.keys() == {*TITLES.values(), "phase first"}
-    assert [line.get_color() for line in ax.lines[3:-1]] == [COLOURS[name] for name in TITLES.values()]
+    assert COLOURS.keys() <= {*TITLES, "phase first"} and len({*COLOURS.values()}) == len(COLOURS), "each its own"
+    assert [line.get_color() for line in ax.lines[3:-1]] == [COLOURS[name] for name in TITLES]
     assert ax.get_ylim()[0] == 0
     assert_nothing_is_cut_off(fig)
     assert ax.get_legend().get_window_extent().x0 > ax.get_window_extent().x1, "beside the curves, not on them"
@@ -202,6 +215,22 @@ def test_density_at_the_origin_is_drawn_on_both_sides_of_the_cell():
         image = ax.images[0].get_array()
         assert image[0, 0] == image[0, -1] == image[-1, 0] == image[-1, -1] == 1 and image.sum() == 4
         assert ax.get_legend() is None and not ax.lines
+
+
+def test_published_atoms_are_drawn_where_the_solution_has_them():
+    """A solution that is the crystal at another allowed origin and of the other hand: each cross stands in a circle."""
+    cell, spacegroup = gemmi.UnitCell(6.1, 8.3, 9.7, 90, 104, 90), gemmi.SpaceGroup("P 1 21 1")
+    fract = np.array([[0.11, 0.32, 0.21], [0.42, 0.05, 0.66], [0.73, 0.61, 0.37]])
+    crystal = Crystal("chiral", cell, spacegroup, ("C", "N", "O"), fract, np.full(3, 0.03), np.ones(3))
+    found = np.array([0.5, 0.3, 0]) - fract
+    found[0] += 0.001  # 0.01 Å
+    solution = SimpleNamespace(fract=found, rho=np.ones((8, 8, 8)), cell=cell, spacegroup=spacegroup, r1=0.05)
+    fig = plot_match(solution, crystal)
+    assert fig.get_suptitle().startswith("chiral: 3 of 3 atoms within 0.5 Å, rms 0.01 Å, R1 0.050")
+    for ax in panels(fig):
+        circles, crosses = (np.array(line.get_xydata()) for line in ax.get_lines())
+        assert len(circles) == len(crosses) == 6, "two images of each atom"
+        assert np.linalg.norm(circles[:, None] - crosses, axis=2).min(axis=1).max() < 0.05  # Å
 
 
 def test_density_with_nothing_found():
@@ -306,8 +335,9 @@ def benchmark():
         for i in range(4):
             for d_min in (0.8, 1.2, 1.5):
                 for program, more in (("xrd_helpers", 1), ("cctbx", 0)):
-                    rows.append({"set": group, "d_min": d_min, "program": program, "name": f"{group}{i}", "atoms": atoms + i % 2,
-                                 "volume": 100.0 * (i + 1), "solved": i <= {0.8: 2, 1.2: 1, 1.5: 0}[d_min] + more,
+                    rows.append({"set": group, "d_min": d_min, "program": program, "name": f"{group}{i}",
+                                 "atoms": atoms + i % 2, "volume": 100.0 * (i + 1),
+                                 "solved": i <= {0.8: 2, 1.2: 1, 1.5: 0}[d_min] + more,
                                  "claimed": True, "seconds": 0.01 * (i + 1) ** 2})
     return pd.DataFrame(rows)
 
@@ -360,7 +390,8 @@ def test_phasing_time_of_solved_structures_has_its_power_of_the_volume():
     table = benchmark()
     fig = plot_phasing_time(table)
     ax, = panels(fig)
-    assert ax.get_xscale() == ax.get_yscale() == "log" and ax.get_xlabel() == "cell volume / Å³" and "to 1.2 Å" in ax.get_ylabel()
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+    assert ax.get_xlabel() == "cell volume / Å³" and "to 1.2 Å" in ax.get_ylabel()
     assert texts(ax.get_legend()) == ["xrd_helpers, slope 2.0", "cctbx, slope 2.0"]
     points = [line for line in ax.lines if line.get_linestyle() == "None"]
     ours = table[(table["program"] == "xrd_helpers") & table["solved"] & (table["d_min"] < 1.3)]
@@ -416,7 +447,8 @@ def test_browser_draws_at_once_and_again_at_every_choice(boxes, monkeypatch):
     widget = browse_layers(predictions, boxes, ["first", "second", "second"])
     assert len(drawn) == 1, "without a click"
     model, crystal, l = widget.children[:3]
-    assert list(model.options) == ["UNet", "zero fill"] and [name for name, _ in crystal.options] == ["first", "second", "second"]
+    assert list(model.options) == ["UNet", "zero fill"]
+    assert [name for name, _ in crystal.options] == ["first", "second", "second"]
     assert (l.min, l.max) == (0, 6)
     model.value, crystal.value, l.value = "zero fill", 2, 5
     assert [(args[0] is predictions["zero fill"], args[2], args[3]) for args, _ in drawn] == [

@@ -36,7 +36,8 @@ def same(one, other):
 @pytest.mark.parametrize("recipe", ["atoms", "molecules"])
 def test_same_seed_same_crystals_in_any_number_and_parts(recipe):
     whole = random_crystals(9, seed=3, recipe=recipe)
-    parts = [crystal for n, first in ((3, 6), (2, 0), (4, 2)) for crystal in random_crystals(n, seed=3, first=first, recipe=recipe)]
+    parts = [crystal for n, first in ((3, 6), (2, 0), (4, 2))
+             for crystal in random_crystals(n, seed=3, first=first, recipe=recipe)]
     parts = parts[3:] + parts[:3]  # asked for in another order
     assert len(whole) == len(parts) == 9
     assert all(same(one, other) for one, other in zip(whole, parts))
@@ -138,8 +139,9 @@ def test_other_systems_that_the_recipe_can_do():
         assert c.spacegroup.hm == "P 21 21 21" and 14 < c.cell.volume / (4 * len(c.elements)) < 22
 
 
-@pytest.mark.parametrize("name, n", [("P 41", 6), ("I 41/a :2", 4), ("P 6/m", 4), ("R -3 :H", 4), ("R -3 :R", 4), ("F m -3 m", 1),
-                                     ("P 21 3", 3), ("P 1 1 21/b", 6), ("P 21/b 1 1", 6), ("P n n n :1", 4), ("C -1", 4)])
+@pytest.mark.parametrize("name, n", [("P 41", 6), ("I 41/a :2", 4), ("P 6/m", 4), ("R -3 :H", 4), ("R -3 :R", 4),
+                                     ("F m -3 m", 1), ("P 21 3", 3), ("P 1 1 21/b", 6), ("P 21/b 1 1", 6), ("P n n n :1", 4),
+                                     ("C -1", 4)])
 def test_recipe_atoms_makes_crystals_of_every_system(name, n):
     """The metric of each system from International Tables A, the distances by brute force."""
     group = gemmi.SpaceGroup(name)
@@ -157,7 +159,8 @@ def test_recipe_atoms_makes_crystals_of_every_system(name, n):
             assert oblique == [gamma if name == "P 1 1 21/b" else alpha]
         elif system in ("tetragonal", "orthorhombic", "cubic"):
             assert (alpha, beta, gamma) == (90, 90, 90)
-            assert len({a, b, c_}) == {"tetragonal": 2, "orthorhombic": 3, "cubic": 1}[system] and (system != "tetragonal" or a == b)
+            assert len({a, b, c_}) == {"tetragonal": 2, "orthorhombic": 3, "cubic": 1}[system]
+            assert system != "tetragonal" or a == b
         assert nearest_images(c, 1.3 - 1e-9) == 0
         assert (c.occ == 1).all()  # no atom on a special position
 

@@ -46,9 +46,15 @@ def test_one_version_number():
     assert PROJECT["version"] == __version__
 
 
+def test_both_checks_begin_with_ruff():
+    recipes = dict(re.findall(r"^(\w+): .*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE))
+    assert all(recipes[name].startswith("\t$(BIN)/ruff check\n") for name in ("check", "test"))
+    assert '-m "not slow"' in recipes["check"] and "slow" not in recipes["test"]
+
+
 def test_make_has_the_promised_targets_and_ci_calls_make_test():
     targets = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
-    assert {"run", "test", "lab", "bench", "clean"} <= targets
+    assert {"run", "check", "test", "lab", "bench", "clean"} <= targets
     phony = set(re.search(r"^\.PHONY: (.*)", MAKEFILE, re.MULTILINE).group(1).split())
     assert phony == targets, "a file named like a target must not stop make"
     assert (ROOT / ".ci/run").read_text().rstrip().endswith("\nmake test")

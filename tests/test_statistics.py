@@ -4,6 +4,7 @@ import gemmi
 import numpy as np
 import pytest
 
+from makers import make_crystal
 from xrd_helpers.crystals import Crystal
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.statistics import crystal_statistics, neighbour_statistics
@@ -13,12 +14,6 @@ MONOCLINIC = gemmi.UnitCell(12.0, 6.0, 9.0, 90, 110, 90)
 COLUMNS = ["atoms", "volume per atom", "middle edge / shortest", "longest edge / shortest", "beta", "nearest", "second nearest",
            "bonded neighbours", "neighbours to 4 Å", "U", "U spread", "share C", "share N", "share O", "share heavier than F",
            "H per atom", "mean |E² - 1|", "Wilson B", "Wilson rms", "reflections"]
-
-
-def made(group, cell, elements, fract, u=0.03, occ=1.0):
-    n = len(elements)
-    return Crystal("made", cell, gemmi.SpaceGroup(group), tuple(elements), np.array(fract, float), np.broadcast_to(u, n).astype(float),
-                   np.broadcast_to(occ, n).astype(float))
 
 
 def brute_force(crystal, reach=4.5):
@@ -42,7 +37,8 @@ def brute_force(crystal, reach=4.5):
 def test_a_row_has_the_numbers_worked_out_by_hand():
     """Edges 12, 6 and 9 Å, V = 12 · 6 · 9 · sin 110°, four positions a cell, half of the O missing."""
     fract = [[0.1, 0.1, 0.1], [0.2, 0.15, 0.3], [0.4, 0.3, 0.2], [0.7, 0.4, 0.4], [0.1, 0.1, 0.2]]
-    crystal = made("P 1 21/c 1", MONOCLINIC, ("C", "N", "O", "Cl", "H"), fract, u=[0.02, 0.04, 0.06, 0.08, 0.5], occ=[1, 1, 0.5, 1, 1])
+    crystal = make_crystal(("C", "N", "O", "Cl", "H"), "P 1 21/c 1", MONOCLINIC, fract,
+                   u=[0.02, 0.04, 0.06, 0.08, 0.5], occ=[1, 1, 0.5, 1, 1])
     table = crystal_statistics([crystal])
     assert list(table.columns) == COLUMNS and len(table) == 1
     row = table.iloc[0]
@@ -58,16 +54,16 @@ def test_a_row_has_the_numbers_worked_out_by_hand():
 
 
 def test_only_monoclinic_crystals_have_a_beta():
-    row = crystal_statistics([made("P -1", TRICLINIC, ("C", "O"), [[0.1, 0.2, 0.3], [0.4, 0.1, 0.2]])]).iloc[0]
+    row = crystal_statistics([make_crystal(("C", "O"), "P -1", TRICLINIC, [[0.1, 0.2, 0.3], [0.4, 0.1, 0.2]])]).iloc[0]
     assert np.isnan(row["beta"]) and row["longest edge / shortest"] == pytest.approx(11.7 / 9.1)
 
 
-@pytest.mark.parametrize("group, cell", [("P -1", TRICLINIC), ("P 1", TRICLINIC), ("P 1 21/c 1", MONOCLINIC), ("C 1 2 1", MONOCLINIC),
-                                         ("P -1", gemmi.UnitCell(4.1, 4.9, 6.2, 68, 74, 117))])
+@pytest.mark.parametrize("group, cell", [("P -1", TRICLINIC), ("P 1", TRICLINIC), ("P 1 21/c 1", MONOCLINIC),
+                                         ("C 1 2 1", MONOCLINIC), ("P -1", gemmi.UnitCell(4.1, 4.9, 6.2, 68, 74, 117))])
 def test_distances_are_those_of_the_brute_force(group, cell):
     """An oblique cell with edges of 4 Å too, where the nearest image is not that of the rounded difference."""
     rng = np.random.default_rng(5)
-    crystal = made(group, cell, ("C", "N", "H", "S"), rng.uniform(-1, 2, (4, 3)))
+    crystal = make_crystal(("C", "N", "H", "S"), group, cell, rng.uniform(-1, 2, (4, 3)))
     rows = brute_force(crystal)
     nearest, second, bonds, near = neighbour_statistics(crystal)
     assert len(nearest) == 3
@@ -75,8 +71,8 @@ def test_distances_are_those_of_the_brute_force(group, cell):
     np.testing.assert_allclose(second, [row[1][0] if len(row) > 1 else 4.5 for row in rows], atol=2e-3)
     np.testing.assert_array_equal(near, [sum(d < 4 for d, _ in row) for row in rows])
     radius = {"C": 0.76, "N": 0.71, "S": 1.05}
-    heavy = ("C", "N", "S")
-    np.testing.assert_array_equal(bonds, [sum(d < radius[e] + radius[own] + 0.3 for d, e in row) for own, row in zip(heavy, rows)])
+    expected = [sum(d < radius[e] + radius[own] + 0.3 for d, e in row) for own, row in zip("CNS", rows)]
+    np.testing.assert_array_equal(bonds, expected)
     row = crystal_statistics([crystal]).iloc[0]
     assert row["nearest"] == pytest.approx(nearest.mean()) and row["second nearest"] == pytest.approx(second.mean())
     assert row["neighbours to 4 Å"] == pytest.approx(near.mean())
@@ -85,7 +81,7 @@ def test_distances_are_those_of_the_brute_force(group, cell):
 def test_an_atom_on_a_special_position_counts_once():
     """Cu on the inversion centre of P -1 with one Cl at (2 Å, 0, 0): trans, 2 Å each; the next of Cl is Cu, then Cl at 4 Å."""
     cell = gemmi.UnitCell(10, 10, 10, 90, 90, 90)
-    crystal = made("P -1", cell, ("Cu", "Cl"), [[0, 0, 0], [0.2, 0, 0]], occ=[0.5, 1])
+    crystal = make_crystal(("Cu", "Cl"), "P -1", cell, [[0, 0, 0], [0.2, 0, 0]], occ=[0.5, 1])
     nearest, second, bonds, near = neighbour_statistics(crystal)
     np.testing.assert_allclose(nearest, [2, 2], atol=2e-3)
     np.testing.assert_allclose(second, [2, 4], atol=2e-3)
@@ -97,7 +93,8 @@ def test_an_atom_on_a_special_position_counts_once():
 
 
 def test_a_lone_atom_has_neighbours_at_the_reach():
-    nearest, second, bonds, near = neighbour_statistics(made("P 1", gemmi.UnitCell(9, 9, 9, 90, 90, 90), ("C",), [[0.3, 0.3, 0.3]]))
+    one = make_crystal("C", "P 1", (9, 9, 9, 90, 90, 90), [[0.3, 0.3, 0.3]])
+    nearest, second, bonds, near = neighbour_statistics(one)
     assert (nearest, second, bonds, near) == (4.5, 4.5, 0, 0)
 
 
@@ -107,7 +104,7 @@ def test_each_atom_of_benzene_has_two_bonds(group, cell):
     angles = np.radians(60 * np.arange(6))
     x = np.vstack([r * np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1) for r in (1.39, 2.34)]) + [3.0, 1.7, 2.2]
     fract = [cell.fractionalize(gemmi.Position(*row)).tolist() for row in x]
-    crystal = made(group, cell, ["C"] * 6 + ["H"] * 6, fract)
+    crystal = make_crystal(["C"] * 6 + ["H"] * 6, group, cell, fract)
     nearest, second, bonds, near = neighbour_statistics(crystal)
     np.testing.assert_allclose(nearest, 1.39, atol=2e-3)
     np.testing.assert_allclose(second, 1.39, atol=2e-3)
@@ -124,7 +121,7 @@ def test_mean_e_squared_minus_one_is_that_of_wilson(group, expected):
     """
     rng = np.random.default_rng(6)
     cell = TRICLINIC if "21" not in group else gemmi.UnitCell(12, 17, 14, 90, 103, 90)
-    crystals = [made(group, cell, ["C"] * 40, rng.random((40, 3))) for _ in range(4)]
+    crystals = [make_crystal(["C"] * 40, group, cell, rng.random((40, 3))) for _ in range(4)]
     found = crystal_statistics(crystals, d_min=1.0)["mean |E² - 1|"]
     assert found.mean() == pytest.approx(expected, abs=0.03)
 
@@ -133,7 +130,7 @@ def test_mean_e_squared_minus_one_is_that_of_wilson(group, expected):
 def test_wilson_b_is_that_of_the_atoms(u):
     """B = 8π²U for equal atoms at random; 12 crystals, each with an error of about 0.3 Å²."""
     rng = np.random.default_rng(8)
-    crystals = [made("P 1", TRICLINIC, ["C", "N", "O"] * 10, rng.random((30, 3)), u=u) for _ in range(6)]
+    crystals = [make_crystal(["C", "N", "O"] * 10, "P 1", TRICLINIC, rng.random((30, 3)), u=u) for _ in range(6)]
     table = crystal_statistics(crystals)
     assert table["Wilson B"].mean() == pytest.approx(8 * np.pi**2 * u, abs=0.35)
     assert (table["Wilson rms"] < 0.35).all()
@@ -142,7 +139,7 @@ def test_wilson_b_is_that_of_the_atoms(u):
 @pytest.mark.parametrize("group, cell", [("P -1", TRICLINIC), ("P 1 21/c 1", MONOCLINIC), ("C 1 2 1", MONOCLINIC)])
 @pytest.mark.parametrize("d_min", [0.8, 1.1])
 def test_reflections_are_those_of_gemmi(group, cell, d_min):
-    crystal = made(group, cell, ("C", "N", "O"), [[0.1, 0.2, 0.3], [0.4, 0.1, 0.2], [0.7, 0.3, 0.9]])
+    crystal = make_crystal(("C", "N", "O"), group, cell, [[0.1, 0.2, 0.3], [0.4, 0.1, 0.2], [0.7, 0.3, 0.9]])
     n = crystal_statistics([crystal], d_min=d_min).iloc[0]["reflections"]
     space_group = gemmi.SpaceGroup(group)
     sphere = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), d_min, unique=False)
@@ -162,10 +159,10 @@ def test_shape_of_a_cell_does_not_change_the_distances():
         return np.degrees(np.arccos(u @ v / np.linalg.norm(u) / np.linalg.norm(v)))
 
     cell = gemmi.UnitCell(*(np.linalg.norm(v) for v in (a, b, c)), angle(b, c), angle(a, c), angle(a, b))
-    other = Crystal("other", cell, crystal.spacegroup, crystal.elements, np.array([op.apply_to_xyz(x) for x in crystal.fract.tolist()]),
-                    crystal.u_iso, crystal.occ)
+    fract = np.array([op.apply_to_xyz(x) for x in crystal.fract.tolist()])
+    other = Crystal("other", cell, crystal.spacegroup, crystal.elements, fract, crystal.u_iso, crystal.occ)
     one, two = crystal_statistics([crystal, other]).to_dict("records")
-    for name in ("volume per atom", "nearest", "second nearest", "bonded neighbours", "neighbours to 4 Å", "mean |E² - 1|", "Wilson B",
-                 "reflections"):
+    for name in ("volume per atom", "nearest", "second nearest", "bonded neighbours", "neighbours to 4 Å",
+                 "mean |E² - 1|", "Wilson B", "reflections"):
         assert two[name] == pytest.approx(one[name], rel=1e-3), name
     assert abs(cell.b - crystal.cell.b) > 0.5 and cell.gamma != pytest.approx(crystal.cell.gamma, abs=3)

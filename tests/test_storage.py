@@ -9,22 +9,20 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from makers import MONOCLINIC, make_crystal
 from xrd_helpers import storage as module
 from xrd_helpers.crystals import Crystal, CrystalError
 from xrd_helpers.storage import iter_crystals, read_crystals, read_metadata, row_groups, write_crystals
 
-MONOCLINIC = (12.1, 6.3, 9.2, 90, 104, 90)
 TRICLINIC = (7.123456789, 8.2, 9.3, 81.5, 77.25, 112.125)
 
 
-def made(name, n=4, seed=1):
-    rng = np.random.default_rng(seed)
-    return Crystal(name, gemmi.UnitCell(*MONOCLINIC), gemmi.SpaceGroup(name), ("C", "N", "O", "S")[:n],
-                   rng.random((n, 3)), rng.uniform(0.02, 0.06, n), rng.uniform(0.5, 1, n))
+def monoclinic(name, n=4, seed=1):
+    return make_crystal("CNOS"[:n], name, MONOCLINIC, u=(0.02, 0.06), occ=(0.5, 1), seed=seed, name=name)
 
 
 def several():
-    return [made(name, n, seed) for n, seed, name in ((4, 1, "P 1 21/n 1"), (1, 2, "I 1 2/a 1"), (3, 3, "C 1 2/c 1"))]
+    return [monoclinic(name, n, seed) for n, seed, name in ((4, 1, "P 1 21/n 1"), (1, 2, "I 1 2/a 1"), (3, 3, "C 1 2/c 1"))]
 
 
 def test_parquet_gives_back_what_was_written(tmp_path):

@@ -1,34 +1,30 @@
 """Structure factors: closed forms, sums over all operators in numpy, gemmi's direct summation on real crystals."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import gemmi
 import numpy as np
 import pytest
 import torch
 
-from xrd_helpers import ROOT, structure_factors as sf_module
+from makers import REAL, TRICLINIC, make_crystal
+from xrd_helpers import ROOT
+from xrd_helpers import structure_factors as sf_module
 from xrd_helpers.cif import read_cif
 from xrd_helpers.crystals import Crystal, CrystalError, all_operators
-from xrd_helpers.structure_factors import CrystalBatch, structure_factors
+from xrd_helpers.structure_factors import CrystalBatch, fit_scale, structure_factors
 
 SHIPPED = sorted((ROOT / "data" / "molecules").glob("*.cif")) + sorted((ROOT / "data" / "simple").glob("*.cif"))
-REAL = Path(os.environ.get("XRD_REAL_DATA") or ROOT.parent / "shared" / "data")
 GROUPS = ("P 1 21/c 1", "P 1 21 1", "C 1 2 1", "C 1 2/c 1", "C 1 c 1", "P 1 c 1", "P -1", "P 1", "P 21 21 21", "P b c a",
           "P n a 21", "P 1 21/n 1", "I 1 2/a 1", "P 1 1 21/b", "P 21/b 1 1", "I 41/a :2", "P 41 21 2", "R -3 :H", "R 3 c :R",
           "P 61 2 2", "F d -3 m :2", "P 21 3")
 ENERGY = 8.048  # keV, Cu Kα
-TRICLINIC = gemmi.UnitCell(6.1, 8.3, 11.7, 81, 95, 104)
 X = np.array([0.1, 0.2, 0.3])
 
 
 def crystal(spacegroup, cell=TRICLINIC, n=5, seed=0, elements=("C", "N", "O", "S", "Cl")):
-    """n atoms in general positions, occupancies below one."""
-    rng = np.random.default_rng(seed)
-    return Crystal("made", cell, gemmi.SpaceGroup(spacegroup), tuple(elements[i % len(elements)] for i in range(n)),
-                   rng.random((n, 3)), rng.uniform(0.01, 0.08, n), rng.uniform(0.3, 1, n))
+    elements = [elements[i % len(elements)] for i in range(n)]
+    return make_crystal(elements, spacegroup, cell, u=(0.01, 0.08), occ=(0.3, 1), seed=seed)
 
 
 def some_hkl(n=60, reach=(6, 8, 11), seed=0):
@@ -151,9 +147,9 @@ def block_of(*reach):
 
 def test_carbon_pair_has_its_closed_form():
     """One C at X in P -1: F = 2 f(s) exp(-8π² U s²) cos(2π h·X), real."""
-    pair = Crystal("pair", TRICLINIC, gemmi.SpaceGroup("P -1"), ("C",), X[None], np.array([0.04]), np.ones(1))
-    hkl = gemmi.make_miller_array(TRICLINIC, gemmi.SpaceGroup("P 1"), 0.8)
-    stol2 = 0.25 / TRICLINIC.calculate_d_array(hkl) ** 2
+    pair = make_crystal(["C"], fract=[X], u=0.04)
+    hkl = gemmi.make_miller_array(pair.cell, gemmi.SpaceGroup("P 1"), 0.8)
+    stol2 = 0.25 / pair.cell.calculate_d_array(hkl) ** 2
     # carbon in International Tables C, table 6.1.1.4
     f = 0.2156 + sum(a * np.exp(-b * stol2) for a, b in
                      ((2.31, 20.8439), (1.02, 10.2075), (1.5886, 0.5687), (0.865, 51.6512)))
@@ -374,3 +370,8 @@ def test_deuterium_scatters_as_hydrogen_does():
 def test_an_element_without_form_factor_is_named():
     with pytest.raises(CrystalError, match="element Lr"):
         structure_factors(crystal("P 1", elements=("C", "Lr")), some_hkl())
+
+
+def test_scale_of_least_squares():
+    F, F_calc = np.array([2.0, 4.0, 9.0]), np.array([1.0, 2.0, 3.0])  # Σ F F_calc = 37, Σ F_calc² = 14
+    assert fit_scale(F, F_calc) == pytest.approx(37 / 14) and fit_scale(F, 0 * F_calc) == 0

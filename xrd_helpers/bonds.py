@@ -1,12 +1,12 @@
-"""Whole molecules out of the atoms of an asymmetric unit: who is bonded to whom, across symmetry and cell borders."""
+"""Who is near whom, and bonded to whom, across symmetry and cell borders; whole molecules out of an asymmetric unit."""
 
 from __future__ import annotations
 
-from itertools import product
 from typing import NamedTuple
 
 import gemmi
 import numpy as np
+from scipy.spatial import cKDTree
 
 from .crystals import all_operators
 
@@ -29,9 +29,54 @@ class Molecule(NamedTuple):
     own: np.ndarray
 
 
+class Neighbours(NamedTuple):
+    """Pairs of an atom of the asymmetric unit and an image of one, by the row of the first, then of the second, then length.
+
+    i, j : (m,) int, rows of the asymmetric unit
+    op : (m,) int, row of ``crystals.all_operators`` that makes the image of j
+    step : (m, 3) from i to that image, fractions of the cell; length : (m,) Å
+    """
+
+    i: np.ndarray
+    j: np.ndarray
+    op: np.ndarray
+    step: np.ndarray
+    length: np.ndarray
+
+
 def covalent_radii(elements) -> np.ndarray:
     """(n,) Å, of symbols (n,): Cordero et al., Dalton Trans. (2008) 2832, as gemmi holds them."""
     return np.array([gemmi.Element(element).covalent_r for element in elements])
+
+
+def neighbours(fract, cell, spacegroup, reach) -> Neighbours:
+    """All atoms and images nearer than `reach` Å to atoms (n, 3) of an asymmetric unit, each image once.
+
+    Images of an atom nearer than SAME to each other are one, and those as near to the atom itself are no neighbours of it.
+    """
+    fract = np.asarray(fract, float).reshape(-1, 3)
+    orth = np.array(cell.orth.mat.tolist())
+    rot, tran = all_operators(spacegroup)
+    images = np.einsum("gij,nj->ngi", rot, fract) + tran                           # (n, g, 3)
+    apart = images[:, :, None] - images[:, None]
+    coincide = np.linalg.norm((apart - np.round(apart)) @ orth.T, axis=-1) < SAME  # (n, g, g)
+    atom, op = np.nonzero(~np.tril(coincide, -1).any(2))
+    # as many lattice translations as the sphere is wide, in an oblique cell too
+    n = np.ceil(reach * np.linalg.norm(np.linalg.inv(orth), axis=1)).astype(int)
+    shifts = np.stack(np.meshgrid(*[np.arange(-k, k + 1) for k in n], indexing="ij"), axis=-1).reshape(-1, 3)
+    inside = fract - np.floor(fract)
+    cloud = images[atom, op] - np.floor(images[atom, op])
+    cloud = (cloud[:, None] + shifts).reshape(-1, 3)
+    atom, op = np.repeat(atom, len(shifts)), np.repeat(op, len(shifts))
+    xyz, here = cloud @ orth.T, inside @ orth.T
+    near = ((xyz > here.min(axis=0) - reach) & (xyz < here.max(axis=0) + reach)).all(axis=1)
+    cloud, xyz, atom, op = cloud[near], xyz[near], atom[near], op[near]
+    pairs = cKDTree(here).sparse_distance_matrix(cKDTree(xyz), reach, output_type="coo_matrix")
+    i, at, length = pairs.row, pairs.col, pairs.data
+    order = np.lexsort((op[at], length.round(6), atom[at], i))
+    order = order[(i != atom[at])[order] | (length >= SAME)[order]]
+    i, at = i[order], at[order]
+    return Neighbours(i, atom[at], op[at], cloud[at] - inside[i], length[order])
 
 
 def whole_molecules(fract, elements, cell, spacegroup) -> list[Molecule]:
@@ -43,28 +88,26 @@ def whole_molecules(fract, elements, cell, spacegroup) -> list[Molecule]:
     """
     fract = np.asarray(fract, float).reshape(-1, 3)
     orth = np.array(cell.orth.mat.tolist())
-    rot, tran = all_operators(spacegroup)
-    images = np.einsum("gij,nj->ngi", rot, fract) + tran                           # (n, g, 3)
-    around = np.array(list(product((-1, 0, 1), repeat=3))) # one of them is nearest, in an oblique cell too
+    rot, _ = all_operators(spacegroup)
     radius, hydrogen = covalent_radii(elements), np.isin(elements, ["H", "D"])
+    pairs = neighbours(fract, cell, spacegroup, 2 * radius.max() + SLACK)
+    bond = (pairs.length > 2 * SAME) & (pairs.length < radius[pairs.i] + radius[pairs.j] + SLACK)
+    bond &= ~(hydrogen[pairs.i] & hydrogen[pairs.j])
+    bonded_to = [np.flatnonzero(bond & (pairs.i == i)) for i in range(len(fract))]
     found, seen = [], np.zeros(len(fract), bool)
     for start in range(len(fract)):
         if seen[start]:
             continue
-        atom, place, own, bonds, i = [start], [fract[start]], [True], set(), 0
+        atom, place, turn, own, bonds, i = [start], [fract[start]], [np.eye(3)], [True], set(), 0
         while i < len(atom):
-            step = images - place[i]
-            step = (step - np.round(step))[:, :, None] + around                    # (n, g, 27, 3)
-            length = np.linalg.norm(step @ orth.T, axis=-1)
-            near = (length > 2 * SAME) & (length < (radius + radius[atom[i]] + SLACK)[:, None, None])
-            near[hydrogen & hydrogen[atom[i]]] = False
-            for n, g, t in zip(*np.nonzero(near)):
-                x = place[i] + step[n, g, t]
+            for p in bonded_to[atom[i]]:
+                n, x = pairs.j[p], place[i] + turn[i] @ pairs.step[p]
                 same = [j for j in range(len(atom)) if atom[j] == n and _length(x - place[j], orth, True) < SAME]
                 if not same:
                     own.append(not seen[n] and n not in atom)
                     atom.append(n)
                     place.append(x)
+                    turn.append(turn[i] @ rot[pairs.op[p]])
                     same = [len(atom) - 1]
                 if _length(x - place[same[0]], orth) < SAME:  # else it is that atom in another cell
                     bonds.add((min(i, same[0]), max(i, same[0])))

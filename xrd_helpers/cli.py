@@ -1,6 +1,7 @@
 """The command line, `xrd`. Each command imports what it needs, so that `xrd --help` answers at once."""
 
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -10,6 +11,10 @@ from xrd_helpers import __version__
 from xrd_helpers.config import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Network = Annotated[
+    list[str], typer.Option(help="A network of your own that weights are of, as my_net.py:MyNet. May be given again.")
+]
 
 
 def _print_version(wanted: bool):
@@ -62,9 +67,7 @@ def read_cifs(
     """Read CIF files by the thousand into one file, and say why each other one was left out."""
     from pathlib import Path
 
-    from tqdm import tqdm
-
-    from xrd_helpers import cif
+    from xrd_helpers.cif_folders import collect, write_left_out
     from xrd_helpers.gridding import BOXES
     from xrd_helpers.storage import write_crystals
 
@@ -74,26 +77,16 @@ def read_cifs(
         raise UserError(f"--d-target must be a resolution above 0 Å, not {d_target:g}")
     out = Path(out)
     left_out = out.with_suffix(".left_out.csv")
-    paths = cif.find_cifs(folders)
     try:
-        entries = list(tqdm(cif.read_cifs(paths, keep_disordered, workers), total=len(paths), unit=" files"))
+        found = collect(folders, BOXES.get(box), d_target, keep_disordered, workers, progress=True)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None
-    place = {str(path): i for i, path in enumerate(paths)}
-    entries = cif.set_aside_duplicates(sorted(entries, key=lambda entry: place[entry.path]))
-    if box != "any":
-        entries = cif.set_aside_unfit(entries, BOXES[box], d_target)
-    rows = cif.summarise(entries)
-    if box == "any":
-        fitting = cif.count_fitting(entries, d_target)
-        rows += [(f"read, fit the {name} box to {d_target:g} Å", number) for name, number in fitting.items()]
-    print("\n".join(f"{label:<48}{number:>8}" for label, number in rows))
-    cif.write_left_out(left_out, entries)
-    crystals = [entry.crystal for entry in entries if entry.crystal]
-    if not crystals:
-        raise UserError(f"none of the {len(paths)} files gave a crystal that can be used: {left_out} says why")
-    write_crystals(out, crystals)
+    print("\n".join(f"{label:<48}{number:>8}" for label, number in found.rows))
+    write_left_out(left_out, found.left_out)
+    if not found.crystals:
+        raise UserError(f"none of the {found.n_files} files gave a crystal that can be used: {left_out} says why")
+    write_crystals(out, found.crystals)
     print(f"wrote {out} and {left_out}")
 
 
@@ -130,7 +123,7 @@ def generate(
 
 @app.command(epilog="Example: xrd train --model fft_unet --minutes 120 --out weights/mine.safetensors")
 def train(
-    model: Annotated[str, typer.Option(help="unet, fft_unet, xrd_transformer or patterson_net.")],
+    model: Annotated[str, typer.Option(help="unet, fft_unet, xrd_transformer, patterson_net, or your own: my_net.py:MyNet.")],
     out: Annotated[str, typer.Option(help="File for the weights (.safetensors); the log is put beside it, as CSV.")],
     minutes: Annotated[float, typer.Option(min=0, help="End after so many minutes; 0 is no limit.")] = 0,
     steps: Annotated[int, typer.Option(min=0, help="End after so many steps; 0 is no limit.")] = 0,
@@ -153,6 +146,9 @@ def train(
     noise: Annotated[float, typer.Option(help="Errors of intensities: up to this share of the mean, and 2 % of each.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the start of the weights, and of all that is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="32-true, bf16-mixed, or auto: bf16-mixed where this model is faster in it.")
+    ] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Devices of each node; on a CPU, processes.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes, as started by torchrun or SLURM.")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Processes that make crystals; 0 for none beside this one.")] = 1,
@@ -161,18 +157,18 @@ def train(
 ):
     """Train a model that extends amplitudes. The same command goes on where it was killed."""
     from xrd_helpers import training
+    from xrd_helpers.gridding import find_box
+    from xrd_helpers.simulate import Faults
 
     if not (minutes or steps or n_crystals):
         raise UserError("a training needs an end: give --minutes, --steps or --n-crystals")
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device!r} is none of auto, cpu and cuda")
-    measurement = training.Measurement(tuple(d_min) if any(d_min) else None, missing, noise)
+    budget = training.Budget(steps, minutes, n_crystals=n_crystals)
     try:
         made = training.train(
-            model, out, crystals=crystals, recipe=recipe, box=box, d_input=d_input, d_target=d_target,
-            n_validation=n_validation, workers=workers, seed=seed, start=start, overwrite=overwrite, measurement=measurement,
-            minutes=minutes, steps=steps, n_crystals=n_crystals, n_validations=n_validations, batch_size=batch_size, lr=lr,
-            ema=ema, device=device, devices=devices, nodes=nodes, checkpoint_minutes=checkpoint_minutes)
+            model, out, budget, training.Device(device, devices, nodes, precision), crystals=crystals, recipe=recipe,
+            box=find_box(box), d_input=d_input, d_target=d_target, n_validation=n_validation, workers=workers, seed=seed,
+            start=start, overwrite=overwrite, faults=Faults(tuple(d_min) if any(d_min) else None, missing, noise),
+            n_validations=n_validations, batch_size=batch_size, lr=lr, ema=ema, checkpoint_minutes=checkpoint_minutes)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -193,6 +189,7 @@ def evaluate(
         list[str],
         typer.Option(help="A file in weights, as unet; a path to one; phase_first; or all. May be given again.")
     ] = ["all"],
+    network: Network = [],
     solve: Annotated[int, typer.Option(min=0, help="Phase that many of the crystals from every method's amplitudes.")] = 0,
     trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping, in phase first too.")] = 16,
     box: Annotated[str, typer.Option(help="Box of the models: monoclinic, orthorhombic or triclinic.")] = "monoclinic",
@@ -206,70 +203,55 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0 reads in this one.")] = os.cpu_count() or 1,
 ):
     """Score models on real crystals or generated ones, beside what can be said without having looked at them."""
-    from functools import partial
-
-    from tqdm import tqdm
-
-    from xrd_helpers import cif
     from xrd_helpers import evaluation as ev
-    from xrd_helpers.config import atomic_path, write_json
-    from xrd_helpers.gridding import BOXES
-    from xrd_helpers.inference import find_weights, load_for_box, predict
-    from xrd_helpers.phasing.extension import phase_first_boxes
-    from xrd_helpers.storage import iter_crystals
-    from xrd_helpers.summary import git_state, machine
-    from xrd_helpers.training import Measurement
+    from xrd_helpers.baselines import shell_mean
+    from xrd_helpers.cif_folders import collect
+    from xrd_helpers.gridding import check_resolutions, find_box
+    from xrd_helpers.simulate import Faults
+    from xrd_helpers.weights import load_models
 
-    if box not in BOXES:
-        raise UserError(f"--box {box!r} is no box: choose {', '.join(BOXES)}")
-    if not 0 < d_target < d_input:
-        raise UserError(f"--d-target must lie between 0 and --d-input, {d_input:g} Å, and is {d_target:g}")
-    if not 0 <= missing < 1 or noise < 0:
-        raise UserError(f"--missing must be a share from 0 to below 1 and --noise not below 0, not {missing:g} and {noise:g}")
-    if os.path.isdir(out) or not os.access(os.path.dirname(out) or ".", os.W_OK):  # now, rather than after an hour
+    amplitude_box, faults = find_box(box), Faults(None, missing, noise)
+    settings = dict(box=amplitude_box, d_input=d_input, d_target=d_target)
+    check_resolutions(d_input, d_target)  # all of this now, rather than after an hour
+    faults.check(d_target)
+    if os.path.isdir(out) or not os.access(os.path.dirname(out) or ".", os.W_OK):
         raise UserError(f"--out {out} cannot be written: name a file in a folder that exists")
-    networks = [name for name in model if name != "phase_first"]
-    models = {title: load_for_box(path, box) for title, path in find_weights(networks).items()}
-    stored = [source for source in sources if source.endswith(".parquet")]
-    folders = [source for source in sources if source not in stored]
-    paths = cif.find_cifs(folders) if folders else []
+    _find_networks(network)
+    models = load_models([name for name in model if name != "phase_first"], amplitude_box)
     try:
-        entries = list(tqdm(cif.read_cifs(paths, keep_disordered, workers), total=len(paths), unit=" files"))
-        place = {str(path): i for i, path in enumerate(paths)}
-        entries = cif.set_aside_duplicates(sorted(entries, key=lambda entry: place[entry.path]))
-        entries += [cif.CifEntry(path, crystal.name, crystal) for path in stored for crystal in iter_crystals(path)]
-        entries = cif.set_aside_unfit(entries, BOXES[box], d_target)
-        crystals = [entry.crystal for entry in entries if entry.crystal]
-        print("\n".join(f"{label:<48}{number:>8}" for label, number in cif.summarise(entries)))
-        if not crystals:
-            raise UserError(f"none of the {len(paths)} files gave a crystal that fits the {box} box to {d_target:g} Å")
-        methods = {title: partial(predict, network) for title, (network, _) in models.items()}
-        mean = ev.shell_mean(curve, box=box, d_input=d_input, d_target=d_target)
-        if {"all", "phase_first"} & set(model):
-            otherwise = methods.get("PattersonNet", mean.predict)
-            methods["phase first"] = partial(phase_first_boxes, otherwise=otherwise, trials=trials, seed=seed)
-        methods |= ev.know_nothing(mean, seed)
-        measurement = Measurement(None, missing, noise)
-        result = ev.evaluate(crystals, methods, box, d_input, d_target, solve, trials, seed, measurement=measurement,
+        found = collect(sources, amplitude_box, d_target, keep_disordered, workers, progress=True)
+        print("\n".join(f"{label:<48}{number:>8}" for label, number in found.rows))
+        if not found.crystals:
+            raise UserError(f"none of the {found.n_files} files gave a crystal that fits the {box} box to {d_target:g} Å")
+        methods = ev.methods_of(models, shell_mean(curve, **settings), bool({"all", "phase_first"} & set(model)), trials, seed)
+        result = ev.evaluate(found.crystals, methods, **settings, faults=faults, n_solve=solve, trials=trials, seed=seed,
                              progress=True)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None
-    with atomic_path(out) as temporary:
-        result.table.to_csv(temporary, index=False)
-    how = {"models": list(models), "solve": solve, "trials": trials, "box": box, "d_input": d_input, "d_target": d_target,
-           "missing": missing, "noise": noise, "curve": curve, "seed": seed}
-    write_json(os.path.splitext(out)[0] + ".json", {"options": how, "commit": git_state(), "machine": machine()})
+    ev.write_evaluation(out, result, models=list(models), solve=solve, trials=trials, box=box, d_input=d_input,
+                        d_target=d_target, missing=missing, noise=noise, curve=curve, seed=seed)
     print(ev.report(result))
     print(f"wrote {out}, and beside it with which options and on what it was made")
+
+
+def _find_networks(names):
+    """Make the networks of --network known to files of weights."""
+    if names:
+        from xrd_helpers.models import find_model
+
+        for name in names:
+            find_model(name)
 
 
 @app.command(epilog="Example: xrd extend job.hkl --model fft_unet --d-target 0.8")
 def extend(
     file: Annotated[str, typer.Argument(help="Measured reflections: .hkl or .ins of SHELX, .cif, .fcf or .mtz.")],
     model: Annotated[
-        str, typer.Option(help="phase_first, by the atoms found in what was measured; a file in weights, as unet; a path; shell_mean.")
+        str, typer.Option(help="phase_first, by the atoms found in what was measured; a file in weights, as unet; a path; "
+                               "shell_mean.")
     ] = "phase_first",
+    network: Network = [],
     about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",
     out: Annotated[str, typer.Option(help="Path of what is written, without suffix. Default: FILE with _extended.")] = "",
     d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
@@ -283,10 +265,11 @@ def extend(
     from pathlib import Path
 
     from xrd_helpers import inference
-    from xrd_helpers.reflections import read_measured
+    from xrd_helpers.reflection_files import read_measured
 
+    _find_networks(network)
     measured, symbols = read_measured(file, about or None), _symbols(elements)
-    result, d_shown, words = _extend(measured, model, symbols, d_target, trials, seed)
+    result, d_shown, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
     stem = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_extended")
     if not (symbols or measured.elements):
         symbols = ["C", "H", "N", "O"]
@@ -307,43 +290,6 @@ def _symbols(elements):
     return symbols
 
 
-def _extend(measured, model, symbols, d_target, trials, seed):
-    """(Extended, d_shown in Å, what it is worth in words) by a method of that name."""
-    from functools import partial
-
-    from xrd_helpers import inference
-    from xrd_helpers.crystals import CrystalError
-    from xrd_helpers.metrics import UNKNOWN_R, shell_mean
-
-    d_shown, words = 0.0, ""
-    if model == "phase_first":
-        result, solution = inference.extend_by_structure(measured, symbols, d_target, trials, seed)
-        words = inference.describe_solution(solution)
-        if solution:
-            return result, d_shown, words
-        try:  # the next best; it knows monoclinic crystals only
-            result, d_shown, more = _extend(measured, "patterson_net", symbols, d_target, trials, seed)
-            return result, d_shown, f"{words} Instead: {more}"
-        except (inference.WeightsError, CrystalError) as error:
-            model, words = "shell_mean", f"{words} ({error}.) Instead: "
-    if model == "shell_mean":
-        result = inference.extend_by_mean(measured, shell_mean(), d_target)
-        words += ("Shell mean: the fall-off with resolution of random crystals, which knows nothing of this one. Do not expect "
-                  "these amplitudes to solve a structure.")
-    else:
-        (title, path), = inference.find_weights([model]).items()
-        network, made = inference.load_model(path)
-        if not made.get("d_target", 0.8) <= d_target < made.get("d_input", 1.5):
-            raise UserError(f"--d-target {d_target:g} is not between the {made.get('d_target', 0.8):g} and "
-                            f"{made.get('d_input', 1.5):g} Å that {title} was trained for")
-        # a model that was trained on data of one resolution is shown no more than that
-        d_shown = min(made["d_min"]) if made.get("d_min") else made.get("d_input", 1.5)
-        result = inference.extend(measured, partial(inference.predict, network), made.get("r_ext") or UNKNOWN_R,
-                                  made.get("box", "monoclinic"), d_target, d_shown)
-        words = inference.verdict(title, made)
-    return result, d_shown, words
-
-
 @app.command(epilog="Example: xrd solve job.hkl --elements 'C H N O'")
 def solve(
     file: Annotated[str, typer.Argument(help="Measured reflections: .hkl or .ins of SHELX, .cif, .fcf or .mtz.")],
@@ -355,29 +301,31 @@ def solve(
     extend: Annotated[
         str, typer.Option(help="Predict what was not measured, before phasing: a file in weights, as unet; shell_mean.")
     ] = "",
+    network: Network = [],
     engine: Annotated[str, typer.Option(help="auto (SHELXT where it is found), shelxt or charge_flipping.")] = "auto",
     shelxt: Annotated[str, typer.Option(help="Path of the SHELXT program. Default: look for it on PATH.")] = "",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that SHELXT may take.")] = 600,
-    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping.")] = 48,
     molecule: Annotated[
         list[str], typer.Option(help="A molecule that is known: SMILES or .mol, .sdf, .mol2, .xyz, .cif; again for each "
                                      "component, with a count as in '2*O' for two of water.")
     ] = [],
     fragment: Annotated[list[str], typer.Option(help="The same for a part of the molecule; the rest is built.")] = [],
-    minutes: Annotated[float, typer.Option(min=0.01, help="Time to look for known molecules.")] = 5,
+    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping, at most.")] = 96,
+    effort: Annotated[
+        str, typer.Option(help="How long to search: quick, normal (half a minute) or thorough (ten).")
+    ] = "normal",
+    minutes: Annotated[float, typer.Option(min=0, help="Minutes of search, in place of --effort; for known molecules 5.")] = 0,
     seed: Annotated[int, typer.Option(help="Of these starts.")] = 0,
     d_min: Annotated[float, typer.Option(min=0, help="Leave out what was measured beyond, in Å.")] = 0,
     out: Annotated[str, typer.Option(help="Folder for what is written. Default: FILE with _xrd.")] = "",
 ):
     """From measured reflections to atoms. Writes .res, .ins, .hkl, .cif, .mtz and a map into a folder beside the file."""
-    from dataclasses import replace
     from pathlib import Path
 
-    from xrd_helpers.crystals import count_elements
     from xrd_helpers.known_molecule import read_molecules
     from xrd_helpers.phasing import job, output
     from xrd_helpers.phasing.shelxt import find_shelxt
-    from xrd_helpers.reflections import read_measured
+    from xrd_helpers.reflection_files import read_measured
 
     if engine not in ("auto", "shelxt", "charge_flipping"):
         raise UserError(f"--engine {engine!r} is none of auto, shelxt and charge_flipping")
@@ -389,41 +337,35 @@ def solve(
     program = find_shelxt(shelxt) if engine != "charge_flipping" and not known else None
     if engine == "shelxt" and program is None:
         raise UserError("no SHELXT program was found: name it with --shelxt, or use --engine charge_flipping")
-    measured, symbols = read_measured(file, about or None), _symbols(elements)
-    if symbols:
-        measured = replace(measured, elements=count_elements(symbols))
-    if spacegroup not in ("", "search"):
-        measured = job.in_group(measured, spacegroup)
-    if d_min:
-        inside = measured.cell.calculate_d_array(measured.hkl.astype("i4")) >= d_min
-        if not inside.any():
-            raise UserError(f"nothing was measured to --d-min {d_min:g} Å")
-        measured = replace(measured, hkl=measured.hkl[inside], intensity=measured.intensity[inside],
-                           sigma=measured.sigma[inside])
+    symbols, search = _symbols(elements), spacegroup == "search"
+    measured = job.prepared(read_measured(file, about or None), symbols, "" if search else spacegroup, d_min)
     folder = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_xrd")
     folder.mkdir(parents=True, exist_ok=True)
     merged = measured.merge()
     print(output.describe_data(measured, merged))
     extra = None
     if extend:
-        extended, _, words = _extend(measured, extend, symbols, 0.8, trials, seed)
+        from xrd_helpers.inference import extend_by
+
+        _find_networks(network)
+        extended, _, words = extend_by(extend, measured, symbols, 0.8, trials, seed)
         extra = extended.predicted
         print(f"{len(extra)} reflections predicted by {extend}. {words}")
     try:
         if molecule:
-            solved = job.solve_with_molecules(measured, known, spacegroup == "search", minutes, seed)
+            solved = job.solve_with_molecules(measured, known, search, minutes or 5, seed)
         elif fragment:
-            solved = job.solve_with_fragment(measured, known, minutes, seed)
+            solved = job.solve_with_fragment(measured, known, minutes or 5, seed)
         elif program:
             solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
         else:
-            solved = job.solve(measured, extra, spacegroup == "search", trials, seed)
+            solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes or None)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(output.verdict(solved.solution, solved.tried))
     if solved.solution is not None:
-        paths = output.write_solution(folder / measured.files[0].stem, solved.solution, measured, symbols)
+        paths = output.write_solution(folder / measured.files[0].stem, solved.solution, measured)
         print(f"wrote {', '.join(path.name for path in paths)} into {folder}")
 
 
@@ -454,6 +396,8 @@ def fetch_cod(
 
 def main():
     """Run the command line; a mistake of the user gets one sentence, and XRD_TRACEBACK=1 shows where it arose."""
+    # a shell that starts programs in the background, nohup and some CI runners have them ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except (UserError, ValueError, OSError) as error:

@@ -8,24 +8,24 @@ for rsync or Subversion in place of this for the whole database.
 
 from __future__ import annotations
 
-import email.utils
 import hashlib
-import http.client
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote, urlencode, urlsplit
 
 import gemmi
+import requests
 from tqdm import tqdm
+from urllib3.exceptions import HTTPError, IncompleteRead, InvalidHeader, MaxRetryError
+from urllib3.util import Retry
 
 from . import __version__
 from .config import UserError, atomic_path
 
 COD = "https://www.crystallography.net/cod"
-AGENT = f"xrd_helpers/{__version__} (XRD Phase; python-urllib)"
+AGENT = f"xrd_helpers/{__version__} (XRD Phase; python-requests)"
 TRIES = 4  # of one file; the waits between them are 4, 16 and 64 pauses, or what the server asks for
 MAX_WAIT = 600.0  # s, for a server that asks for more
 MAX_REFUSALS = 3  # files given up one after another, each after its tries: the server wants no more
@@ -93,7 +93,7 @@ def fetch_cod(out, spacegroup, limit, max_volume=None, server=COD, pause=1.0, ti
             result.present.append(number)
             continue
         try:
-            body = client.get(f"{number}.cif", {}, lambda body: _problem(body, number))
+            body = client.get(f"{number}.cif", {}, partial(_problem, number=number))
         except _Failed as error:
             result.failed[number] = f"{number}: {error}"
             refusals = refusals + 1 if error.refused else 0
@@ -146,62 +146,73 @@ def _problem(body, number):
     return None
 
 
+class _Waits(Retry):
+    """Waits of 4, 16 and 64 times the pause, or what the server asks for; nothing where it asks in words of its own."""
+
+    def get_backoff_time(self):
+        return min(self.backoff_max, self.backoff_factor * 4 ** len(self.history))
+
+    def parse_retry_after(self, retry_after):
+        try:
+            return super().parse_retry_after(retry_after)
+        except InvalidHeader:
+            return 0
+
+
 class _Client:
     """Requests to one server, one after another with a pause between, each tried up to TRIES times."""
 
     def __init__(self, server, pause, timeout):
-        if urllib.parse.urlsplit(server).scheme not in ("http", "https"):
+        if urlsplit(server).scheme not in ("http", "https"):
             raise CodError(f"{server!r} is no address of a server: it has to begin with https:// or http://")
         self.server, self.pause, self.timeout = server.rstrip("/"), pause, timeout
         self.ready = 0.0  # when the next request may go, on the monotonic clock
+        self.retry = _Waits(TRIES - 1, backoff_factor=pause, backoff_max=MAX_WAIT, retry_after_max=MAX_WAIT)
+        self.session = requests.Session()
+        self.session.headers["User-Agent"] = AGENT
 
     def get(self, path, query, problem) -> bytes:
-        """The body of the first answer in which `problem(body)` finds nothing to complain of; else _Failed."""
-        url = f"{self.server}/{path}" + (f"?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}" if query else "")
-        previous = None
-        for attempt in range(1, TRIES + 1):
-            wait = self.pause * 4**attempt
+        """The body of the first answer in which `problem(body)` finds nothing to complain of; else _Failed.
+
+        Retry counts and waits here rather than in the session: to requests an answer is good that breaks off, is a page of
+        HTML or another entry.
+        """
+        url = f"{self.server}/{path}" + (f"?{urlencode(query, quote_via=quote)}" if query else "")
+        retry, previous = self.retry, None
+        while True:
+            raw = None
             time.sleep(max(0.0, self.ready - time.monotonic()))
             try:
-                body = self._body(url)
-                failed = problem(body)
-                if failed is None:
-                    return body
-                if body == previous:  # that is how it stands on the server; a page of HTML stands there for every entry
-                    raise _Failed(failed, refused=body.lstrip().startswith(b"<"))
-                previous = body
-            except urllib.error.HTTPError as error:
-                failed = f"the server answered {error.code} {error.reason}"
-                if error.code in (404, 410):
-                    raise _Failed(failed, refused=False) from None
-                if error.code < 500 and error.code != 429:
-                    raise _Failed(failed, refused=True) from None
-                wait = _retry_after(error.headers.get("Retry-After")) or wait
-            except (OSError, http.client.HTTPException) as error:  # no connection, time-outs, broken answers
-                failed = f"{url} gave no whole answer: {getattr(error, 'reason', None) or error or type(error).__name__}"
+                with self.session.get(url, timeout=self.timeout, stream=True) as answer:
+                    status = f"the server answered {answer.status_code} {answer.reason}"
+                    raw = answer.raw
+                    body = raw.read(MAX_BYTES, decode_content=True)
+                if answer.ok:
+                    failed = problem(body)
+                    if failed is None:
+                        return body
+                    if body == previous:  # that is how it stands on the server; a page of HTML stands there for every entry
+                        raise _Failed(failed, refused=body.lstrip().startswith(b"<"))
+                    previous = body
+                elif answer.status_code < 500 and answer.status_code != 429:
+                    raise _Failed(status, refused=answer.status_code not in (404, 410))
+                else:
+                    failed = status
+            except (requests.RequestException, HTTPError) as error:  # no connection, time-outs, broken answers
+                failed = f"{url} gave no whole answer: {_cause(error)}"
             finally:
                 self.ready = time.monotonic() + self.pause
-            if attempt < TRIES:
-                time.sleep(min(wait, MAX_WAIT))
-        raise _Failed(failed, refused=True)
-
-    def _body(self, url):
-        request = urllib.request.Request(url, headers={"User-Agent": AGENT})
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            body = response.read(MAX_BYTES)
-            length = response.headers.get("Content-Length", "")
-        if length.isdigit() and int(length) != len(body):
-            raise http.client.HTTPException(f"{len(body)} of {length} bytes came")
-        return body
+            try:
+                retry = retry.increment("GET", url, raw)
+            except MaxRetryError:
+                raise _Failed(failed, refused=True) from None
+            retry.sleep(raw)
 
 
-def _retry_after(value):
-    """Seconds to wait from a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3); 0 if it has none."""
-    if not value:
-        return 0.0
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+def _cause(error):
+    """What went wrong at the bottom of an error of requests, in words."""
+    while error.__context__:
+        error = error.__context__
+    if isinstance(error, IncompleteRead):
+        return f"{error.partial} of {error.partial + error.expected} bytes came"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -204,9 +204,9 @@ def _type_of(value):
 
 
 def _model(name, defaults):
-    """A pydantic model with the parameters of one notebook, all required, none converted but int to float."""
+    """A pydantic model with the parameters of one notebook and their defaults, none converted but int to float."""
     rules = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-    fields = {key: (_type_of(value), ...) for key, value in defaults.items()}
+    fields = {key: (_type_of(value), value) for key, value in defaults.items()}
     return pydantic.create_model(name, __config__=rules, **fields)
 
 
@@ -214,19 +214,20 @@ def _model(name, defaults):
 
 
 def load_config(path=CONFIG, notebooks=NOTEBOOKS):
-    """Read and check `config.yaml`.
+    """Read and check `config.yaml`, and fill it up with the defaults of the notebooks.
 
     Parameters
     ----------
     path : str or Path
-        The file: a block per profile, in it a block per notebook with exactly that notebook's parameters.
+        The file: a block per profile, in it a block per notebook with what differs from the notebook's defaults.
     notebooks : str or Path
-        Folder of the notebooks, whose `parameters` cells say what is allowed.
+        Folder of the notebooks, whose `parameters` cells say what is allowed, and what holds where the file is silent.
 
     Returns
     -------
     config : dict
-        ``config[profile][notebook][key]``, notebooks in their order.
+        ``config[profile][notebook][key]``, every notebook in its order with every parameter; a parameter named
+        `profile` is the name of the block.
 
     Raises
     ------
@@ -312,27 +313,26 @@ def _check_profile(source, profile, blocks, defaults):
     if not re.fullmatch(r"[A-Za-z0-9_-]+", str(profile)):
         raise ConfigError(f"{source}: a profile is named with letters, digits, - and _ only, not {profile!r}")
     if not isinstance(blocks, dict):
-        raise ConfigError(f"{source}: {profile} must hold a block per notebook")
-    for name in blocks:
+        raise ConfigError(f"{source}: {profile} must hold a block per notebook, or {{}} for their defaults")
+    for name, block in blocks.items():
         if name not in defaults:
             nearest = _nearest(name, defaults, "the notebooks are")
             raise ConfigError(f"{source}: {profile} has no notebook {str(name)!r}; {nearest}")
-    for name in defaults:
-        if name not in blocks:
-            raise ConfigError(f"{source}: {profile} lacks the notebook {name!r}")
-    checked = {name: _check_block(source, f"{profile}.{name}", name, blocks[name] or {}, defaults[name]) for name in defaults}
-    for name, block in checked.items():
-        # a notebook told another profile would write its results into that one's folder
-        if block.get("profile", profile) != profile:
-            raise ConfigError(f"{source}: {profile}.{name}.profile must be {profile!r}, not {block['profile']!r}")
+        if isinstance(block, dict) and "profile" in block:
+            # a notebook told another profile would write its results into that one's folder
+            raise ConfigError(f"{source}: {profile}.{name}.profile is not set: it is the name of the block")
+    checked = {}
+    for name, known in defaults.items():
+        injected = {"profile": profile} if "profile" in known else {}
+        checked[name] = _check_block(source, f"{profile}.{name}", name, blocks.get(name, {}), known | injected)
     return checked
 
 
 def _check_block(source, where, name, block, defaults):
-    """Check the parameters of one notebook; `source` and `where` begin the error."""
+    """The parameters of one notebook, those that `block` lacks from `defaults`; `source` and `where` begin the error."""
     if not isinstance(block, dict):
-        raise ConfigError(f"{source}: {where} must hold the parameters of the notebook, as in 'seed: 0'")
-    for key in block:  # first, because a misspelt key is also a missing one
+        raise ConfigError(f"{source}: {where} must hold parameters of the notebook, as in 'seed: 0'")
+    for key in block:
         if key not in defaults:
             nearest = _nearest(key, defaults, "its parameters are")
             raise ConfigError(f"{source}: {where} has no parameter {str(key)!r}; {nearest}")
@@ -341,8 +341,6 @@ def _check_block(source, where, name, block, defaults):
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key, *item = first["loc"]
-        if first["type"] == "missing":
-            raise ConfigError(f"{source}: {where} lacks the parameter {key!r}") from error
         place = f"item {item[0] + 1} of {where}.{key}" if item else f"{where}.{key}"
         kind = _type_of(defaults[key]).__args__[0] if item else _type_of(defaults[key])
         raise ConfigError(f"{source}: {place} must be {_describe(kind)}, not {first['input']!r}") from error

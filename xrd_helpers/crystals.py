@@ -32,6 +32,12 @@ def count_elements(elements, amounts=None) -> dict[str, float]:
     return numbers
 
 
+def in_asymmetric_unit(contents, spacegroup) -> dict[str, float]:
+    """{symbol: atoms in the asymmetric unit} from pairs (symbol, atoms in the cell); at least one atom in the cell."""
+    n_ops = len(spacegroup.operations())
+    return count_elements({symbol: max(1, number) / n_ops for symbol, number in contents})
+
+
 @dataclass(frozen=True)
 class Crystal:
     """A crystal structure: cell, space group and the atoms of the asymmetric unit.
@@ -95,6 +101,25 @@ def all_operators(spacegroup):
     rot, tran = rotations_and_translations(spacegroup)
     centring = np.array(spacegroup.operations().cen_ops, float) / gemmi.Op.DEN
     return np.repeat(rot, len(centring), axis=0), (tran[:, None] + centring).reshape(-1, 3)
+
+
+def without_inversion(spacegroup):
+    """Operators without centring, of each pair that an inversion at the origin links only the proper one.
+
+    The sum of a structure factor over the others is the complex conjugate.
+
+    Returns
+    -------
+    rot : (g, 3, 3) int, tran : (g, 3) in fractions of the cell, identity first; inversion : bool, whether there is one
+    """
+    rot, tran = rotations_and_translations(spacegroup)
+    centring = np.array(spacegroup.operations().cen_ops)                      # (c, 3), in 1/24
+    # an inversion at a centring translation is one at the origin, too
+    steps = np.round(tran * gemmi.Op.DEN).astype(int) % gemmi.Op.DEN
+    at_origin = (steps[:, None] == centring % gemmi.Op.DEN).all(2).any(1)
+    inversion = bool(((rot == -np.eye(3, dtype=int)).all((1, 2)) & at_origin).any())
+    keep = np.linalg.det(rot) > 0 if inversion else slice(None)
+    return rot[keep], tran[keep], inversion
 
 
 def swap_a_and_c(crystal: Crystal) -> Crystal:

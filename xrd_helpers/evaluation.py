@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import gemmi
 import numpy as np
@@ -11,16 +12,20 @@ import pandas as pd
 from scipy.stats import wilcoxon
 from tqdm.auto import tqdm
 
-from .config import UserError
-from .crystals import Crystal
-from .gridding import BOXES, AmplitudeBoxes, to_box_setting
-from .metrics import SCORES, ShellMean, correlation, r_factor, score, shell_mean, shell_permuted, zero_fill
-from .phasing.extension import phase, phase_first_boxes
+from .baselines import KNOW_NOTHING, know_nothing
+from .config import UserError, atomic_path, write_json
+from .gridding import BOXES, AmplitudeBoxes, check_resolutions, to_box_setting
+from .inference import phase_first_boxes
+from .metrics import SCORES, correlation, r_factor, score
+from .models import PattersonNet
+from .phasing.job import phase
 from .phasing.origin import solved
 from .reflections import Reflections
-from .training import Measurement
+from .simulate import Faults
+from .summary import git_state, machine
+from .weights import predict
+from .wilson import ShellMean, volume_shells
 
-KNOW_NOTHING = ("shell mean", "shell permuted", "zero fill")
 TRUE, NOTHING = "true amplitudes", "nothing added"  # phased beside the methods: what is the most, and the least
 N_SHELLS = 8
 
@@ -38,13 +43,24 @@ class Evaluation:
     resolution: pd.DataFrame
 
 
-def know_nothing(mean: ShellMean, seed=0):
-    """The rows of every table that know nothing about the crystal: {name: function of AmplitudeBoxes}."""
-    return dict(zip(KNOW_NOTHING, (mean.predict, partial(shell_permuted, seed=seed), zero_fill)))
+def methods_of(models, mean: ShellMean, phase_first=True, trials=16, seed=0) -> dict:
+    """The methods of a table by their names, each a function of AmplitudeBoxes: networks, phase first, what knows nothing.
+
+    Parameters
+    ----------
+    models : {title: (network, what its file says)}, as ``weights.load_models`` gives them
+    mean : what is known of any crystal
+    phase_first : whether the row is wanted, each crystal with `trials` starts; PattersonNet, or else the mean, stands in
+    """
+    methods = {title: partial(predict, network) for title, (network, _) in models.items()}
+    if phase_first:
+        otherwise = methods.get(PattersonNet.title, mean.predict)
+        methods["phase first"] = partial(phase_first_boxes, otherwise=otherwise, trials=trials, seed=seed)
+    return methods | know_nothing(mean, seed)
 
 
-def evaluate(crystals, methods, box="monoclinic", d_input=1.5, d_target=0.8, n_solve=0, trials=8, seed=0, batch_size=32,
-             measurement=Measurement(), progress=False) -> Evaluation:
+def evaluate(crystals, methods, box=BOXES["monoclinic"], d_input=1.5, d_target=0.8, *, faults=Faults(), n_solve=0, trials=8,
+             seed=0, batch_size=32, progress=False) -> Evaluation:
     """Score methods on crystals that fit the box, some of them to be phased, `batch_size` in memory at a time.
 
     Parameters
@@ -53,15 +69,17 @@ def evaluate(crystals, methods, box="monoclinic", d_input=1.5, d_target=0.8, n_s
     methods : {name: function}, each from AmplitudeBoxes to (B, *box.shape) scaled amplitudes
     n_solve : int
         That many of the crystals, drawn with `seed`, are phased by charge flipping with `trials` starts, from the measured
-        amplitudes guided by every method's, from the true ones, and from the measured ones alone. The latter stand for ``zero fill``
-        as well: who adds nothing leaves the reflections out.
-    measurement : what is hidden from the methods or disturbed (see ``training.Measurement``)
+        amplitudes guided by every method's, from the true ones, and from the measured ones alone. The latter stand for
+        ``zero fill`` as well: who adds nothing leaves the reflections out.
+    faults : what is hidden from the methods or disturbed
 
     Raises
     ------
     UserError
-        If there are no crystals.
+        If there are no crystals, or resolutions or faults make no sense.
     """
+    check_resolutions(d_input, d_target)
+    faults.check(d_target)
     if not crystals:
         raise UserError("there is no crystal to evaluate")
     to_solve = set(np.random.default_rng(seed).permutation(len(crystals))[:n_solve].tolist())
@@ -71,10 +89,10 @@ def evaluate(crystals, methods, box="monoclinic", d_input=1.5, d_target=0.8, n_s
     for first in range(0, len(crystals), batch_size):
         part = crystals[first:first + batch_size]
         set_up = [to_box_setting(crystal) for crystal in part]
-        boxes = AmplitudeBoxes.from_crystals(set_up, BOXES[box], d_input, d_target)
+        boxes = AmplitudeBoxes.from_crystals(set_up, box, d_input, d_target)
         seen = boxes
-        if measurement:
-            seen, boxes = measurement.apply(boxes, seed, range(first, first + len(part)))
+        if faults:
+            seen, boxes = faults.apply(boxes, seed, range(first, first + len(part)))
         predictions = {name: np.asarray(method(seen), float) for name, method in methods.items()}
         scores = {name: score(F_pred, boxes) for name, F_pred in predictions.items()}
         for i, crystal in enumerate(part):
@@ -100,7 +118,7 @@ def _by_shell(name, F_pred, boxes, i, edges):
     """r_ext and cc_ext of one crystal in shells of d^-3: a DataFrame; a shell of few reflections is left out."""
     extension = boxes.extension[i].numpy()
     true, pred = boxes.F[i].double().numpy()[extension], F_pred[extension]
-    shell = (np.digitize(boxes.d[i].double().numpy()[extension] ** -3, edges) - 1).clip(0, len(edges) - 2)
+    shell = volume_shells(boxes.d[i].double().numpy()[extension], edges)
     inside = [shell == number for number in range(len(edges) - 1)]
     return pd.DataFrame([{"method": name, "shell": number, "r_ext": r_factor(pred[rows], true[rows]),
                           "cc_ext": correlation(pred[rows], true[rows])}
@@ -111,13 +129,13 @@ def _phase_all(crystal, boxes, F_true, i, predictions, trials, seed):
     """{method: {solved, claimed}} of one crystal."""
     amplitudes = {TRUE: F_true, NOTHING: boxes.F_in[i],
                   **{name: F_pred[i] for name, F_pred in predictions.items() if name != "zero fill"}}
-    found, inside = {}, boxes.reflections(i, boxes.measured[i])[1] > 0
+    found, inside, beyond = {}, boxes.known, boxes.extension
     for name, F in amplitudes.items():
-        hkl, F = boxes.reflections(i, F)
-        rows = np.full(len(F), True) if name == TRUE else inside
-        known = Reflections.of_good_data(hkl[rows], F[rows], crystal.cell, crystal.spacegroup)
-        predicted = None if name in (TRUE, NOTHING) else Reflections.of_good_data(
-            hkl[~rows], F[~rows], crystal.cell, crystal.spacegroup)
+        def part(which):
+            hkl, amplitude = boxes.reflections(i, F, which)  # noqa: B023, called in this round
+            return Reflections.of_good_data(hkl, amplitude, crystal.cell, crystal.spacegroup)
+        known = part(None if name == TRUE else inside)
+        predicted = None if name in (TRUE, NOTHING) else part(beyond)
         solution = phase(known, crystal.contents, trials, seed, predicted=predicted)
         found[name] = {"solved": solved(solution, crystal), "claimed": bool(solution and solution.accepted)}
     return found
@@ -183,6 +201,13 @@ def compare(table, baseline="shell mean") -> pd.DataFrame:
                              "median": float(np.median(difference)),
                              "p": float(wilcoxon(difference).pvalue) if enough else np.nan})
     return pd.DataFrame(rows)
+
+
+def write_evaluation(path, result: Evaluation, **options) -> None:
+    """The table as CSV, and beside it as JSON the options with which, the commit by which, and on what it was made."""
+    with atomic_path(path) as temporary:
+        result.table.to_csv(temporary, index=False)
+    write_json(Path(path).with_suffix(".json"), {"options": options, "commit": git_state(), "machine": machine()})
 
 
 def report(result: Evaluation) -> str:

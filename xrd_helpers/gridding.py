@@ -10,8 +10,12 @@ import gemmi
 import numpy as np
 import torch
 
+from .config import UserError
 from .crystals import Crystal, CrystalError, rotations_and_translations, swap_a_and_c
+from .reflections import ReflectionError, Reflections
 from .structure_factors import CrystalBatch, reciprocal_metric
+
+LEAST = 30  # reflections measured in the box, below which there is nothing to extend
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,15 @@ class Box:
         return rotations_and_translations(gemmi.SpaceGroup(self.spacegroup))[0]
 
     @cached_property
+    def laue(self) -> str:
+        """The Laue class, as gemmi's ``laue_str``."""
+        return gemmi.SpaceGroup(self.spacegroup).laue_str()
+
+    def groups(self, symbols) -> list[str]:
+        """Those of some space groups that are of the box's Laue class."""
+        return [symbol for symbol in symbols if gemmi.SpaceGroup(symbol).laue_str() == self.laue]
+
+    @cached_property
     def redundant(self) -> np.ndarray:
         """(n,) bool, voxels whose equivalent under the Laue group stands elsewhere in the box (there with larger h, k, l)."""
         best = self.hkl
@@ -49,6 +62,11 @@ class Box:
             better = inside & (_order(hkl) > _order(best))
             best = np.where(better[:, None], hkl, best)
         return (best != self.hkl).any(axis=1)
+
+    @cached_property
+    def representative(self) -> np.ndarray:
+        """(n,) int, of each voxel the number of that equivalent one that counts in scores: itself, unless redundant."""
+        return self.index(self.hkl)
 
     def index(self, hkl) -> np.ndarray:
         """Flat voxel numbers of reflections hkl (n, 3), taken to an equivalent that is inside; -1 where none is."""
@@ -74,6 +92,20 @@ BOXES = {box.name: box for box in (
 )}
 
 
+def find_box(name) -> Box:
+    """The box of a name that was typed or stands in a file; UserError if there is none."""
+    if name not in BOXES:
+        raise UserError(f"there is no box {name!r}: the boxes are {', '.join(BOXES)}")
+    return BOXES[name]
+
+
+def check_resolutions(d_input, d_target) -> None:
+    """UserError if data to d_input (Å) leave nothing to predict to d_target (Å)."""
+    if not 0 < d_target < d_input:
+        raise UserError(f"d_target must be above 0 and below d_input, else nothing is left to predict: d_target is "
+                        f"{d_target:g} Å and d_input {d_input:g} Å")
+
+
 def to_box_setting(crystal: Crystal) -> Crystal:
     """A monoclinic crystal (unique axis b) with the shorter of a and c first, any other as it is."""
     if crystal.spacegroup.crystal_system_str() == "monoclinic" and crystal.cell.a > crystal.cell.c:
@@ -84,7 +116,7 @@ def to_box_setting(crystal: Crystal) -> Crystal:
 def check_fit(crystal: Crystal, box: Box, d_target: float) -> None:
     """Raise CrystalError, with the limit that is broken, if a reflection with d >= d_target has no voxel in the box."""
     group = crystal.spacegroup
-    if group.laue_str() != gemmi.SpaceGroup(box.spacegroup).laue_str() or (
+    if group.laue_str() != box.laue or (
             box.name == "monoclinic" and group.monoclinic_unique_axis() != "b"):
         raise CrystalError(f"{crystal.name}: space group {group.xhm()} is not of the {box.name} box"
                            + (" (unique axis b)" if box.name == "monoclinic" else ""))
@@ -128,9 +160,9 @@ def select_fitting(crystals, box: Box, d_target: float):
 
 
 @lru_cache(maxsize=256)
-def absences_and_epsilon(box_name, spacegroup_symbol):
+def absences_and_epsilon(box: Box, symbol):
     """(absent (n,) bool, epsilon (n,)) of the voxels of a box in a space group; the same for every crystal of it."""
-    box, group = BOXES[box_name], gemmi.SpaceGroup(spacegroup_symbol).operations()
+    group = gemmi.SpaceGroup(symbol).operations()
     hkl = np.ascontiguousarray(box.hkl, dtype=np.int32)
     epsilon = np.ones(len(hkl))
     present = (hkl != 0).any(axis=1)  # F(000) has no direction
@@ -172,6 +204,11 @@ class AmplitudeBoxes:
         return self.F * self.measured
 
     @property
+    def known(self) -> torch.Tensor:
+        """Bool, the reflections that were measured: in d_target, present, each once."""
+        return self.target & self.measured & ~self.absent & ~self.redundant
+
+    @property
     def extension(self) -> torch.Tensor:
         """Bool, the reflections that a model has to predict: in d_target, not measured, present, each once."""
         return self.target & ~self.measured & ~self.absent & ~self.redundant
@@ -191,7 +228,7 @@ class AmplitudeBoxes:
         d = inverse_d2.clamp(min=1e-12).rsqrt()
         d[inverse_d2 == 0] = torch.inf
         target, measured = (d >= d_target) & d.isfinite(), (d >= d_input) & d.isfinite()
-        symmetry = [absences_and_epsilon(box.name, crystal.spacegroup.xhm()) for crystal in crystals]
+        symmetry = [absences_and_epsilon(box, crystal.spacegroup.xhm()) for crystal in crystals]
         absent = torch.as_tensor(np.array([s[0] for s in symmetry]), device=device)
         epsilon = torch.as_tensor(np.array([s[1] for s in symmetry]), dtype=dtype, device=device)
         needed = target.any(dim=0)
@@ -224,8 +261,58 @@ class AmplitudeBoxes:
         """The same on another device."""
         return replace(self, **{name: x.to(device) for name, x in vars(self).items() if torch.is_tensor(x)})
 
-    def reflections(self, row, F) -> tuple[np.ndarray, np.ndarray]:
-        """(hkl (n, 3), F (n,) in electrons) of one crystal from a box of scaled amplitudes F (*box.shape)."""
-        keep = (self.target[row] & ~self.absent[row] & ~self.redundant).flatten().cpu().numpy()
+    def reflections(self, row, F, which=None) -> tuple[np.ndarray, np.ndarray]:
+        """(hkl (n, 3), F (n,) in electrons) of one crystal from a box of scaled amplitudes F (*box.shape).
+
+        ``which`` is ``known``, ``extension``, or both where it is None.
+        """
+        keep = (self.known | self.extension if which is None else which)[row].flatten().cpu().numpy()
         F = torch.as_tensor(F).detach().cpu().double().flatten().numpy()
         return self.box.hkl[keep], F[keep] * float(self.scale[row])
+
+
+def measured_box(merged: Reflections, box: Box, d_target=0.8, d_shown=0.0, name="the data", contents=None):
+    """Measured amplitudes in a box, as a model sees them.
+
+    `contents` is {symbol: atoms in the asymmetric unit}. Data with d >= d_shown (Å) are measured, systematic absences inside
+    them too, as in training; F is zero elsewhere.
+
+    Returns
+    -------
+    boxes : AmplitudeBoxes, a batch of one, in the box's setting
+    swapped : bool, whether that is another than the setting of the data (see ``box_indices``)
+
+    Raises
+    ------
+    CrystalError, ReflectionError
+        If the reflections to d_target do not fit the box, or fewer than LEAST are measured in it; ``name`` begins it.
+    """
+    data = Crystal(name, merged.cell, merged.spacegroup, (), np.zeros((0, 3)), np.zeros(0), np.zeros(0))  # no atoms yet
+    crystal = to_box_setting(data)
+    check_fit(crystal, box, d_target)
+    absent, epsilon = absences_and_epsilon(box, crystal.spacegroup.xhm())
+    with np.errstate(divide="ignore"):
+        d = crystal.cell.calculate_1_d2_array(box.hkl.astype(np.int32)) ** -0.5
+    target = (d >= d_target) & np.isfinite(d)
+    inside = merged.d >= max(d_shown, d_target)
+    voxel = box.index(box_indices(merged.hkl[inside], crystal is not data))
+    if (voxel >= 0).sum() < LEAST or not merged.F[inside].max() > 0:
+        raise ReflectionError(f"{name}: only {len(voxel)} reflections are measured to {max(d_shown, d_target):g} Å, "
+                              f"of {LEAST} at least")
+    F, measured = np.zeros(len(d)), np.zeros(len(d), bool)
+    F[voxel[voxel >= 0]], measured[voxel[voxel >= 0]] = merged.F[inside][voxel >= 0], True
+    F, measured = F[box.representative], measured[box.representative] | absent & target & (d >= merged.d[inside].min())
+    F *= ~absent
+    grid, scale = (1, *box.shape), F.max()
+    tensors = {name: torch.as_tensor(x.reshape(grid)) for name, x in
+               {"measured": measured, "target": target, "absent": absent}.items()}
+    numbers = {name: torch.as_tensor(x.reshape(grid), dtype=torch.float32) for name, x in
+               {"F": F / scale, "d": d, "epsilon": epsilon}.items()}
+    boxes = AmplitudeBoxes(box=box, scale=torch.tensor([scale]), redundant=torch.as_tensor(box.redundant).reshape(box.shape),
+                           samples=(Sample(crystal.cell, crystal.spacegroup, contents or {}),), **tensors, **numbers)
+    return boxes, crystal is not data
+
+
+def box_indices(hkl, swapped) -> np.ndarray:
+    """Indices (n, 3) in the box's setting from those of the data, or back: a' = c, b' = -b, c' = a undoes itself."""
+    return hkl[:, [2, 1, 0]] * [1, -1, 1] if swapped else hkl

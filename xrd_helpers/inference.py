@@ -1,151 +1,37 @@
-"""Use a trained network: its file of weights, its predictions, and the extension of measured reflections.
+"""Amplitudes that were not measured, predicted for measured reflections: by a network, by atoms, or by the mean.
 
-A file of weights rebuilds its own model: safetensors, half precision, with the model's name, its choices, how it was
-trained and how it scored in the metadata. Nothing is unpickled.
+Learning and phasing meet here. A network has to guess amplitudes from amplitudes. But data to 1.5 Å, which direct methods
+give up, still hold many a structure for charge flipping with its atoms refined; and atoms give every amplitude at once: phase
+first, then extend. Where no structure is found, something else has to stand in: PattersonNet, or the mean amplitude at that
+resolution.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
 import pandas as pd
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from . import locate
+from .baselines import shell_mean
 from .config import UserError, atomic_path, shown
-from .crystals import Crystal
-from .gridding import BOXES, AmplitudeBoxes, Sample, absences_and_epsilon, check_fit, to_box_setting
-from .metrics import UNKNOWN_R, ShellMean, shells
-from .models import MODELS, TITLES, run
-from .phasing.charge_flipping import Solution
-from .phasing.extension import TRIALS, phase_first
-from .reflections import (Measured, ReflectionError, Reflections, shelx_scale, unique_hkl, write_mtz,
-                          write_shelx_files)
+from .crystals import CrystalError
+from .gridding import BOXES, LEAST, AmplitudeBoxes, Box, box_indices, find_box, measured_box
+from .phasing.job import TRIALS, phase
+from .phasing.solution import Solution
+from .reflection_files import write_mtz
+from .reflections import Measured, ReflectionError, Reflections, unique_hkl
+from .shelx import shelx_scale, write_shelx_files
+from .structure_factors import fit_scale, structure_factors
+from .weights import WeightsError, find_weights, load_model, predict
+from .wilson import UNKNOWN_R, ShellMean, shells, volume_shells
 
-WEIGHTS = locate("weights")
 PHASING_CC = 0.65    # cc_ext at which phasing starts to work (DESIGN.md, section 8)
-LEAST = 30           # reflections measured in the box, below which there is nothing to extend
-
-
-class WeightsError(UserError):
-    """A file of weights that cannot be used, and why."""
-
-
-def save_model(path, name, model, **made) -> None:
-    """Write weights in half precision to a temporary name, then rename; ``made`` says how they were made (JSON values)."""
-    tensors = {key: value.detach().cpu().half().contiguous() for key, value in model.state_dict().items()}
-    metadata = {"model": name, "config": json.dumps(asdict(model.config)), "made": json.dumps(made)}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata=metadata))  # save_file would leave it readable by its owner alone
-
-
-def load_model(path, models=MODELS):
-    """The model of a file of weights, ready to predict on the CPU, and the dict that says how it was made.
-
-    ``models`` are those that it may be, {name: class}.
-
-    Raises
-    ------
-    WeightsError
-        If the file is missing, damaged, of another program, or does not fit the model that it names.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"there are no weights {path}: train them with the notebook of that model, or correct "
-                           "'weights' in config.yaml")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged or no file of weights: {str(error).splitlines()[0]}") from None
-    name = metadata.get("model")
-    if name not in models:
-        raise WeightsError(f"{path} holds weights of {name or 'an unnamed model'}, not of one of {', '.join(models)}")
-    try:
-        if lacking := {"config", "made"} - metadata.keys():
-            raise ValueError(f"its metadata lack {' and '.join(sorted(lacking))}")
-        model_class = models[name]
-        choices = {key: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
-                   for key, value in json.loads(metadata["config"]).items()}
-        model = model_class(model_class.Config(**choices))
-        shapes, found = ({key: x.shape for key, x in part.items()} for part in (model.state_dict(), tensors))
-        if wrong := [key for key in shapes | found if shapes.get(key) != found.get(key)]:
-            raise ValueError(f"{len(wrong)} tensors are missing, too many or of another shape, the first {wrong[0]}")
-        model.load_state_dict(tensors)
-        made = json.loads(metadata["made"])
-    except Exception as error:  # a constructor raises anything on choices of a wrong kind
-        raise WeightsError(f"{path} does not fit the model {name}: {str(error).splitlines()[0]}") from None
-    return model.to(memory_format=torch.channels_last_3d).eval(), made
-
-
-def find_weights(names, folder=WEIGHTS) -> dict[str, Path]:
-    """Files of weights by the names that tables show: ``all`` is every file of the folder, a name one of them.
-
-    Parameters
-    ----------
-    names : list of str: ``all``, names such as unet (the file unet.safetensors of the folder), or paths of files
-
-    Returns
-    -------
-    {title: path}, the title as in the literature where the file is named after a model, else the file's name
-
-    Raises
-    ------
-    WeightsError
-        If there is no such file, or two files would have one title.
-    """
-    folder, paths = Path(folder), []
-    # a name that begins with a dot is a file that is being written
-    present = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
-    for name in names:
-        if name == "all":
-            paths += present
-            if not present:
-                raise WeightsError(f"{shown(folder)} holds no file of weights (*.safetensors)")
-            continue
-        path = Path(name) if Path(name).suffix == ".safetensors" else folder / f"{name}.safetensors"
-        if not path.is_file():
-            stems = ", ".join(path.stem for path in present) or "none"
-            raise WeightsError(f"there are no weights {shown(path)}: name one of {shown(folder)} ({stems}) or a file "
-                               "that ends in .safetensors")
-        paths.append(path)
-    found = {}
-    for path in dict.fromkeys(paths):
-        title = TITLES.get(path.stem, path.stem)
-        if title in found:
-            raise WeightsError(f"{shown(found[title])} and {shown(path)} would both be called {title}: rename one")
-        found[title] = path
-    return found
-
-
-def load_for_box(path, box="monoclinic"):
-    """``load_model`` of a model of a box, on the GPU where there is one; WeightsError if it was trained for another box."""
-    model, made = load_model(path)
-    if (trained := made.get("box", box)) != box:
-        raise WeightsError(f"{shown(path)} was trained for the {trained} box, not the {box} one")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), made
-
-
-def predict(model, boxes: AmplitudeBoxes, batch_size=8) -> np.ndarray:
-    """(B, *box.shape) amplitudes extended by a model, on the scale of ``boxes.F``; the model is left in eval mode."""
-    model.eval()
-    device = next(model.parameters()).device
-    parts = []
-    with torch.inference_mode():
-        for first in range(0, len(boxes), batch_size):
-            part = boxes[first:first + batch_size]
-            parts.append(run(model, part.to(device)).float().cpu())
-    return torch.cat(parts).double().numpy()
-
-
-# --- measured reflections ---
+R_PER_R1 = 2.5       # r_ext over R1, of 59 accepted structures of real molecules; their correlation is 0.86
 
 
 @dataclass(frozen=True)
@@ -173,55 +59,7 @@ class Extended:
         return pd.concat(parts, ignore_index=True)
 
 
-def measured_box(merged: Reflections, box="monoclinic", d_target=0.8, d_shown=0.0, name="the data", contents=None):
-    """Measured amplitudes in the box, as a model sees them.
-
-    `contents` is {symbol: atoms in the asymmetric unit}. Data with d >= d_shown (Å) are measured, systematic absences inside them too, as in training; F is zero elsewhere.
-
-    Returns
-    -------
-    boxes : AmplitudeBoxes, a batch of one, in the box's setting
-    swapped : bool, whether that is another than the setting of the data (see ``box_indices``)
-
-    Raises
-    ------
-    CrystalError, ReflectionError
-        If the reflections to d_target do not fit the box, or fewer than LEAST are measured in it; ``name`` begins it.
-    """
-    data = Crystal(name, merged.cell, merged.spacegroup, (), np.zeros((0, 3)), np.zeros(0), np.zeros(0))  # no atoms yet
-    crystal = to_box_setting(data)
-    check_fit(crystal, BOXES[box], d_target)
-    box = BOXES[box]
-    absent, epsilon = absences_and_epsilon(box.name, crystal.spacegroup.xhm())
-    with np.errstate(divide="ignore"):
-        d = crystal.cell.calculate_1_d2_array(box.hkl.astype(np.int32)) ** -0.5
-    target = (d >= d_target) & np.isfinite(d)
-    inside = merged.d >= max(d_shown, d_target)
-    voxel = box.index(box_indices(merged.hkl[inside], crystal is not data))
-    if (voxel >= 0).sum() < LEAST or not merged.F[inside].max() > 0:
-        raise ReflectionError(f"{name}: only {len(voxel)} reflections are measured to {max(d_shown, d_target):g} Å, "
-                              f"of {LEAST} at least")
-    F, measured = np.zeros(len(d)), np.zeros(len(d), bool)
-    F[voxel[voxel >= 0]], measured[voxel[voxel >= 0]] = merged.F[inside][voxel >= 0], True
-    same = box.index(box.hkl)  # equivalents that stand in the box twice
-    F, measured = F[same], measured[same] | absent & target & (d >= merged.d[inside].min())
-    F *= ~absent
-    grid, scale = (1, *box.shape), F.max()
-    tensors = {name: torch.as_tensor(x.reshape(grid)) for name, x in
-               {"measured": measured, "target": target, "absent": absent}.items()}
-    numbers = {name: torch.as_tensor(x.reshape(grid), dtype=torch.float32) for name, x in
-               {"F": F / scale, "d": d, "epsilon": epsilon}.items()}
-    boxes = AmplitudeBoxes(box=box, scale=torch.tensor([scale]), redundant=torch.as_tensor(box.redundant).reshape(box.shape),
-                           samples=(Sample(crystal.cell, crystal.spacegroup, contents or {}),), **tensors, **numbers)
-    return boxes, crystal is not data
-
-
-def box_indices(hkl, swapped) -> np.ndarray:
-    """Indices (n, 3) in the box's setting from those of the data, or back: a' = c, b' = -b, c' = a undoes itself."""
-    return hkl[:, [2, 1, 0]] * [1, -1, 1] if swapped else hkl
-
-
-def extend(measured: Measured, method, r_ext=UNKNOWN_R, box="monoclinic", d_target=0.8, d_shown=0.0) -> Extended:
+def extend(measured: Measured, method, r_ext=UNKNOWN_R, box: Box = BOXES["monoclinic"], d_target=0.8, d_shown=0.0) -> Extended:
     """Predict what was not measured to d_target, holes inside the data too; what was measured stays as it is.
 
     Parameters
@@ -304,9 +142,108 @@ def _complete_to(merged, share=0.5):
     """d in Å, where fewer than `share` of the reflections of a shell of equal volume are measured; the limit if none is."""
     possible = merged.cell.calculate_d_array(gemmi.make_miller_array(merged.cell, merged.spacegroup, merged.d_min - 1e-6))
     edges = np.linspace(0, merged.d_min**-3 * (1 + 1e-6), max(2, len(possible) // 40))
-    there, all_there = (np.histogram(d**-3.0, edges)[0] for d in (merged.d, possible))
+    there, all_there = (np.bincount(volume_shells(d, edges), minlength=len(edges) - 1) for d in (merged.d, possible))
     low = np.flatnonzero((there < share * all_there) & (np.arange(len(there)) > 0))  # low orders hide behind the beam stop
     return float(edges[low[0]] ** (-1 / 3)) if len(low) else merged.d_min
+
+
+# --- phase first ---
+
+
+class Extension(NamedTuple):
+    """F (n,) on the scale of the data; r_ext to be expected of them; the Solution they come from."""
+
+    F: np.ndarray
+    r_ext: float
+    solution: Solution
+
+
+def phase_first(reflections: Reflections, hkl, elements, trials=TRIALS, seed=0) -> Extension | None:
+    """Amplitudes at hkl (n, 3), none of them measured, of the atoms found; None if the engine accepts none.
+
+    Parameters
+    ----------
+    reflections : what was measured
+    elements : as for ``charge_flipping.solve``; empty where they are not known
+    """
+    return extend_from(phase(reflections, elements, trials, seed), reflections, hkl)
+
+
+def extend_from(solution: Solution | None, reflections: Reflections, hkl) -> Extension | None:
+    """Amplitudes at hkl (n, 3) of the atoms of a solution of these reflections; None if the engine does not accept it."""
+    if solution is None or not solution.accepted:
+        return None
+    atoms = solution.as_crystal()
+    known, new = (np.abs(structure_factors(atoms, indices)) for indices in (reflections.hkl, hkl))
+    return Extension(fit_scale(reflections.F, known) * new, min(UNKNOWN_R, R_PER_R1 * solution.r1), solution)
+
+
+def phase_first_boxes(boxes: AmplitudeBoxes, otherwise, trials=TRIALS, seed=0, solutions=None) -> np.ndarray:
+    """``phase_first`` of each crystal of boxes that say what is known of it -> (B, *box.shape) scaled amplitudes.
+
+    ``otherwise``, a function of the boxes with the same result, stands in for crystals without a structure. ``solutions``
+    are those of what was measured, a Solution or None a crystal, where they are known already.
+    """
+    F, hkl = np.array(otherwise(boxes), float), boxes.box.hkl.astype(np.int32)
+    for i, sample in enumerate(boxes.samples):
+        measured, one = boxes.measured[i].numpy().ravel(), boxes.F_in[i].double().numpy().ravel()
+        known, wanted = (np.flatnonzero(rows[i].numpy()) for rows in (boxes.known, boxes.extension))
+        reflections = Reflections.of_good_data(hkl[known], one[known], sample.cell, sample.spacegroup)
+        solution = solutions[i] if solutions is not None else phase(reflections, sample.contents, trials, seed)
+        if found := extend_from(solution, reflections, hkl[wanted]):
+            one[wanted] = found.F
+            F[i] = np.where(measured, one, one[boxes.box.representative]).reshape(boxes.box.shape)
+    return F
+
+
+# --- by name ---
+
+
+def extend_by(name, measured: Measured, elements=(), d_target=0.8, trials=TRIALS, seed=0):
+    """Extend by a method of that name, or by the next best one where it finds nothing.
+
+    Parameters
+    ----------
+    name : phase_first (PattersonNet, and then the mean, stand in for it), shell_mean, or a file as for ``find_weights``
+    elements, trials, seed : as for ``extend_by_structure``
+
+    Returns
+    -------
+    Extended, d_shown (Å: data beyond it were kept from the method), and in words what it is worth
+
+    Raises
+    ------
+    UserError
+        As ``extend``, or if there are no such weights, or they were trained for other resolutions.
+    """
+    if name == "phase_first":
+        result, solution = extend_by_structure(measured, elements, d_target, trials, seed)
+        words = describe_solution(solution)
+        if solution:
+            return result, 0.0, words
+        try:  # it knows monoclinic crystals only
+            result, d_shown, more = extend_by("patterson_net", measured, d_target=d_target)
+        except (WeightsError, CrystalError) as error:
+            result, d_shown, more = extend_by("shell_mean", measured, d_target=d_target)
+            words += f" ({error}.)"
+        return result, d_shown, f"{words} Instead: {more}"
+    if name == "shell_mean":
+        return extend_by_mean(measured, shell_mean(), d_target), 0.0, (
+            "Shell mean: the fall-off with resolution of random crystals, which knows nothing of this one. Do not expect "
+            "these amplitudes to solve a structure.")
+    (title, path), = find_weights([name]).items()
+    network, made = load_model(path)
+    if not made.get("d_target", 0.8) <= d_target < made.get("d_input", 1.5):
+        raise UserError(f"--d-target {d_target:g} is not between the {made.get('d_target', 0.8):g} and "
+                        f"{made.get('d_input', 1.5):g} Å that {title} was trained for")
+    # a model that was trained on data of one resolution is shown no more than that
+    d_shown = min(made["d_min"]) if made.get("d_min") else made.get("d_input", 1.5)
+    result = extend(measured, partial(predict, network), made.get("r_ext") or UNKNOWN_R,
+                    find_box(made.get("box", "monoclinic")), d_target, d_shown)
+    return result, d_shown, verdict(title, made)
+
+
+# --- files and words ---
 
 
 def write_extended(stem, extended: Extended, elements=(), csv=False, mtz=False) -> list[Path]:
@@ -326,8 +263,8 @@ def write_extended(stem, extended: Extended, elements=(), csv=False, mtz=False) 
     read = {Path(path).resolve() for path in measured.files}
     if clash := [path for path in paths if path.resolve() in read]:
         raise ReflectionError(f"{shown(clash[0])} is a file that was read, and is not overwritten: choose another --out")
-    intensity = np.concatenate([measured.intensity, predicted.F**2]) * extended.scale
-    sigma = np.concatenate([measured.sigma, 2 * predicted.F * predicted.sigF + predicted.sigF**2]) * extended.scale
+    intensity, sigma = (np.concatenate(parts) * extended.scale
+                        for parts in zip((measured.intensity, measured.sigma), predicted.intensities()))
     batch = np.repeat([1, 2], [len(measured.hkl), len(predicted)])
     write_shelx_files(stem, np.concatenate([measured.hkl, predicted.hkl]), intensity, sigma, batch, measured.cell,
                       measured.spacegroup, elements or measured.elements, wavelength=measured.wavelength or 0.71073)
@@ -338,7 +275,8 @@ def write_extended(stem, extended: Extended, elements=(), csv=False, mtz=False) 
             table.to_csv(temporary, index=False)
     if mtz:
         columns = {"F": ("F", table["F"]), "SIGF": ("Q", table["sigF"]), "MEASURED": ("I", table["measured"])}
-        write_mtz(paths[-1], table[["h", "k", "l"]], columns, measured.cell, measured.spacegroup, measured.wavelength, "extended")
+        write_mtz(paths[-1], table[["h", "k", "l"]], columns, measured.cell, measured.spacegroup, measured.wavelength,
+                  "extended")
     return paths
 
 

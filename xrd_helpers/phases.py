@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 from .config import UserError
 from .crystals import Crystal, rotations_and_translations
 from .gridding import Box
-from .inference import load_model, save_model
-from .models.phase_models import PHASE_MODELS, SIDE, LinearRegression, scaled
+from .models.phase_models import PHASE_MODELS, SIDE, LinearRegression, PhaseUNet, SymmetricUNet, scaled
 from .structure_factors import structure_factors
 from .summary import git_state, machine
 from .training import Budget, _average, learning_rate
+from .weights import load_model, save_model
 
 PHASE_BOX = Box("phases", (-6, -6, -6), (6, 6, 6), "P 1")
 ENERGY = 10.0   # keV
@@ -392,6 +392,13 @@ def train_phase_model(name, path, training: Shifted, validation: Shifted, *, con
 def load_phase_model(path):
     """(model, what its file says of its making), in half precision as it was written."""
     return load_model(path, PHASE_MODELS)
+
+
+def symmetrised(model: PhaseUNet) -> SymmetricUNet:
+    """A trained U-net with the same weights, used so that what comes out has the inversion centre of what went in."""
+    symmetric = SymmetricUNet(model.config).eval()
+    symmetric.load_state_dict(model.state_dict())
+    return symmetric
 
 
 def isotypes(crystals, n, seed=0) -> list[Crystal]:

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from xrd_helpers import RUNS
@@ -214,7 +214,7 @@ def _environment(**variables):
 
 def _now():
     """The time in UTC as text; texts of two times compare as the times do."""
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def duration(seconds):

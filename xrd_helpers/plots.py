@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import cycle, product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,15 +14,18 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 from scipy.spatial.transform import Rotation
 
+from .baselines import KNOW_NOTHING
 from .bonds import covalent_radii, whole_molecules
+from .crystals import all_operators
+from .phasing.origin import hands, match_solution
 from .phasing.output import labels
 
 COLOURS = {"UNet": "C0", "FFT_UNet": "C1", "XRD_Transformer": "C2", "phase first": "C3",
            "PattersonNet": "C4"}  # the same in every figure
 ELEMENTS = {"H": "white", "D": "white", "B": "#f0a8a0", "C": "0.4", "N": "#3c5fd7", "O": "#d9281e", "F": "#8fce4a",
-            "Si": "#c9a86a", "P": "#ee8a1d", "S": "#ecc82c", "Cl": "#35b83a", "Br": "#96341f", "I": "#7a2a9b"}  # others are METAL
-METAL = "#4fb0b5"
-KNOW_NOTHING = {"shell mean": ":", "shell permuted": "-.", "zero fill": "--"}  # grey lines
+            "Si": "#c9a86a", "P": "#ee8a1d", "S": "#ecc82c", "Cl": "#35b83a", "Br": "#96341f", "I": "#7a2a9b"}
+METAL = "#4fb0b5"  # and whatever else is not in ELEMENTS
+LINES = dict(zip(KNOW_NOTHING, cycle((":", "-.", "--"))))  # grey
 
 
 def plot_history(history, baseline=None):
@@ -64,7 +67,7 @@ def plot_r_by_resolution(curves, ylabel="$R_{ext}$"):
     """R against resolution: ``curves`` is {name: DataFrame with d and r_ext}; names of know-nothing rows are grey."""
     fig, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
     for name, curve in curves.items():
-        style = dict(color="grey", ls=KNOW_NOTHING[name]) if name in KNOW_NOTHING else dict(
+        style = dict(color="grey", ls=LINES[name]) if name in KNOW_NOTHING else dict(
             color=COLOURS.get(name), marker="o", ms=4)
         ax.plot(1 / curve["d"] ** 2, curve["r_ext"], label=name, **style)
     ticks = np.array([1.5, 1.2, 1.0, 0.9, 0.8])
@@ -115,6 +118,25 @@ def plot_density(rho, cell, title="", atoms=None, found=None):
         axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     fig.suptitle(title)
     return fig
+
+
+def plot_match(solution, crystal):
+    """The density of a Solution with its atoms, and over them those of the published crystal (``plot_density``).
+
+    The published ones, without H, are brought to the origin and hand of the solution: amplitudes leave both free.
+    """
+    match = match_solution(solution, crystal)
+    published = crystal.fract[crystal.heavy] - match.shift
+    if match.inverted:
+        published = dict(hands(crystal.spacegroup))[True] - published
+    rot, tran = all_operators(crystal.spacegroup)
+
+    def whole_cell(fract):
+        return (np.einsum("gij,nj->gni", rot, fract) + tran[:, None]).reshape(-1, 3)
+
+    title = (f"{crystal.name}: {match.n_matched} of {match.n_true} atoms within 0.5 Å, rms {match.rms:.2f} Å, "
+             f"R1 {solution.r1:.3f}")
+    return plot_density(solution.rho, solution.cell, title, whole_cell(published), whole_cell(solution.fract))
 
 
 # --- a molecule (notebook 06) ---
@@ -385,10 +407,11 @@ def plot_solved_with(table):
     table = table.assign(solved=table["solved"].astype(bool))
     order = table.groupby("method")["solved"].mean().sort_values(kind="stable").index
     fig, ax = plt.subplots(figsize=(7.5, 0.45 * len(order) + 1.4), layout="constrained")
-    for shift, colour, name, part in ((0.2, "C0", "light", table[table["light"]]), (-0.2, "C1", "heavier", table[~table["light"]])):
-        if not len(part):
+    for shift, colour, name, rows in ((0.2, "C0", "light", table["light"]), (-0.2, "C1", "heavier", ~table["light"])):
+        if not rows.any():
             continue
-        k, n = (part.groupby("method")["solved"].agg(how).reindex(order, fill_value=0).to_numpy(float) for how in ("sum", "size"))
+        counts = table[rows].groupby("method")["solved"].agg(["sum", "size"]).reindex(order, fill_value=0)
+        k, n = counts.to_numpy(float).T
         middle, half = _wilson(k, n)
         ax.barh(np.arange(len(order)) + shift, 100 * k / n, 0.36, color=colour, label=f"{name} ({int(n.max())} crystals)",
                 xerr=100 * np.maximum([k / n - middle + half, middle + half - k / n], 0), ecolor="0.3", capsize=2)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gemmi
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
 
-from .bonds import SLACK, covalent_radii
-from .crystals import Crystal, all_operators
+from .bonds import SLACK, covalent_radii, neighbours
+from .crystals import Crystal
 from .structure_factors import structure_factors
+from .wilson import shells
 
 N_SHELLS = 12  # of equal numbers of reflections, for the Wilson plot and the normalisation of E
 
@@ -44,35 +44,24 @@ def _row(crystal: Crystal, d_min):
 def neighbour_statistics(crystal: Crystal):
     """Of each atom but H: distance to the nearest and the second nearest other atom but H, how many are bonded, how many
     are within 4 Å; over all symmetry images."""
-    heavy = crystal.heavy
-    orth = np.array(crystal.cell.orth.mat.tolist())
+    heavy, reach = crystal.heavy, 4.5  # Å
     fract = crystal.fract[heavy]
-    fract = fract - np.floor(fract)
     radius = covalent_radii(np.array(crystal.elements)[heavy].tolist())
-    reach = 4.5  # Å
-    n = np.ceil(reach * np.sqrt((np.linalg.inv(orth) ** 2).sum(axis=1))).astype(int)
-    shifts = np.stack(np.meshgrid(*[np.arange(-k, k + 1) for k in n], indexing="ij"), axis=-1).reshape(-1, 3)
-    rot, tran = all_operators(crystal.spacegroup)
-    images = np.einsum("gij,nj->gni", rot, fract) + tran[:, None]
-    images = images - np.floor(images)
-    cloud = (images[:, :, None] + shifts).reshape(-1, 3) @ orth.T
-    number = np.repeat(np.tile(np.arange(len(fract)), len(rot)), len(shifts))
-    here = fract @ orth.T
-    keep = ((cloud > here.min(axis=0) - reach) & (cloud < here.max(axis=0) + reach)).all(axis=1)
-    cloud, number = cloud[keep], number[keep]
-    cloud, first = np.unique(np.round(cloud, 3), axis=0, return_index=True)  # an atom on a special position counts once
-    number = number[first]
-    pairs = cKDTree(here).sparse_distance_matrix(cKDTree(cloud), reach, output_type="coo_matrix")
-    i, j, d = pairs.row[pairs.data > 0.4], pairs.col[pairs.data > 0.4], pairs.data[pairs.data > 0.4]
+    i, j, _, step, _ = neighbours(fract, crystal.cell, crystal.spacegroup, reach)
+    # from places to 0.001 Å, as all these statistics were taken so far: what is at 4.000 Å counts the same
+    orth, inside = np.array(crystal.cell.orth.mat.tolist()), (fract - np.floor(fract))[i]
+    d = np.linalg.norm(np.round((inside + step) @ orth.T, 3) - inside @ orth.T, axis=1)
+    apart = d > 0.4
+    i, j, d = i[apart], j[apart], d[apart]
     order = np.lexsort((d, i))
     i, j, d = i[order], j[order], d[order]
-    start = np.searchsorted(i, np.arange(len(here)))
+    start = np.searchsorted(i, np.arange(len(fract)))
     d_padded = np.concatenate([d, [reach, reach]])
-    count = np.bincount(i, minlength=len(here))
+    count = np.bincount(i, minlength=len(fract))
     nearest = np.where(count > 0, d_padded[start], reach)
     second = np.where(count > 1, d_padded[start + 1], reach)
-    bonds = np.bincount(i, d < radius[i] + radius[number[j]] + SLACK, len(here))
-    return nearest, second, bonds, np.bincount(i, d < 4.0, len(here))
+    bonds = np.bincount(i, d < radius[i] + radius[j] + SLACK, len(fract))
+    return nearest, second, bonds, np.bincount(i, d < 4.0, len(fract))
 
 
 def _wilson(crystal, d_min):
@@ -81,7 +70,7 @@ def _wilson(crystal, d_min):
     group = crystal.spacegroup.operations()
     intensity = np.abs(structure_factors(crystal, hkl)) ** 2 / group.epsilon_factor_array(hkl)
     stol2 = crystal.cell.calculate_1_d2_array(hkl) / 4
-    shell = np.argsort(np.argsort(stol2)) * N_SHELLS // len(hkl)
+    shell = shells(crystal.cell.calculate_d_array(hkl), N_SHELLS)
     count = np.bincount(shell, minlength=N_SHELLS)
     mean = np.bincount(shell, intensity, N_SHELLS) / count
     x = np.bincount(shell, stol2, N_SHELLS) / count

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .config import atomic_path, shown
+from .config import atomic_path
 from .crystals import Crystal, CrystalError
 
 ROWS = 512  # crystals a row group, 0.3 MB: what a worker makes at a time, and a reader holds in memory

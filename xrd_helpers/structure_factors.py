@@ -15,14 +15,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import gemmi
 import numpy as np
 import torch
 
-from .crystals import Crystal, CrystalError, rotations_and_translations
+from .crystals import Crystal, CrystalError, without_inversion
 
 CHUNK = {"cpu": 2**20}   # numbers in the largest tensor held at a time: 4 MB in float32, so that it stays in the cache
 CHUNK_ELSEWHERE = 2**26  # on other devices, to which long work matters more
@@ -290,6 +290,11 @@ def structure_factors(crystal: Crystal, hkl, energy=None) -> np.ndarray:
     return batch.structure_factors(torch.as_tensor(np.asarray(hkl)))[0].numpy()
 
 
+def fit_scale(F, F_calc) -> float:
+    """The factor that brings amplitudes F_calc (n,) to the scale of F (n,), by least squares."""
+    return float(F @ F_calc / max(F_calc @ F_calc, 1e-30))
+
+
 def reciprocal_metric(cells) -> np.ndarray:
     """Reciprocal metric tensors in Å⁻² of B gemmi.UnitCell, (B, 3, 3): 1 / d² = h G* hᵀ."""
     frac = np.array([cell.frac.mat.tolist() for cell in cells])  # rows are a*, b*, c* in Cartesian axes
@@ -331,22 +336,15 @@ def _perpendicular_axis(metric):
     return np.select([ab & bc, ac & bc, ab & ac], [1, 2, 0], -1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _operators(symbol):
     """(rot (g, 3, 3), tran (g, 3), centring, inversion at the origin) of a space group, see CrystalBatch and Kind."""
     spacegroup = gemmi.SpaceGroup(symbol)
-    rot, tran = rotations_and_translations(spacegroup)
-    centring = tuple(map(tuple, spacegroup.operations().cen_ops))
-    # an inversion at a centring translation is one at the origin, too
-    has_inversion = any((r == -np.eye(3, dtype=int)).all() and tuple(np.round(t * gemmi.Op.DEN).astype(int)) in centring
-                        for r, t in zip(rot, tran))
-    if has_inversion:
-        keep = np.linalg.det(rot) > 0  # the inversion links each proper operation to an improper one
-        rot, tran = rot[keep], tran[keep]
-    return rot.astype(float), tran, centring, has_inversion
+    rot, tran, inversion = without_inversion(spacegroup)
+    return rot.astype(float), tran, tuple(map(tuple, spacegroup.operations().cen_ops)), inversion
 
 
-@lru_cache(maxsize=None)
+@cache
 def _form_factor(symbol):
     """The nine coefficients of table 6.1.1.4 for a neutral atom; deuterium scatters X-rays as hydrogen does."""
     coefficients = gemmi.Element("H" if symbol == "D" else symbol).it92

@@ -29,5 +29,7 @@ class ResFBlock(nn.Module):
 class FFTUNet(UNet):
     """The UNet with a ResFBlock after each DoubleConv of the encoder and the decoder; the bottleneck has none."""
 
+    title = "FFT_UNet"
+
     def level(self, c_in, c_out):
         return nn.Sequential(DoubleConv(c_in, c_out), ResFBlock(c_out))

@@ -22,7 +22,8 @@ from torch import nn
 from torch.nn import functional as nnf
 
 from ..crystals import all_operators
-from ..metrics import ShellMean, normalize
+from ..wilson import ShellMean, normalize
+from .base import AmplitudeModel
 
 STEP = 0.4                              # Å between points of the map, about
 ORIGIN_PEAKS = (0.6, 1.3, 2.6)          # Å, widths of the peaks at the origin that the network is shown
@@ -62,7 +63,7 @@ class PattersonMap:
         E2[use] = normalize(F[use], d[use], epsilon[use], max(3, min(10, use.sum() // 20))) ** 2
         inner, outer = measured & ~centring, target & ~measured & ~centring
         # a screw axis or a glide plane makes known zeros
-        values = np.where(absent, -1, epsilon * E2[box.index(hkl)] - 1)[inner]
+        values = np.where(absent, -1, epsilon * E2[box.representative] - 1)[inner]
         self.values = torch.as_tensor(np.tile(values, 4), dtype=torch.float32)
         self.inner, self.outer = self._places(hkl[inner]), self._places(hkl[outer])
         self.read = self.outer[:outer.sum()]
@@ -159,10 +160,8 @@ class Block(nn.Module):
         return x + self.scale * self.two(pad(nnf.silu(self.one(pad(nnf.silu(x))))))
 
 
-class PattersonNet(nn.Module):
-    """Called with ``AmplitudeBoxes``, which have to say what is known of each crystal (``samples``)."""
-
-    takes_boxes = True
+class PattersonNet(AmplitudeModel):
+    """The boxes have to say what is known of each crystal (``samples``)."""
 
     @dataclass
     class Config:
@@ -173,8 +172,8 @@ class PattersonNet(nn.Module):
         n_points: int = 40   # of the mean amplitude against resolution
 
     def __init__(self, config=None):
-        super().__init__()
-        self.config = c = config or self.Config()
+        super().__init__(config)
+        c = self.config
         self.stem = nn.ModuleList(nn.Conv3d(1 if i else 1 + N_MAPS, c.channels, 3) for i in range(c.passes))
         self.numbers = nn.Linear(N_NUMBERS, c.channels)
         self.start = nn.Parameter(torch.tensor(0.3))  # how much the squared map counts
@@ -188,38 +187,46 @@ class PattersonNet(nn.Module):
         self.register_buffer("mean_F", torch.ones(c.n_points))
         self.register_buffer("mean_B", torch.tensor([3.0, 1.0]))
 
-    def set_shell_mean(self, mean: ShellMean) -> None:
-        """What is expected of a crystal before it is looked at (``metrics.shell_mean``)."""
+    @classmethod
+    def config_for(cls, box, d_target):
+        return cls.Config(d_target=d_target)
+
+    def start_from(self, mean) -> None:
+        mean = mean()
         self.mean_s2.copy_(torch.as_tensor(mean.s2))
         self.mean_F.copy_(torch.as_tensor(mean.curve))
         self.mean_B.copy_(torch.tensor([mean.B, mean.sigma_B]))
 
-    def forward(self, boxes, truth=None):
-        """Amplitudes (B, H, K, L) of boxes; or, with boxes that hold the true ones, the loss to train with.
+    def predict(self, boxes):
+        return torch.stack([self._fill(boxes, i, crystal.voxels, crystal.base * self._passes(crystal)[-1])
+                            for i, crystal in enumerate(self._maps(boxes))])
 
-        The loss is the squared error of F over the expected amplitude, relative to it: between an error in E and one in F.
+    def loss(self, boxes, truth):
+        """Squared error of F over the expected amplitude, relative to it: between an error in E and one in F.
+
         Passes before the last one count for 0.3.
         """
+        losses = []
+        for i, crystal in enumerate(self._maps(boxes)):
+            F = truth.F[i].flatten()[torch.as_tensor(crystal.voxels, device=truth.F.device)].to(crystal.base)
+            parts = [(crystal.base * (E - F / crystal.base).square()).mean() / crystal.base.mean()
+                     for E in self._passes(crystal)]
+            losses.append(parts[-1] + 0.3 * sum(parts[:-1]))
+        return torch.stack(losses).mean()
+
+    def _maps(self, boxes):
+        """The PattersonMap of each crystal, on the device of the network."""
         s2, curve, B = (x.double().cpu().numpy() for x in (self.mean_s2, self.mean_F, self.mean_B))
         mean = ShellMean(s2, curve, B=float(B[0]), sigma_B=float(B[1]))
-        losses, filled = [], []
-        for i in range(len(boxes)):
-            crystal = PattersonMap(boxes, i, mean, self.config.d_target).to(self.mean_F.device)
-            passes = self._predict(crystal)
-            if truth is not None:
-                F = truth.F[i].flatten()[torch.as_tensor(crystal.voxels, device=truth.F.device)].to(crystal.base)
-                parts = [(crystal.base * (E - F / crystal.base).square()).mean() / crystal.base.mean() for E in passes]
-                losses.append(parts[-1] + 0.3 * sum(parts[:-1]))
-            else:
-                filled.append(self._fill(boxes, i, crystal.voxels, crystal.base * passes[-1]))
-        return torch.stack(losses).mean() if truth is not None else torch.stack(filled)
+        return (PattersonMap(boxes, i, mean, self.config.d_target).to(self.mean_F.device) for i in range(len(boxes)))
 
-    def _predict(self, crystal):
+    def _passes(self, crystal):
         """[E (n,) of the reflections to be predicted, after each pass], on a scale where 1 is expected of all."""
-        g, found = self.start * crystal.squared(), []
+        g, E, found = self.start * crystal.squared(), None, []
         for i, (stem, blocks, head) in enumerate(zip(self.stem, self.blocks, self.head)):
             if i == 0:
-                x = stem(pad(torch.cat([crystal.to_map(), crystal.maps], 1))) + self.numbers(crystal.numbers).view(1, -1, 1, 1, 1)
+                x = stem(pad(torch.cat([crystal.to_map(), crystal.maps], 1)))
+                x = x + self.numbers(crystal.numbers).view(1, -1, 1, 1, 1)
             else:
                 x = x + stem(pad(crystal.to_map(E.square())))
             x = blocks(x)
@@ -234,6 +241,6 @@ class PattersonNet(nn.Module):
         box, out = boxes.box, boxes.F_in[i].flatten().clone()
         known = boxes.measured[i].flatten()
         out[torch.as_tensor(voxels, device=out.device)] = F.to(out)
-        same = torch.as_tensor(box.index(box.hkl), device=out.device)
+        same = torch.as_tensor(box.representative, device=out.device)
         out = torch.where(known, boxes.F_in[i].flatten(), out[same])
         return (out * (boxes.target[i] & ~boxes.absent[i]).flatten()).view(box.shape)

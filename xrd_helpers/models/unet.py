@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as nnf
 
-from .physics import amplitudes, start_constant
+from .base import AmplitudeModel, amplitudes, start_constant
 
 
 class DoubleConv(nn.Sequential):
@@ -22,7 +22,7 @@ class DoubleConv(nn.Sequential):
             nn.Conv3d(c_out, c_out, 3, padding=1), nn.InstanceNorm3d(c_out), nn.GELU())
 
 
-class UNet(nn.Module):
+class UNet(AmplitudeModel):
     """Encoder, bottleneck and decoder with skips; ``level`` is what stands at each level of both."""
 
     @dataclass
@@ -31,8 +31,7 @@ class UNet(nn.Module):
         bottleneck: int = 256                # channels below the last level
 
     def __init__(self, config=None):
-        super().__init__()
-        self.config = config or self.Config()
+        super().__init__(config)
         widths = list(self.config.widths)
         self.down = nn.ModuleList(self.level(c_in, c_out) for c_in, c_out in zip([1, *widths], widths))
         self.bottleneck = DoubleConv(widths[-1], self.config.bottleneck)
@@ -44,8 +43,8 @@ class UNet(nn.Module):
         """The block of one level."""
         return DoubleConv(c_in, c_out)
 
-    def forward(self, F_in, measured, target, absent):
-        x, skips = F_in[:, None], []                                  # (B, 1, H, K, L)
+    def predict(self, boxes):
+        x, skips = boxes.F_in[:, None], []                             # (B, 1, H, K, L)
         for level in self.down:
             x = level(x)                                              # (B, width, H / 2^i, K / 2^i, L / 2^i)
             skips.append(x)
@@ -56,4 +55,4 @@ class UNet(nn.Module):
             # to the skip's size, because 18 / 2 = 9 and 23 / 2 = 11 do not double back
             x = nnf.interpolate(x, size=skip.shape[2:], mode="trilinear", align_corners=False)
             x = level(torch.cat([x, skip], dim=1))                    # (B, width, H / 2^i, K / 2^i, L / 2^i)
-        return amplitudes(self.head(x)[:, 0], F_in, measured, target, absent)
+        return amplitudes(self.head(x)[:, 0], boxes)

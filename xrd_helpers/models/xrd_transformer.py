@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as nnf
 
-from .physics import amplitudes, start_constant
+from .base import AmplitudeModel, amplitudes, start_constant
 
 
 class Block(nn.Module):
@@ -36,8 +36,10 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
-class XRDTransformer(nn.Module):
+class XRDTransformer(AmplitudeModel):
     """Value projection plus one-hot embeddings of h, k and l, five blocks, and a linear head."""
+
+    title = "XRD_Transformer"
 
     @dataclass
     class Config:
@@ -49,8 +51,8 @@ class XRDTransformer(nn.Module):
         dropout: float = 0.1
 
     def __init__(self, config=None):
-        super().__init__()
-        self.config = c = config or self.Config()
+        super().__init__(config)
+        c = self.config
         third = c.dim // 3
         # a linear layer on a one-hot index is a look-up in its weights: one row an index
         self.index = nn.ModuleList(nn.Linear(n, width) for n, width in zip(c.shape, (third, third, c.dim - 2 * third)))
@@ -59,7 +61,12 @@ class XRDTransformer(nn.Module):
         self.norm = nn.LayerNorm(c.dim)
         self.head = start_constant(nn.Linear(c.dim, 1))
 
-    def forward(self, F_in, measured, target, absent):
+    @classmethod
+    def config_for(cls, box, d_target):
+        return cls.Config(shape=box.shape)
+
+    def predict(self, boxes):
+        F_in, target = boxes.F_in, boxes.target
         hkl = target.nonzero()[:, 1:].unbind(1)                                   # index in the box, 3 × (N,)
         index = torch.cat([layer.weight.t()[i] + layer.bias for layer, i in zip(self.index, hkl)], dim=-1)
         x = self.value(F_in[target][:, None]) + index                             # (N, dim)
@@ -68,4 +75,4 @@ class XRDTransformer(nn.Module):
             x = block(x, lengths)
         raw = torch.zeros_like(F_in)
         raw[target] = self.head(self.norm(x))[:, 0].to(raw.dtype)
-        return amplitudes(raw, F_in, measured, target, absent)
+        return amplitudes(raw, boxes)

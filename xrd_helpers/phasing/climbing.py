@@ -42,7 +42,7 @@ class Data(NamedTuple):
     weight: np.ndarray
     h: np.ndarray
     k: np.ndarray
-    l: np.ndarray  # noqa: E741
+    l: np.ndarray
     shift: np.ndarray
     form: np.ndarray
     kind: np.ndarray
@@ -72,7 +72,7 @@ def data_of(refiner, elements, hydrogen, occ, u_iso):
     atoms = list(zip(elements, np.asarray(hydrogen).tolist(), np.asarray(occ, float).tolist()))
     kinds = sorted(set(atoms))
     form = np.array([(refiner.form_factor(e)[order] + n_h * around) * o * falloff for e, n_h, o in kinds], np.float32)
-    h, k, l = (np.ascontiguousarray(refiner.hkl_ops[:, order, i], np.float32) for i in range(3))  # noqa: E741
+    h, k, l = (np.ascontiguousarray(refiner.hkl_ops[:, order, i], np.float32) for i in range(3))
     frac = np.linalg.inv(refiner.orth).astype(np.float32)
     shift = np.ascontiguousarray(refiner.shifts[:, order], np.float32)
     return Data(reflections.F[order].astype(np.float32), np.ones(len(d), np.float32), h, k, l, shift - np.round(shift),

@@ -11,13 +11,17 @@ import gemmi
 import numpy as np
 
 from ..config import UserError
+from ..crystals import count_elements
 from ..reflections import Measured, Reflections
-from . import shelxt
-from .charge_flipping import Solution
-from .extension import phase
+from . import charge_flipping, shelxt
+from .charge_flipping import ATOM_VOLUME
+from .peaks import without_hydrogen
 from .placing import Arrangement, Part, completed, place
-from .spacegroups import candidates, laue_group, without_absences
+from .solution import PhasingError, Solution
+from .spacegroups import candidates, laue_group, moved_to, without_absences
 from .verdict import weigh_solution
+
+TRIALS = 96  # random starts, at most
 
 
 class Solved(NamedTuple):
@@ -39,11 +43,46 @@ def in_group(measured: Measured, spacegroup) -> Measured:
     if laue_group(spacegroup) != laue_group(measured.spacegroup):
         raise UserError(f"{spacegroup.xhm()} is not of the Laue class of {measured.spacegroup.xhm()}, in which the data are: "
                         "correct it, or the cell and symmetry of the data")
-    ratio = len(measured.spacegroup.operations()) / len(spacegroup.operations())
-    return replace(measured, spacegroup=spacegroup, elements={symbol: n * ratio for symbol, n in measured.elements.items()})
+    return moved_to(measured, spacegroup)
 
 
-def solve(measured: Measured, extra: Reflections | None = None, search=False, trials=48, seed=0) -> Solved:
+def prepared(measured: Measured, elements=(), spacegroup="", d_min=0.0) -> Measured:
+    """The data as they are to be phased: with the elements that are named, in a space group (``in_group``), cut at d_min (Å).
+
+    UserError if that is no space group of their Laue class, or nothing is left.
+    """
+    if elements:
+        measured = replace(measured, elements=count_elements(elements))
+    if spacegroup:
+        measured = in_group(measured, spacegroup)
+    inside = measured.cell.calculate_d_array(measured.hkl.astype(np.int32)) >= d_min
+    if not inside.any():
+        raise UserError(f"nothing was measured to --d-min {d_min:g} Å")
+    return replace(measured, hkl=measured.hkl[inside], intensity=measured.intensity[inside], sigma=measured.sigma[inside])
+
+
+def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=None, predicted=None, effort="normal",
+          minutes=None) -> Solution | None:
+    """``charge_flipping.solve``, or None where it cannot start: one crystal does not end the others.
+
+    Where each of `elements` is there once, and they are too few for the cell, they are kinds rather than a formula: carbon
+    fills them up, and how much hydrogen there is stays open. So it does where there are none.
+    """
+    volume = reflections.cell.volume / len(reflections.spacegroup.operations())
+    contents, n = count_elements(elements), round(volume / ATOM_VOLUME)
+    known = sum(without_hydrogen(contents).values())
+    if set(contents.values()) <= {1.0} and known < 0.6 * n:
+        contents["C"] = contents.get("C", 0) + n - known
+        contents.pop("H", None)  # one H in all would make a right structure look wrong
+    try:
+        return charge_flipping.solve(reflections, contents, groups=groups, predicted=predicted, trials=trials, seed=seed,
+                                     effort=effort, minutes=minutes)
+    except PhasingError:
+        return None
+
+
+def solve_measured(measured: Measured, extra: Reflections | None = None, search=False, trials=TRIALS, seed=0,
+                   effort="normal", minutes=None) -> Solved:
     """Charge flipping, and atoms in the space group of the data or in one that their absences allow.
 
     Parameters
@@ -53,12 +92,13 @@ def solve(measured: Measured, extra: Reflections | None = None, search=False, tr
     search : whether the space group is to be found, among those that the absences allow (``spacegroups.candidates``). The
         two groups of an enantiomorphic pair, as P 41 and P 43, explain data without anomalous scattering equally well: it is
         that of the hand in which the phases happened to come out.
+    effort, minutes : how far the search goes (``charge_flipping.solve``)
     """
     groups = [measured.spacegroup]
     if search:
         groups = candidates(measured)
         measured = replace(measured, spacegroup=without_absences(measured.spacegroup))
-    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra)
+    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra, effort, minutes)
     return Solved(solution, list(solution.groups) if solution else [(group, float("nan")) for group in groups])
 
 
@@ -85,7 +125,7 @@ def solve_with_fragment(measured: Measured, fragments, minutes=5.0, seed=0) -> S
 def solve_with_shelxt(measured: Measured, folder, program, extra=None, timeout=600.0, watch=None) -> Solved:
     """The same by SHELXT, which finds the space group by itself and takes predicted reflections for measured ones; see
     ``shelxt.run_shelxt`` for what it raises."""
-    elements = measured.elements or ["C", "H", "N", "O"]
+    elements = measured.elements or count_elements(("C", "H", "N", "O"))
     solution = shelxt.run_shelxt(_together(measured, extra), elements, Path(folder), timeout, program, watch=watch)
     if extra is not None:  # predicted amplitudes are no evidence
         solution = replace(solution, evidence=weigh_solution(solution, measured.merge(), elements))

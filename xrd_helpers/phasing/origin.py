@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from itertools import product
 
 import gemmi
@@ -12,6 +12,7 @@ from scipy.fft import next_fast_len
 from scipy.optimize import linear_sum_assignment
 
 from ..crystals import all_operators, rotations_and_translations
+from .fourier import FourierSum
 
 STEPS = gemmi.Op.DEN  # all discrete origin shifts of the tables are multiples of 1/24 of an axis
 MOST_SHIFTS = 200  # shifts along polar directions that are tried; the right one is shared by most pairs of atoms
@@ -69,7 +70,7 @@ def allowed_origins(spacegroup):
     return shifts.copy(), polar.copy()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _allowed_origins(name):
     spacegroup = gemmi.SpaceGroup(name)
     rot, _ = rotations_and_translations(spacegroup)
@@ -229,19 +230,9 @@ def phase_error(phi_a, phi_b, hkl, F, spacegroup) -> PhaseAgreement:
 
 
 def _best_polar_shift(difference, weight, k):
-    """Maximise Σ weight cos(difference + 2π k·s) over s (p,), k (n, p) int: a Fourier sum on a grid, then Newton."""
+    """Where Σ weight cos(difference + 2π k·s) is highest, s (p,) with k (n, p) int."""
     size = [next_fast_len(int(4 * np.abs(column).max() + 4)) for column in k.T]
-    grid = np.zeros(size, complex)
-    np.add.at(grid, tuple((k % size).T), weight * np.exp(1j * difference))
-    value = np.fft.ifftn(grid).real
-    s = np.array(np.unravel_index(value.argmax(), size)) / size
-    for _ in range(5):
-        angle = difference + 2 * np.pi * k @ s
-        gradient = -2 * np.pi * k.T @ (weight * np.sin(angle))
-        hessian = -4 * np.pi**2 * (k.T * (weight * np.cos(angle))) @ k
-        # pinv: a direction that no reflection feels stays where it is
-        s = s - np.linalg.pinv(hessian) @ gradient
-    return s
+    return FourierSum(k, size).maximum(weight * np.exp(-1j * difference), gain=0)[0]
 
 
 def solved(found, crystal, share=0.8, tolerance=0.5) -> bool:

@@ -10,19 +10,15 @@ import gemmi
 import numpy as np
 
 from ..config import atomic_path
-from ..crystals import Crystal, count_elements
-from ..reflections import (Measured, Reflections, shelx_elements, shelx_header, shelx_scale, write_mtz,
-                           write_shelx_files)
-from ..structure_factors import structure_factors
-from .charge_flipping import PhasingError, Solution
+from ..reflection_files import write_mtz
+from ..reflections import Measured, Reflections
+from ..shelx import shelx_scale, write_shelx_files, write_shelx_res
+from ..structure_factors import fit_scale, structure_factors
+from .solution import PhasingError, Solution
+from .spacegroups import moved_to
 from .verdict import in_words, on_axes_of
 
 MOST_NAMED = 6  # space groups named with their agreement
-
-
-def as_crystal(solution: Solution, name="solution") -> Crystal:
-    return Crystal(name, solution.cell, solution.spacegroup, tuple(solution.elements), solution.fract, solution.u_iso,
-                   solution.occ, source=solution.engine)
 
 
 def labels(elements) -> list[str]:
@@ -30,37 +26,37 @@ def labels(elements) -> list[str]:
     return [f"{element}{elements[:i].count(element) + 1}" for i, element in enumerate(elements)]
 
 
-def write_solution(stem, solution: Solution, measured: Measured, elements=()) -> list[Path]:
+def write_solution(stem, solution: Solution, measured: Measured) -> list[Path]:
     """Write ``.hkl``, ``.ins`` (no atoms), ``.res``, ``.cif``, ``.mtz`` and, where there is a map, ``.ccp4``.
 
     Parameters
     ----------
     stem : path of the files without their suffix
     solution : on the axes of the data or others of their lattice, to which the data are brought then
-    measured : the reflections it was found from
-    elements : {symbol: atoms in the asymmetric unit of the data}, for SFAC and UNIT, by default theirs or those of the atoms
+    measured : the reflections it was found from; their elements are those of SFAC and UNIT, with those of the atoms
 
     Returns
     -------
     list of Path
     """
-    stem, crystal = Path(stem), as_crystal(solution, Path(stem).name)
+    stem, crystal = Path(stem), solution.as_crystal(Path(stem).name)
     if solution.orientation != "as input" or not solution.cell.approx(measured.cell, 0.01):
         measured = _turned(measured, solution)
-    merged = replace(measured, spacegroup=solution.spacegroup).merge()
-    # a part of the cell of another size, where the group found is not that of the data
-    ratio = len(measured.spacegroup.operations()) / len(solution.spacegroup.operations())
-    elements = {symbol: n * ratio for symbol, n in count_elements(elements or measured.elements).items()} or crystal.contents
-    elements |= {symbol: n for symbol, n in crystal.contents.items() if symbol not in elements}
+    measured = moved_to(measured, solution.spacegroup)
+    merged = measured.merge()
+    elements = {**crystal.contents, **measured.elements}
     wavelength = measured.wavelength or 0.71073
     sf = structure_factors(crystal, merged.hkl)
-    scale = float(merged.F @ np.abs(sf) / (np.abs(sf) @ np.abs(sf)))
+    scale = fit_scale(merged.F, np.abs(sf))
     fits = shelx_scale(measured.intensity, measured.sigma)
     write_shelx_files(stem, measured.hkl, measured.intensity * fits, measured.sigma * fits, 1, measured.cell,
                       solution.spacegroup, elements, wavelength=wavelength)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".hkl", ".ins", ".res", ".cif", ".mtz")]
-    _write_text(paths[2], _res(solution, elements, stem.name, wavelength, scale * np.sqrt(fits)))
-    _write_text(paths[3], _cif(solution, stem.name, wavelength))
+    hydrogen = "with" if "H" in solution.elements else "without"
+    remark = f"{solution.engine}: R1 {solution.r1:.4f}, {len(solution.elements)} atoms, {hydrogen} hydrogen"
+    write_shelx_res(paths[2], crystal, labels(solution.elements), elements, wavelength, scale * np.sqrt(fits), remark)
+    with atomic_path(paths[3]) as temporary:
+        temporary.write_text(_cif(solution, stem.name, wavelength), encoding="utf-8")
     # F and sigF as measured, and amplitude (on their scale) and phase of the atoms
     columns = {"F": ("F", merged.F), "SIGF": ("Q", merged.sigF), "FC": ("F", scale * np.abs(sf)),
                "PHIC": ("P", np.degrees(np.angle(sf)))}
@@ -79,23 +75,6 @@ def _turned(measured, solution):
         raise PhasingError(f"the cell of the solution, {' '.join(f'{x:.4g}' for x in solution.cell.parameters)}, is not of the "
                            "lattice of the data: no files are written")
     return replace(measured, hkl=np.round(measured.hkl @ fit[0].T).astype(measured.hkl.dtype), cell=solution.cell)
-
-
-def _write_text(path, lines):
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _res(solution, elements, title, wavelength, scale):
-    """Atoms for SHELXL: occupancies held fixed (10 + occ), isotropic U free, FVAR the scale of |F|."""
-    number = {symbol: i for i, symbol in enumerate(shelx_elements(elements), 1)}
-    atoms = [f"{label:<4} {number[element]:2d} " + " ".join(f"{x:9.5f}" for x in xyz) + f" {10 + occ:9.5f} {u:8.5f}"
-             for label, element, xyz, occ, u in zip(labels(solution.elements), solution.elements, solution.fract, solution.occ,
-                                                    solution.u_iso)]
-    return [*shelx_header(solution.cell, solution.spacegroup, elements, title, wavelength),
-            f"REM {solution.engine}: R1 {solution.r1:.4f}, {len(atoms)} atoms, "
-            f"{'with' if 'H' in solution.elements else 'without'} hydrogen", "L.S. 10", "BOND", "FMAP 2",
-            "PLAN 20", "WGHT 0.1", f"FVAR {scale:.5f}", *atoms, "HKLF 4", "END"]
 
 
 def _cif(solution, title, wavelength):
@@ -118,7 +97,7 @@ def _cif(solution, title, wavelength):
                                            solution.occ):
         # CIF gives the share of the site that is filled: here all of it, and the site as often as symmetry repeats it
         sites.add_row([label, element, *(f"{x:.5f}" for x in xyz), f"{u:.5f}", "Uiso", "1", str(round(n_ops * occ))])
-    return block.as_string().splitlines()
+    return block.as_string()
 
 
 def _ccp4(solution):
@@ -142,7 +121,8 @@ def describe_data(measured: Measured, merged: Reflections) -> str:
 
 def verdict(solution: Solution | None, tried=()) -> str:
     """Solved, uncertain or not solved, and why one should believe it, in words."""
-    where = f" in {solution.spacegroup.xhm()}" if solution else f" in any of {len(tried)} space groups" if len(tried) > 1 else ""
+    several = f" in any of {len(tried)} space groups" if len(tried) > 1 else ""
+    where = f" in {solution.spacegroup.xhm()}" if solution else several
     if solution and len(tried) > 1:
         best = sorted(tried, key=lambda pair: (pair[0].xhm() != solution.spacegroup.xhm(), -pair[1]))
         agreed = ", ".join(f"{group.xhm()} {figure:.2f}" for group, figure in best[:MOST_NAMED])

@@ -1,16 +1,13 @@
-"""Density maps of the whole cell, and the atoms at their maxima."""
+"""The atoms at the maxima of a density map."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import gemmi
 import numpy as np
-from scipy.fft import irfftn, next_fast_len
 from scipy.ndimage import maximum_filter
 
-from ..crystals import all_operators, count_elements
-from ..reflections import expand_to_p1
+from ..crystals import all_operators
 
 MIN_DISTANCE = 0.95  # Å between two peaks: no bond but those of hydrogen is shorter than 1.1 Å
 
@@ -29,38 +26,6 @@ class Peaks:
 
     def __len__(self):
         return len(self.fract)
-
-
-def grid_size(cell, hkl, spacing) -> tuple[int, int, int]:
-    """Points along the axes: at most `spacing` (Å) apart, all of hkl inside, fast to transform, the last one even."""
-    lengths = np.array(cell.parameters[:3])
-    least = np.maximum(np.ceil(lengths / spacing), 2 * np.abs(hkl).max(axis=0) + 1).astype(int)
-    return next_fast_len(int(least[0])), next_fast_len(int(least[1])), 2 * next_fast_len((int(least[2]) + 1) // 2)
-
-
-class MapGrid:
-    """Density maps of one set of reflections, `spacing` Å between the points.
-
-    rho(x) = 1/V Σ F(h) exp(-2πi h·x) over the whole sphere, in electrons per Å³ if F is in electrons and without
-    the constant F000 / V.
-    """
-
-    def __init__(self, hkl, cell, spacegroup, spacing):
-        p1 = expand_to_p1(hkl, spacegroup)
-        self.size = grid_size(cell, p1.hkl, spacing)
-        self.cell, self.p1 = cell, p1
-        # a real map needs half of the sphere; the plane l = 0 is whole in that half
-        self.rows = np.flatnonzero(p1.hkl[:, 2] >= 0)
-        half = (*self.size[:2], self.size[2] // 2 + 1)
-        self.voxel = np.ravel_multi_index((p1.hkl[self.rows] % self.size).T, half)
-        self.half = half
-
-    def map(self, sf) -> np.ndarray:
-        """The map (nx, ny, nz) of complex structure factors (n,) of the asymmetric unit."""
-        coefficients = np.zeros(self.half, np.complex64)
-        # the conjugate, because numpy's inverse transform has exp(+2πi h·x)
-        coefficients.flat[self.voxel] = self.p1.structure_factors(sf)[self.rows].conj()
-        return irfftn(coefficients, s=self.size) * np.float32(np.prod(self.size) / self.cell.volume)
 
 
 def find_peaks(rho, cell, spacegroup, n_atoms, min_distance=MIN_DISTANCE, exclude=None) -> Peaks:
@@ -116,8 +81,8 @@ def snap(x, rot, tran, orth, within):
 
 
 def without_hydrogen(elements) -> dict[str, float]:
-    """``crystals.count_elements`` of what phasing looks for."""
-    return {symbol: n for symbol, n in count_elements(elements).items() if symbol not in ("H", "D")}
+    """What phasing looks for, of {symbol: number of atoms}."""
+    return {symbol: n for symbol, n in elements.items() if symbol not in ("H", "D")}
 
 
 def assign_elements(occ, contents) -> tuple[str, ...]:

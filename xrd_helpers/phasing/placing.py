@@ -25,12 +25,13 @@ from scipy.optimize import linear_sum_assignment
 from ..config import UserError
 from ..crystals import all_operators
 from ..known_molecule import with_hydrogen, with_more_conformers
-from .charge_flipping import Solution, one_thread
+from .charge_flipping import one_thread
 from .climbing import LEAST, Joints, add_waves, climb, data_of, draw, mutate, r_factors, score
 from .distances import Distances, distances_of, refine, rigid_distances
 from .origin import match_atoms
 from .peaks import without_hydrogen
 from .refine import Model, Refiner
+from .solution import Solution
 from .verdict import certain_r1, weigh
 
 FILE = Path(__file__).with_name("placing.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -9,8 +10,10 @@ import gemmi
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from ..crystals import all_operators, rotations_and_translations
-from .peaks import MapGrid, assign_elements, find_peaks, snap
+from ..crystals import all_operators, without_inversion
+from ..structure_factors import fit_scale
+from .fourier import MapGrid
+from .peaks import assign_elements, find_peaks, snap
 
 U_START, U_MIN, U_MAX = 0.04, 0.005, 0.25  # Å²
 MAX_MOVE = 0.2                             # Å an atom may move in one cycle of least squares
@@ -40,18 +43,24 @@ class Refiner:
     def __init__(self, reflections):
         self.reflections = reflections
         hkl, spacegroup = reflections.hkl, reflections.spacegroup
-        rot, tran = rotations_and_translations(spacegroup)
-        self.centric = bool(((rot == -np.eye(3, dtype=int)).all((1, 2)) & (tran % 1 == 0).all(1)).any())
-        keep = np.linalg.det(rot) > 0 if self.centric else slice(None)  # the others are their conjugates
-        self.hkl_ops = np.einsum("ni,gij->gnj", hkl, rot[keep])               # (g, n, 3)
-        self.shifts = np.einsum("ni,gi->gn", hkl, tran[keep])                 # (g, n) in cycles
+        rot, tran, self.centric = without_inversion(spacegroup)
+        self.hkl_ops = np.einsum("ni,gij->gnj", hkl, rot)                     # (g, n, 3)
+        self.shifts = np.einsum("ni,gi->gn", hkl, tran)                       # (g, n) in cycles
         centring = np.array(spacegroup.operations().cen_ops, float) / gemmi.Op.DEN
         factor = np.exp(2j * np.pi * hkl @ centring.T).sum(1).real            # 0 where the centring forbids
         self.factor = factor * (2 if self.centric else 1)
         self.stol2 = 0.25 / reflections.d**2
-        self.maps = MapGrid(hkl, reflections.cell, spacegroup, reflections.d_min / SPACING)
+        self.maps = MapGrid(reflections.p1, reflections.cell, reflections.d_min / SPACING)
         self.orth = np.array(reflections.cell.orth.mat.tolist())
         self._form = {}
+
+    def select(self, rows) -> Refiner:
+        """The Refiner of some of the reflections; its maps stay those of all."""
+        part = copy.copy(self)
+        part.reflections = self.reflections.select(rows)
+        part.hkl_ops, part.shifts = self.hkl_ops[:, rows], self.shifts[:, rows]
+        part.factor, part.stol2, part._form = self.factor[rows], self.stol2[rows], {}
+        return part
 
     def form_factor(self, element):
         """IT92 form factor (n,) of a neutral atom (International Tables, Vol. C, table 6.1.1.4)."""
@@ -70,18 +79,19 @@ class Refiner:
             falloff[:, np.array(model.elements) == element] *= self.form_factor(element)[:, None]
         return falloff
 
-    def _waves(self, model, g):
-        phase = self.hkl_ops[g] @ model.fract.T + self.shifts[g][:, None]
-        # single precision suffices once the whole cycles are gone, and its sine is several times faster
-        phase = (2 * np.pi * (phase - np.round(phase))).astype(np.float32)
-        return np.cos(phase), np.sin(phase)
+    def _waves(self, model):
+        """Cosine and sine (n, a) of the phases of all atoms, operator by operator."""
+        for hkl, shift in zip(self.hkl_ops, self.shifts):
+            phase = hkl @ model.fract.T + shift[:, None]
+            # single precision suffices once the whole cycles are gone, and its sine is several times faster
+            phase = (2 * np.pi * (phase - np.round(phase))).astype(np.float32)
+            yield np.cos(phase), np.sin(phase)
 
     def structure_factors(self, model) -> np.ndarray:
         """Complex structure factors (n,) of a model, in electrons."""
         weights = self.weights(model)
         real, imag = 0, 0
-        for g in range(len(self.hkl_ops)):
-            cos, sin = self._waves(model, g)
+        for cos, sin in self._waves(model):
             real = real + np.einsum("na,na->n", weights, cos)
             imag = imag if self.centric else imag + np.einsum("na,na->n", weights, sin)
         return (real + 1j * imag) * self.factor
@@ -90,7 +100,7 @@ class Refiner:
         """The model with its scale by least squares and its R1."""
         F = self.reflections.F
         sf = np.abs(self.structure_factors(model) if sf is None else sf)
-        scale = float(F @ sf / max(sf @ sf, 1e-30))
+        scale = fit_scale(F, sf)
         return replace(model, scale=scale, r1=float(np.abs(F - scale * sf).sum() / F.sum()))
 
     def adjusted_r1(self, model) -> float:
@@ -145,7 +155,7 @@ class Refiner:
         cos(phi) dA + sin(phi) dB; shares (n, a) of the atoms along it; Fcalc (n,)
         """
         factor = self.factor.astype(np.float32)[:, None]
-        weights, waves = self.weights(model), [self._waves(model, g) for g in range(len(self.hkl_ops))]
+        weights, waves = self.weights(model), list(self._waves(model))
         real = weights * sum(cos for cos, _ in waves) * factor
         imag = 0 * real if self.centric else weights * sum(sin for _, sin in waves) * factor
         sf = real.sum(1) + 1j * imag.sum(1)
@@ -229,7 +239,6 @@ class Refiner:
         order = np.argsort(-height, kind="stable")
         model = _take(model, order)
         return replace(model, elements=assign_elements(model.occ, contents), heights=height[order] / rho.std())
-
 
     def exchange_elements(self, model, cycles=3) -> Model:
         """The model with pairs of elements exchanged as long as that lowers R1, refined.

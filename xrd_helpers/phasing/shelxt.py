@@ -14,22 +14,15 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import gemmi
-import numpy as np
-
-from ..reflections import SHELX_LATT, write_shelx
-from .charge_flipping import PhasingError, Solution
+from ..crystals import count_elements
+from ..shelx import ShelxError, read_instructions, write_shelx
+from .solution import PhasingError, Solution
 from .verdict import weigh_solution
 
 NAME = "job"          # of the files in the folder of a run
-U_EQUIVALENT = 0.05   # Å² for atoms whose U the .res file gives as a multiple of another one
 # one row of the table of solutions; Flack_x stays empty for centrosymmetric groups, Orientation may hold spaces
 ROW = re.compile(r"^\s*(\d\.\d+)\s+(\d\.\d+)\s+(\d\.\d+)\s+(\d\.\d+)\s+(.+?)\s{2,}(\S+)\s+(?:(-?\d*\.\d+)\s+)?"
                  r"(\S+_[a-z])\s+(.*)$")
-INSTRUCTIONS = set("""ABIN ACTA AFIX ANIS ANSC ANSR BASF BIND BLOC BOND BUMP CELL CGLS CHIV CONF CONN DAMP DANG DEFS DELU
-DFIX DISP EADP END EQIV EXTI EXYZ FEND FLAT FMAP FRAG FREE FVAR GRID HFIX HKLF HTAB INIT ISOR LATT LAUE LIST L.S. MERG
-MORE MOVE MPLA NCSY NEUT OMIT PART PLAN PRIG REM RESI RIGU RTAB SADI SAME SFAC SHEL SIMU SIZE SPEC STIR SUMP SWAT SYMM
-TEMP TITL TWIN TWST UNIT WGHT WIGL WPDB XNPD ZERR""".split())
 
 
 @dataclass(frozen=True)
@@ -96,6 +89,7 @@ def run_shelxt(reflections, elements, folder, timeout=600, executable=None, thre
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{NAME}[._]*"):
         old.unlink()  # a solution of an earlier run would look like one of this run
+    elements = count_elements(elements)
     write_shelx(folder / NAME, reflections, elements)
     began = time.perf_counter()
     output = folder / f"{NAME}.out"
@@ -181,88 +175,25 @@ def read_lxt(path) -> list[ListedSolution]:
 
 
 def read_res(path, listed=None, trials=0, seconds=0.0) -> Solution:
-    """Read the structure of a SHELX .res file; `listed` is its row of the .lxt table, used where the file says less.
-
-    Q peaks are left out. A site occupancy of 10 + x is x, held fixed; free variables (20 and more) count as full
-    sites. SHELX occupancies are crystallographic already, as in Solution.
+    """Read the structure of a .res file of SHELXT; `listed` is its row of the .lxt table, used where the file says less.
 
     Raises
     ------
     PhasingError
         If the file has no cell, an atom line that cannot be read, or symmetry that is no space group of the tables.
     """
-    path = Path(path)
-    text = _text(path).replace("=\n", " ")  # continued lines
-    cell, latt, symm, elements, atoms = None, 1, [], [], []
+    try:
+        found = read_instructions(path)
+        atoms = found.atoms()
+    except ShelxError as error:
+        raise PhasingError(str(error)) from None
+    if not atoms.elements:
+        raise PhasingError(f"{path} holds no atoms: it is not a solution of SHELXT")
     r1, orientation = (listed.r1, listed.orientation) if listed else (float("nan"), "as input")
-    for line in text.splitlines():
-        words = line.split("!")[0].split()
-        if not words:
-            continue
-        key = words[0].upper()[:4]
-        try:
-            if key == "CELL":
-                cell = gemmi.UnitCell(*map(float, words[2:8]))
-            elif key == "LATT":
-                latt = int(words[1])
-            elif key == "SYMM":
-                symm.append(gemmi.Op(_triplet(" ".join(words[1:]))))
-            elif key == "SFAC":
-                elements += [word.capitalize() for word in words[1:] if word.isalpha()]
-            elif key == "REM":
-                if match := re.search(r"R1\s+([\d.]+),.*?Orientation\s+(.+)", line):
-                    r1, orientation = float(match[1]), match[2].strip()
-            elif key in ("HKLF", "END"):
-                break
-            elif key not in INSTRUCTIONS and not line[0].isspace() and not re.match(r"Q\d", words[0].upper()):
-                atoms.append(_atom(words, elements))
-        except (ValueError, IndexError, RuntimeError):
-            raise PhasingError(f"{path} has a line that cannot be read: {line.strip()!r}") from None
-    if cell is None or not atoms:
-        raise PhasingError(f"{path} holds no {'atoms' if cell else 'CELL'}: it is not a solution of SHELXT")
-    fract, occ, u_iso, heights = (np.array(column, float) for column in list(zip(*atoms))[1:])
-    return Solution(fract=fract % 1, heights=heights, elements=tuple(atom[0] for atom in atoms), u_iso=u_iso, occ=occ,
-                    rho=None, cell=cell, spacegroup=_spacegroup(path, latt, symm), r1=r1,
+    for remark in found.remarks:
+        if match := re.search(r"R1\s+([\d.]+),.*?Orientation\s+(.+)", remark):
+            r1, orientation = float(match[1]), match[2].strip()
+    return Solution(fract=atoms.fract % 1, heights=atoms.heights, elements=atoms.elements, u_iso=atoms.u_iso, occ=atoms.occ,
+                    rho=None, cell=found.cell, spacegroup=found.spacegroup, r1=r1,
                     figure_of_merit=1 - listed.alpha if listed else float("nan"), trials=trials, seconds=seconds,
                     engine="SHELXT", orientation=orientation)
-
-
-def _atom(words, elements):
-    """(element, fract, occ, u_iso, height) of the words of an atom line: name sfac x y z occ U [... height]."""
-    number = int(words[1])
-    if number < 1:
-        raise ValueError(words[1])
-    # 10 + x: the parameter is held at x
-    values = [float(word) - 10 if 5 < abs(float(word)) < 15 else float(word) for word in words[2:7]]
-    *fract, occ, u_iso = (values + [1.0, U_EQUIVALENT])[:5] if len(values) < 5 else values
-    height = float(words[7]) if len(words) == 8 else float("nan")
-    return elements[number - 1], fract, occ if 0 < occ <= 1 else 1.0, u_iso if u_iso > 0 else U_EQUIVALENT, height
-
-
-def _triplet(text):
-    """A SHELX operator in the form gemmi reads: decimals as fractions, lower case."""
-    def fraction(match):
-        twelfths = round(float(match[0]) * 12)
-        if abs(float(match[0]) - twelfths / 12) > 0.01:
-            raise ValueError(text)
-        return f"{twelfths}/12"
-    return re.sub(r"\d*\.\d+", fraction, text.lower().replace(" ", ""))
-
-
-def _spacegroup(path, latt, symm):
-    """The space group that LATT and SYMM describe, in the tables' setting that has these operators."""
-    centring = {number: letter for letter, number in SHELX_LATT.items()}.get(abs(latt))
-    if centring is None:
-        raise PhasingError(f"{path}: LATT {latt} is no lattice of SHELX")
-    ops = [gemmi.Op("x,y,z"), *symm]
-    lattice = gemmi.SpaceGroup(f"{centring} 1").operations().cen_ops if centring != "R" else \
-        gemmi.SpaceGroup("R 3:H").operations().cen_ops
-    ops += [gemmi.Op("x,y,z").translated(list(c)) for c in lattice if any(c)]
-    if latt > 0:
-        ops.append(gemmi.Op("-x,-y,-z"))
-    group = gemmi.GroupOps(ops)
-    group.add_missing_elements()
-    found = gemmi.find_spacegroup_by_ops(group)
-    if found is None:
-        raise PhasingError(f"{path}: LATT {latt} and its SYMM operators form no space group of the tables")
-    return found

@@ -5,6 +5,8 @@ International Tables for Crystallography, Vol. A, chapter 1.6 (reflection condit
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gemmi
 import numpy as np
 
@@ -19,12 +21,20 @@ def laue_group(spacegroup):
     """The rotations of a space group and the inversion, as a set of triplets: the same for all groups of a Laue class
     in one setting of the axes."""
     rot, _ = rotations_and_translations(spacegroup)
-    return frozenset(map(lambda r: tuple(r.ravel()), np.concatenate([rot, -rot])))
+    return frozenset(tuple(r.ravel()) for r in np.concatenate([rot, -rot]))
 
 
 def without_absences(spacegroup):
     """The group of the same rotations and centring, without glide planes and screw axes: P 1 2/m 1 of P 1 21/c 1."""
     return gemmi.find_spacegroup_by_ops(spacegroup.operations().derive_symmorphic())
+
+
+def moved_to(measured: Measured, spacegroup) -> Measured:
+    """The same data in another space group, themselves in their own; what is in the cell stays the same."""
+    if spacegroup.xhm() == measured.spacegroup.xhm():
+        return measured
+    ratio = len(measured.spacegroup.operations()) / len(spacegroup.operations())
+    return replace(measured, spacegroup=spacegroup, elements={symbol: n * ratio for symbol, n in measured.elements.items()})
 
 
 def candidates(measured: Measured) -> list[gemmi.SpaceGroup]:

@@ -8,7 +8,6 @@ of Brünger, 1992, Nature 355, 472) and for chemical sense. A logistic function 
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,12 +16,13 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
-from ..bonds import covalent_radii
-from ..crystals import all_operators, count_elements
+from ..bonds import covalent_radii, neighbours
+from ..crystals import count_elements
 from ..reflections import merge
 from .origin import allowed_origins, same_lattice_bases
 from .peaks import without_hydrogen
 from .refine import U_MIN, Model, Refiner
+from .restraints import RestrainedRefiner
 
 FILE = Path(__file__).with_name("verdict.json")
 WORDS = ("not solved", "uncertain", "solved")
@@ -62,10 +62,9 @@ def certain_r1(elements, reflections) -> float:
     """R1 of a model that lacks nothing but hydrogen: 0.05 + 0.8 Σ sigF / Σ F + (n_H / Σ Z²)^1/2, an upper estimate.
 
     Beside a heavy atom even wrong light atoms give a low R1, and so does a right model: 0.2 is no proof there. As
-    many H as C atoms are assumed where no hydrogen is listed.
+    many H as C atoms are assumed where no hydrogen is listed. elements : {symbol: atoms in the asymmetric unit}
     """
-    numbers = count_elements(elements)
-    hydrogen = numbers.get("H", 0) + numbers.get("D", 0) or numbers.get("C", 0)
+    hydrogen = elements.get("H", 0) + elements.get("D", 0) or elements.get("C", 0)
     noise = 0.8 * reflections.sigF.sum() / max(reflections.F.sum(), 1e-30)
     heavy = sum(n * gemmi.Element(symbol).atomic_number ** 2 for symbol, n in without_hydrogen(elements).items())
     return float(0.05 + noise + np.sqrt(hydrogen / heavy))
@@ -81,10 +80,13 @@ def left_out(refiner: Refiner, model: Model, seed=0, folds=FOLDS, shaken=SHAKEN,
 
     Returns
     -------
-    r_free : Σ |F - |Fcalc|| / Σ F over all reflections, each where it was left out
+    r_free : Σ |F - |Fcalc|| / Σ F over all reflections, each where it was left out; nan of fewer than four
     away : (n,) root mean square distance in Å between each atom and where it came back
     """
     reflections, rng = refiner.reflections, np.random.default_rng(seed)
+    folds = min(folds, len(reflections) // 2)
+    if folds < 2:
+        return np.nan, np.full(len(model.fract), np.nan)
     part = rng.permutation(np.arange(len(reflections)) % folds)
     polar = refiner.orth @ allowed_origins(reflections.spacegroup)[1].T       # (3, k) Å, along which all may move
     error, squared = 0.0, np.zeros(len(model.fract))
@@ -92,22 +94,13 @@ def left_out(refiner: Refiner, model: Model, seed=0, folds=FOLDS, shaken=SHAKEN,
         move = rng.normal(0, shaken, model.fract.shape) @ np.linalg.inv(refiner.orth).T
         start = replace(model, fract=np.where(model.occ[:, None] > 0.99, model.fract + move, model.fract),
                         u_iso=np.full(len(model.fract), np.median(model.u_iso)))
-        refined = _select(refiner, part != fold).least_squares(start, cycles)
-        rest = _select(refiner, part == fold)
+        refined = refiner.select(part != fold).least_squares(start, cycles)
+        rest = refiner.select(part == fold)
         error += np.abs(rest.reflections.F - refined.scale * np.abs(rest.structure_factors(refined))).sum()
         moved = (refined.fract - model.fract) @ refiner.orth.T                # (n, 3) Å
         along = np.median(np.linalg.lstsq(polar, moved.T, rcond=None)[0], axis=1)
         squared += ((moved - polar @ along) ** 2).sum(1) / folds
     return float(error / reflections.F.sum()), np.sqrt(squared)
-
-
-def _select(refiner, rows):
-    """The Refiner of some of its reflections."""
-    part = copy.copy(refiner)
-    part.reflections = refiner.reflections.select(rows)
-    part.hkl_ops, part.shifts = refiner.hkl_ops[:, rows], refiner.shifts[:, rows]
-    part.factor, part.stol2, part._form = refiner.factor[rows], refiner.stol2[rows], {}
-    return part
 
 
 def bonded(model, cell, spacegroup) -> float:
@@ -117,14 +110,10 @@ def bonded(model, cell, spacegroup) -> float:
     Of wrong atoms in a cell as full as that of a molecule a third to a half have one. Ions and water have none: what a
     salt lacks here, its r_free has to make up for.
     """
-    rot, tran = all_operators(spacegroup)
-    images = np.einsum("gij,nj->ngi", rot, model.fract) + tran                # (n, g, 3)
-    vectors = images[None] - model.fract[:, None, None]
-    vectors = (vectors - np.round(vectors)) @ np.array(cell.orth.mat.tolist()).T
-    length = np.linalg.norm(vectors, axis=-1)                                 # (n, n, g) Å
     radius = covalent_radii(model.elements)
-    longest = (radius[:, None] + radius + LOOSE)[:, :, None]
-    return float(((length > SHORTEST) & (length < longest)).any((1, 2)).mean())
+    found = neighbours(model.fract, cell, spacegroup, 2 * radius.max() + LOOSE)
+    bond = (found.length > SHORTEST) & (found.length < radius[found.i] + radius[found.j] + LOOSE)
+    return float(np.isin(np.arange(len(radius)), found.i[bond]).mean())
 
 
 def weigh(model, refiner, elements, least=0.0) -> Evidence:
@@ -153,9 +142,9 @@ def on_axes_of(solution, reflections):
     fits = []
     for basis in same_lattice_bases(reflections.cell, solution.cell):
         hkl = np.round(reflections.hkl @ basis.T).astype(int)
-        moved = merge(hkl, reflections.F**2, 2 * reflections.F * reflections.sigF + reflections.sigF**2 + 1e-9,
-                      solution.cell, solution.spacegroup)
-        refiner = Refiner(moved)
+        intensity, sigma = reflections.intensities()
+        moved = merge(hkl, intensity, sigma + 1e-9, solution.cell, solution.spacegroup)
+        refiner = RestrainedRefiner(moved, sorted(set(solution.elements)))
         model = refiner.score(Model(solution.fract, solution.elements, solution.u_iso, solution.occ, solution.heights))
         fits.append((basis, model, refiner))
     return min(fits, key=lambda fit: fit[1].r1, default=None)

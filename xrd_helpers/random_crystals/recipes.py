@@ -10,14 +10,14 @@ packed without clashes (see ``molecules`` and ``packing``).
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import gemmi
 import numba
 import numpy as np
 
-from .config import UserError
-from .crystals import Crystal, all_operators
+from ..config import UserError
+from ..crystals import Crystal, all_operators
 from .molecules import METALS, Molecule, draw_taste, ions, metal_core, organic_core
 from .packing import Contents, pack
 
@@ -28,7 +28,8 @@ PLACES = 12              # tried for each atom before a crystal is begun anew
 
 # recipe ``molecules``: groups and their shares, near those of the Cambridge Structural Database
 MOLECULE_SPACEGROUPS = {"P 1 21/c 1": 0.22, "P 1 21/n 1": 0.14, "P -1": 0.27, "C 1 2/c 1": 0.08, "P 21 21 21": 0.09,
-                        "P 1 21 1": 0.07, "P b c a": 0.04, "P n a 21": 0.02, "P 1": 0.02, "C 1 2 1": 0.02, "C 1 c 1": 0.015, "P 1 c 1": 0.015}
+                        "P 1 21 1": 0.07, "P b c a": 0.04, "P n a 21": 0.02, "P 1": 0.02, "C 1 2 1": 0.02,
+                        "C 1 c 1": 0.015, "P 1 c 1": 0.015}
 # Å³ an atom in organic crystals (Hofmann, Acta Cryst. B58 (2002) 489); 32 for a metal
 VOLUMES = {"H": 5.08, "C": 13.87, "N": 11.8, "O": 11.39, "F": 11.17, "B": 13.24, "Si": 37.3, "P": 29.5, "S": 25.2,
            "Cl": 25.8, "Br": 32.7, "I": 46.2}
@@ -50,14 +51,19 @@ def random_crystals(n, seed, spacegroups=None, first=0, recipe="atoms") -> list[
     UserError
         If the recipe or a space group is unknown, or the recipe cannot do the group.
     """
-    if recipe not in RECIPES:
-        raise UserError(f"there is no recipe {recipe!r}: the recipes are {' and '.join(RECIPES)}")
-    mixture = SPACEGROUPS if recipe == "atoms" else MOLECULE_SPACEGROUPS
-    groups = [_group(symbol, recipe) for symbol in spacegroups or mixture]
-    odds = [1.0] * len(groups) if spacegroups or recipe == "atoms" else list(MOLECULE_SPACEGROUPS.values())
+    shares = mixture(recipe)
+    groups = [_group(symbol, recipe) for symbol in spacegroups or shares]
+    odds = [1.0] * len(groups) if spacegroups else list(shares.values())
     make = _atoms if recipe == "atoms" else _molecules
     return [make(np.random.default_rng([seed, number]), f"{recipe}_{seed}_{number}", groups, np.cumsum(odds))
             for number in range(first, first + n)]
+
+
+def mixture(recipe) -> dict[str, float]:
+    """{space group: how often} of a recipe; UserError if there is no such recipe."""
+    if recipe not in RECIPES:
+        raise UserError(f"there is no recipe {recipe!r}: the recipes are {' and '.join(RECIPES)}")
+    return MOLECULE_SPACEGROUPS if recipe == "molecules" else dict.fromkeys(SPACEGROUPS, 1.0)
 
 
 def can_make(spacegroup: gemmi.SpaceGroup, recipe) -> bool:
@@ -107,7 +113,7 @@ def _atoms(rng, name, groups, odds):
                            u_iso=u_mean * rng.uniform(0.75, 1.35, n_atoms), occ=np.ones(n_atoms), source="recipe atoms")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _operators(symbol):
     """rot (g, 3, 3) and tran (g, 3) of a space group, as floats."""
     rot, tran = all_operators(gemmi.SpaceGroup(symbol))
@@ -181,7 +187,7 @@ def _molecules(rng, name, groups, odds):
                 contents.volume *= 1.01  # a molecule that packs badly gets the room that it needs
 
 
-@lru_cache(maxsize=None)
+@cache
 def inversion_centres(symbol):
     """(n, 3) fractional, the points of the cell in steps of a quarter whose site symmetry is -1 and nothing more."""
     rot, tran = all_operators(gemmi.SpaceGroup(symbol))

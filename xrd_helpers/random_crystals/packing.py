@@ -10,13 +10,13 @@ as array operations over many crystals at once they took ten times as long, sinc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import gemmi
 import numba
 import numpy as np
 
-from .crystals import all_operators
+from ..crystals import all_operators
 
 # Å, contact radii: those of Bondi (J. Phys. Chem. 1964, 68, 441); what is not listed is taken as 1.9
 RADII = {"H": 1.10, "C": 1.70, "N": 1.55, "O": 1.52, "F": 1.47, "Cl": 1.75, "Br": 1.85, "I": 1.98, "S": 1.80, "P": 1.80,
@@ -266,7 +266,7 @@ def _rotation(w):
                      [s * (x * z - y), s * (y * z + x), 1 - s * (x * x + y * y)]])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _signs(symbol):
     """Operators of a space group with diagonal rotations: their diagonals (g, 3) and translations (g, 3)."""
     rot, tran = all_operators(gemmi.SpaceGroup(symbol))

@@ -335,7 +335,7 @@ def _by_size(palette):
 def _traits():
     """(groups, 5) 0 or 1: has N, has O, has an element beyond F or F itself, is saturated, is a ring; in order of size."""
     rows = []
-    for name, hydride, _ in _by_size(groups):
+    for _, hydride, _ in _by_size(groups):
         elements = set(hydride.elements)
         saturated = hydride.elements.count("H") > 1.5 * hydride.n_heavy
         heavier = bool(elements - {"C", "H", "N", "O"})

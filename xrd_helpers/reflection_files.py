@@ -1,0 +1,257 @@
+"""Files of measured reflections, of whatever kind: ``read_measured`` reads those that READERS names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import gemmi
+import numpy as np
+
+from .cif import spacegroup_of_cif
+from .config import atomic_path
+from .crystals import in_asymmetric_unit
+from .reflections import Measured, ReflectionError, squared
+from .shelx import parse_shelx_records, read_instructions, read_shelx_records
+
+POWER = {3: 1, 4: 2}  # of F in the values of a SHELX file, by its HKLF
+# columns of reflection CIFs: value, its uncertainty, and whether the value is F² (2) or F (1)
+CIF_COLUMNS = {"_refln_": (("F_squared_meas", "F_squared_sigma", 2), ("F_squared_meas", "F_squared_meas_su", 2),
+                           ("intensity_meas", "intensity_sigma", 2), ("intensity_meas", "intensity_meas_su", 2),
+                           ("F_meas", "F_sigma", 1), ("F_meas", "F_meas_su", 1), ("F_meas", "F_meas_sigma", 1)),
+               "_refln.": (("intensity_meas", "intensity_sigma", 2), ("F_meas_au", "F_meas_sigma_au", 1)),
+               "_diffrn_refln_": (("intensity_net", "intensity_sigma", 2), ("intensity_net", "intensity_u", 2),
+                                  ("intensity_net", "intensity_net_su", 2))}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file says of the crystal; None or empty where it says nothing. hklf: 3 or 4, how its .hkl is read, or 0."""
+
+    cell: gemmi.UnitCell | None = None
+    spacegroup: gemmi.SpaceGroup | None = None
+    elements: dict[str, float] = field(default_factory=dict)
+    wavelength: float = 0.0
+    hklf: int = 0
+
+
+class Found(NamedTuple):
+    """What a reader of reflections finds in a file.
+
+    hkl : (n, 3) int; value, sigma : (n,) float, nan where unknown
+    power : 2 where the values are F², 1 for F, 0 where the file does not say
+    kind : where in the file they stood, in words
+    """
+
+    hkl: np.ndarray
+    value: np.ndarray
+    sigma: np.ndarray
+    power: int
+    kind: str
+    about: About = About()
+
+
+def look_like_amplitudes(value, d) -> bool:
+    """Whether values (n,) measured at d (n,) Å are F rather than F², by their second moment ⟨x²⟩ / ⟨x⟩² in shells.
+
+    It is 2 (acentric) or 3 (centric) for F², 1.27 or 1.57 for F (Wilson, Acta Cryst. 2 (1949) 318), and never below 1.74
+    for F² of 122 real molecules. Values below zero tell F² that background was subtracted from.
+    """
+    if (value < 0).mean() > 0.005:
+        return False
+    shells = np.array_split(np.asarray(value)[np.argsort(-d)], max(1, len(d) // 60))
+    return bool(np.median([(x**2).mean() / x.mean() ** 2 for x in shells if x.mean() > 0] or [2]) < 1.74)
+
+
+def read_measured(path, about=None) -> Measured:
+    """Read measured reflections of any of these kinds, told by what the file holds rather than by its name.
+
+    - SHELX ``.hkl``; F² or F as the HKLF line of the .ins or .res says (``look_like_amplitudes`` without).
+      The ``.ins`` or ``.res`` may be named instead.
+    - CIF and ``.fcf`` with a list of F², intensities or F with their uncertainties (``_refln_``, ``_diffrn_refln_``), or
+      a CIF with the text of a SHELX file in it (``_shelx_hkl_file``). Reflections flagged as unreliable (x) are left out.
+    - MTZ: the first intensities with their uncertainties, else the first amplitudes.
+
+    Parameters
+    ----------
+    path : str or Path
+    about : str or Path, optional
+        The ``.ins``, ``.res`` or ``.cif`` with cell, symmetry and elements, for a file that does not hold them; by
+        default the one of the same name beside it.
+
+    Raises
+    ------
+    ReflectionError
+        In a sentence that names the file, for whatever is the matter with it.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".ins", ".res"):
+        about, path = about or path, path.with_suffix(".hkl")
+    found = _reader(path)(path)
+    own, files = found.about, [path]
+    lacking = own.cell is None or own.spacegroup is None
+    if about is None and (lacking or not own.elements):
+        beside = [path.with_suffix(suffix) for suffix in (".ins", ".res", ".cif")]
+        about = next((p for p in beside if p.is_file() and p != path), None)
+    if lacking and about is None:
+        raise ReflectionError(f"{path} holds no cell or no symmetry: put the .ins or .cif of that name beside it, "
+                              "or name one")
+    if about is not None:
+        other = _read_about(Path(about))
+        files.append(Path(about))
+        if lacking and (other.cell is None or other.spacegroup is None):
+            raise ReflectionError(f"{about} states no cell or no symmetry, and {path} does not either")
+        names = ("cell", "spacegroup", "elements", "wavelength")
+        own = About(*(getattr(own, name) or getattr(other, name) for name in names), hklf=other.hklf)
+    if not own.cell.is_crystal() or not own.cell.is_compatible_with_spacegroup(own.spacegroup, 0.1):
+        raise ReflectionError(f"{files[-1]}: the cell {own.cell.parameters} does not have the symmetry of "
+                              f"{own.spacegroup.xhm()}")
+    known = np.isfinite(found.value) & np.isfinite(found.sigma) & (found.hkl != 0).any(axis=1)
+    if not known.any():
+        raise ReflectionError(f"{path} holds no reflection with a value and its uncertainty")
+    hkl, value, sigma, power, kind = found.hkl[known], found.value[known], found.sigma[known], found.power, found.kind
+    if not power:
+        by_shape = 1 if look_like_amplitudes(value, own.cell.calculate_d_array(hkl.astype(np.int32))) else 2
+        power = POWER.get(own.hklf, by_shape)
+        kind += f", {'F' if power == 1 else 'F²'} " + (f"by HKLF {own.hklf}" if own.hklf else "by their distribution")
+    return Measured(hkl, *(squared(value, sigma) if power == 1 else (value, sigma)), own.cell, own.spacegroup, own.elements,
+                    own.wavelength, tuple(files), kind)
+
+
+def _reader(path):
+    """The reader of a file, by what it holds where that tells, else by its suffix, else that of SHELX files."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ReflectionError(f"{path} cannot be read: {error.strerror}") from None
+    told = (suffix for suffix, signature in SIGNATURES.items() if re.search(signature, content))
+    return READERS.get(next(told, path.suffix.lower()), _read_shelx)
+
+
+def _read_about(path):
+    if path.suffix.lower() in (".ins", ".res"):
+        found = read_instructions(path)
+        return About(found.cell, found.spacegroup, found.elements, found.wavelength, found.hklf)
+    # a file of several structures: the first with a cell
+    return next((about for block in _cif_blocks(path) if (about := _about_block(block, path)).cell), About())
+
+
+def _cif_blocks(path):
+    try:
+        return gemmi.cif.read(str(path))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ReflectionError(f"{path} is not a CIF file that can be read: {str(error).splitlines()[0]}") from None
+
+
+def _about_block(block, path):
+    """What a CIF block says of the crystal; cell and space group only where it states both."""
+    def number(tag):
+        value = gemmi.cif.as_number(block.find_value(tag) or "?")
+        return value if np.isfinite(value) else 0.0
+
+    wavelength = number("_diffrn_radiation_wavelength")
+    if not block.find_value("_cell_length_a"):
+        return About(wavelength=wavelength)
+    try:
+        small = gemmi.make_small_structure_from_block(block)
+    except RuntimeError as error:  # a cell angle of zero
+        raise ReflectionError(f"{path} has no usable unit cell: {error}") from None
+    stated = small.symops or small.spacegroup_hall or small.spacegroup_hm or small.spacegroup_number
+    if not stated or not small.cell.is_crystal() or not small.cell.volume >= 1:
+        return About(wavelength=wavelength)
+    spacegroup = spacegroup_of_cif(small, path)[0]
+    formula = gemmi.cif.as_string(block.find_value("_chemical_formula_sum") or "?")
+    units = number("_cell_formula_units_Z") or len(spacegroup.operations())
+    contents = [(symbol, float(n or 1) * units) for symbol, n in re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", formula)
+                if gemmi.Element(symbol).atomic_number]
+    return About(small.cell, spacegroup, in_asymmetric_unit(contents, spacegroup), wavelength)
+
+
+def _read_shelx(path):
+    return Found(*read_shelx_records(path), 0, "SHELX")
+
+
+def _read_cif(path):
+    """The first block with reflections."""
+    blocks = _cif_blocks(path)
+    for block in blocks:
+        found = _listed(block) or _embedded(block, path)
+        if found is None:
+            continue
+        about = _about_block(block, path)
+        if about.cell is None:  # a list of its own, after the block of the structure
+            about = next((a for other in blocks if (a := _about_block(other, path)).cell), about)
+        return found._replace(about=about)
+    raise ReflectionError(f"{path} holds no measured reflections: no list of F², intensities or F with their uncertainties, "
+                          "and no SHELX file as text")
+
+
+def _listed(block):
+    for prefix, names in CIF_COLUMNS.items():
+        for value, sigma, power in names:
+            table = block.find(prefix, ["index_h", "index_k", "index_l", value, sigma, "?observed_status"])
+            if len(table):
+                good = [row for row in table if not row.has(5) or row.str(5) != "x"]
+                numbers = np.array([[gemmi.cif.as_number(row[i]) for i in range(5)] for row in good]).reshape(-1, 5)
+                numbers = numbers[np.isfinite(numbers).all(axis=1)]
+                return Found(numbers[:, :3].astype(np.int64), numbers[:, 3], numbers[:, 4], power, prefix + value)
+    return None
+
+
+def _embedded(block, path):
+    text = next((gemmi.cif.as_string(value) for tag in ("_shelx_hkl_file", "_iucr_refine_reflections_details")
+                 if (value := block.find_value(tag)) and len(value) > 40), None)
+    if text is None:
+        return None
+    hklf = 4
+    if res := block.find_value("_shelx_res_file") or block.find_value("_iucr_refine_instructions_details"):
+        found = re.search(r"^HKLF +(\d)", gemmi.cif.as_string(res), re.MULTILINE | re.IGNORECASE)
+        hklf = int(found[1]) if found else 4
+        if hklf not in POWER:
+            raise ReflectionError(f"{path} holds reflections of HKLF {hklf}, which is not supported: "
+                                  "4 (F squared) or 3 (F) is")
+    rows = parse_shelx_records(text.strip("\r\n").splitlines(), f"{path}, the SHELX reflections in it")
+    return Found(*rows, POWER[hklf], f"SHELX, HKLF {hklf}, in the CIF")
+
+
+def _read_mtz(path):
+    try:
+        mtz = gemmi.read_mtz_file(str(path))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ReflectionError(f"{path} is not an MTZ file that can be read: {str(error).splitlines()[0]}") from None
+    for types, power in (("JQ", 2), ("KM", 2), ("FQ", 1), ("GL", 1)):  # noqa: B007, it is the last one that counts
+        pairs = [(a, b) for a, b in zip(mtz.columns, mtz.columns[1:]) if a.type + b.type == types]
+        if pairs:
+            break
+    else:
+        raise ReflectionError(f"{path} holds neither intensities nor amplitudes with their uncertainties beside them")
+    hkl, parts = mtz.make_miller_array().astype(np.int64), []
+    # (+) and (-) stand in columns of their own; of others the first pair counts
+    for sign, (value, sigma) in zip((1, -1), pairs[:2 if types in ("KM", "GL") else 1]):
+        value, sigma = value.array.astype(float), sigma.array.astype(float)
+        known = np.isfinite(value) & np.isfinite(sigma) & ((sign > 0) | (sigma > 0))
+        parts.append((sign * hkl[known], value[known], sigma[known]))
+    rows = (np.concatenate(part) for part in zip(*parts))
+    wavelength = next((x.wavelength for x in mtz.datasets if x.wavelength > 0), 0.0)
+    about = About(mtz.cell if mtz.cell.is_crystal() else None, mtz.spacegroup, {}, wavelength)
+    return Found(*rows, power, f"MTZ, {pairs[0][0].label}", about)
+
+
+# A format more is a function path -> Found above, and its suffix here.
+READERS = {".hkl": _read_shelx, ".cif": _read_cif, ".fcf": _read_cif, ".mtz": _read_mtz}
+# what tells a file whatever its name; the COD names reflection CIFs .hkl
+SIGNATURES = {".mtz": rb"\AMTZ ", ".cif": rb"(?mi)^\s*data_"}
+
+
+def write_mtz(path, hkl, columns, cell, spacegroup, wavelength, dataset):
+    """Write an MTZ file of one dataset; columns {label: (type, values (n,))}, types as F, Q, P or I."""
+    file = gemmi.Mtz(with_base=True)
+    file.cell, file.spacegroup = cell, spacegroup
+    file.add_dataset(dataset).wavelength = wavelength
+    for label, (kind, _) in columns.items():
+        file.add_column(label, kind)
+    file.set_data(np.column_stack([hkl, *(values for _, values in columns.values())]).astype(np.float32))
+    with atomic_path(path) as temporary:
+        file.write_to_file(str(temporary))

@@ -1,0 +1,352 @@
+"""SHELX files, read and written: instructions and atoms (.ins, .res), reflections (.hkl), symmetry as LATT and SYMM.
+
+The formats are those of the SHELXL manual (Sheldrick, Acta Cryst. C71 (2015) 3).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import gemmi
+import numpy as np
+
+from .config import atomic_path
+from .crystals import count_elements, in_asymmetric_unit, without_inversion
+from .reflections import ReflectionError
+
+SHELX_LATT = {"P": 1, "I": 2, "R": 3, "F": 4, "A": 5, "B": 6, "C": 7}
+SHELX_LARGEST = 9999.0  # the largest intensity that fits F8.2 with room for the sign
+SHELX_MOST = 99999.99   # the largest number that fits F8.2
+U_EQUIVALENT = 0.05     # Å² for atoms whose U a .res file gives as a multiple of another one
+INSTRUCTIONS = set("""ABIN ACTA AFIX ANIS ANSC ANSR BASF BIND BLOC BOND BUMP CELL CGLS CHIV CONF CONN DAMP DANG DEFS DELU
+DFIX DISP EADP END EQIV EXTI EXYZ FEND FLAT FMAP FRAG FREE FVAR GRID HFIX HKLF HTAB INIT ISOR LATT LAUE LIST L.S. MERG
+MORE MOVE MPLA NCSY NEUT OMIT PART PLAN PRIG REM RESI RIGU RTAB SADI SAME SFAC SHEL SIMU SIZE SPEC STIR SUMP SWAT SYMM
+TEMP TITL TWIN TWST UNIT WGHT WIGL WPDB XNPD ZERR""".split())
+
+
+class ShelxError(ReflectionError):
+    """A SHELX file that cannot be read or written, and why."""
+
+
+# --- symmetry ---
+
+
+def shelx_symmetry(spacegroup):
+    """LATT number and SYMM operators of a space group, as SHELX wants them.
+
+    LATT is negative when there is no inversion. SYMM lists what is left without the identity, the centring
+    translations and one of each pair that the inversion links: SHELXT stops at a redundant operator.
+
+    Raises
+    ------
+    ShelxError
+        If the inversion is not at the origin, or the centring is none of P, I, R (obverse), F, A, B, C.
+    """
+    centring = spacegroup.operations().find_centering()
+    if centring not in SHELX_LATT:
+        raise ShelxError(f"SHELX has no LATT number for the centring of {spacegroup.xhm()}: transform the cell")
+    rot, tran, inversion = without_inversion(spacegroup)
+    if spacegroup.is_centrosymmetric() and not inversion:
+        raise ShelxError(f"SHELX needs the inversion at the origin, which {spacegroup.xhm()} has not: use origin choice 2")
+    return SHELX_LATT[centring] * (1 if inversion else -1), [_shelx_operator(r, t) for r, t in zip(rot[1:], tran[1:])]
+
+
+def _shelx_operator(rot, tran):
+    """An operator in the letters of SHELX: ``-X, 0.5+Y, 0.5-Z``."""
+    parts = []
+    for row, t in zip(rot, tran % 1):
+        twelfths = round(t * gemmi.Op.DEN)
+        # thirds and sixths have no finite decimal
+        number = f"{t:g}" if gemmi.Op.DEN / 8 * round(t * 8) == twelfths else f"{round(t * 6)}/6"
+        terms = "".join(("+" if r > 0 else "-") + axis for r, axis in zip(row, "XYZ") if r)
+        parts.append(number + terms if twelfths else terms.removeprefix("+"))
+    return ", ".join(parts)
+
+
+def spacegroup_of_shelx(latt, symm):
+    """The space group of a LATT number and the texts of its SYMM lines, None if the tables have no setting with them.
+
+    ValueError or RuntimeError if LATT is no lattice or a SYMM no operator.
+    """
+    centring = {number: letter for letter, number in SHELX_LATT.items()}.get(abs(latt))
+    if centring is None:
+        raise ValueError(f"LATT {latt} is no lattice")
+    ops = [gemmi.Op("x,y,z")] + [gemmi.Op("".join(text.lower().split())) for text in symm]
+    ops += [gemmi.Op("-x,-y,-z").combine(op).wrap() for op in ops] if latt > 0 else []
+    ops = [op.translated(list(c)).wrap() for op in ops for c in gemmi.symops_from_hall(f"{centring} 1").cen_ops]
+    ops = {op.triplet(): op for op in ops}  # each once
+    return gemmi.find_spacegroup_by_ops(gemmi.GroupOps(list(ops.values())))
+
+
+# --- .ins and .res ---
+
+
+class Atoms(NamedTuple):
+    """elements (n,) symbols; fract (n, 3); occ (n,), crystallographic as in Crystal; u_iso (n,) Å²; heights (n,) of the
+    peaks, nan where the file states none."""
+
+    elements: tuple[str, ...]
+    fract: np.ndarray
+    occ: np.ndarray
+    u_iso: np.ndarray
+    heights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """What a .ins or .res file says of the crystal; ``read_instructions`` gives it.
+
+    elements : {symbol: atoms in the asymmetric unit} by SFAC and UNIT
+    hklf : 3 or 4, how the .hkl beside it is read, or 0 where it does not say
+    symbols : those of SFAC in their order; remarks : REM lines; atom_lines : of the others those that are no instruction
+    """
+
+    path: Path
+    cell: gemmi.UnitCell
+    spacegroup: gemmi.SpaceGroup
+    wavelength: float
+    elements: dict[str, float]
+    hklf: int
+    symbols: tuple[str, ...]
+    remarks: tuple[str, ...]
+    atom_lines: tuple[str, ...]
+
+    def atoms(self) -> Atoms:
+        """The atoms, Q peaks left out; ShelxError names a line that cannot be read.
+
+        A site occupancy of 10 + x is x, held fixed; free variables (20 and more) count as full sites. SHELX occupancies
+        are crystallographic already.
+        """
+        rows = []
+        for line in self.atom_lines:
+            try:
+                rows.append(_atom(line.split(), self.symbols))
+            except (ValueError, IndexError):
+                raise ShelxError(f"{self.path} has a line that cannot be read: {line.strip()!r}") from None
+        elements, *columns = zip(*rows) if rows else ((),) * 5
+        fract, occ, u_iso, heights = (np.array(column, float) for column in columns)
+        return Atoms(tuple(elements), fract.reshape(-1, 3), occ, u_iso, heights)
+
+
+def read_instructions(path) -> Instructions:
+    """Read a .ins or .res file, as far as HKLF or END.
+
+    Raises
+    ------
+    ShelxError
+        If the file is absent, has no CELL, LATT and SYMM that can be read or form a space group of the tables, or an
+        HKLF other than 3 or 4 on the axes of CELL.
+    """
+    path, found, remarks, atoms = Path(path), {}, [], []
+    for line in _instruction_lines(_read_text(path)):
+        words = line.split()
+        key = words[0].upper()[:4]
+        if key == "REM":
+            remarks.append(line)
+        elif key in INSTRUCTIONS:
+            found.setdefault(key, []).append(words[1:])
+        elif not line[0].isspace() and not re.match(r"Q\d", words[0].upper()):
+            atoms.append(line)
+        if key in ("HKLF", "END"):
+            break
+    try:
+        wavelength, *cell = [float(x) for x in found["CELL"][0][:7]]
+        cell = gemmi.UnitCell(*cell)
+        latt = int(found.get("LATT", [["1"]])[0][0])
+        spacegroup = spacegroup_of_shelx(latt, [" ".join(words) for words in found.get("SYMM", [])])
+        hklf = found.get("HKLF", [["0"]])[0] or ["4"]
+        hklf, matrix = int(hklf[0]), [float(x) for x in hklf[2:11]]
+    except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ShelxError(f"{path} has no CELL, LATT and SYMM that can be read: {reason}") from None
+    if spacegroup is None:
+        raise ShelxError(f"{path}: LATT {latt} and its SYMM lines form no space group in a setting of the tables")
+    if hklf not in (0, 3, 4) or matrix not in ([], [1, 0, 0, 0, 1, 0, 0, 0, 1]):
+        raise ShelxError(f"{path}: HKLF {hklf}{' with a matrix' if matrix else ''} is not supported: write the "
+                         "reflections as HKLF 4 (F squared) or 3 (F) on the axes of CELL")
+    symbols = tuple(symbol for words in found.get("SFAC", []) for symbol in _symbols_of_sfac(words))
+    try:
+        units = [float(x) for words in found.get("UNIT", []) for x in words]
+    except ValueError as error:
+        raise ShelxError(f"{path} has a UNIT line that cannot be read: {error}") from None
+    return Instructions(path, cell, spacegroup, wavelength, in_asymmetric_unit(zip(symbols, units), spacegroup), hklf,
+                        symbols, tuple(remarks), tuple(atoms))
+
+
+def _instruction_lines(text):
+    """The lines of instructions, those that an equals sign continues joined, without comments and empty lines."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if not re.match(r"REM|TITL", line, re.IGNORECASE):  # an equals sign is part of what these say
+            line = line.split("!")[0]
+            while "=" in line:
+                line = line.split("=")[0] + " " + next(lines, "").split("!")[0]
+        if line.strip():
+            yield line
+
+
+def _symbols_of_sfac(words):
+    """The symbols of an SFAC line: several, or one that scattering factors follow."""
+    words = [word.lstrip("$").capitalize() for word in words]
+    return [word for word in words if gemmi.Element(word).atomic_number]
+
+
+def _atom(words, symbols):
+    """(element, fract, occ, u_iso, height) of the words of an atom line: name sfac x y z occ U [... height]."""
+    number = int(words[1])
+    if number < 1:
+        raise ValueError(words[1])
+    # 10 + x: the parameter is held at x
+    values = [float(word) - 10 if 5 < abs(float(word)) < 15 else float(word) for word in words[2:7]]
+    *fract, occ, u_iso = (values + [1.0, U_EQUIVALENT])[:5] if len(values) < 5 else values
+    height = float(words[7]) if len(words) == 8 else float("nan")
+    return symbols[number - 1], fract, occ if 0 < occ <= 1 else 1.0, u_iso if u_iso > 0 else U_EQUIVALENT, height
+
+
+def shelx_header(cell, spacegroup, elements, title, wavelength=0.71073) -> list[str]:
+    """The lines of a SHELX file from TITL to UNIT; see ``write_shelx`` for the arguments."""
+    numbers = count_elements(elements)
+    if not numbers:
+        raise ShelxError("SHELX needs the elements of the crystal, and none was given")
+    latt, symm = shelx_symmetry(spacegroup)
+    n_ops, symbols = len(spacegroup.operations()), shelx_elements(elements)
+    if "D" in numbers:
+        numbers["H"] = numbers.get("H", 0) + numbers["D"]
+    edges, angles = cell.parameters[:3], cell.parameters[3:]
+    esds = [0.001] * 3 + [0.0 if angle in (90.0, 120.0) else 0.01 for angle in angles]
+    return [f"TITL {title}"[:80],
+            f"CELL {wavelength:.5f} " + " ".join([f"{x:.4f}" for x in edges] + [f"{x:.3f}" for x in angles]),
+            f"ZERR {n_ops} " + " ".join(f"{x:.3f}" for x in esds), f"LATT {latt}", *(f"SYMM {op}" for op in symm),
+            "SFAC " + " ".join(symbols), "UNIT " + " ".join(str(max(1, round(numbers[s] * n_ops))) for s in symbols)]
+
+
+def shelx_elements(elements) -> list[str]:
+    """The order of SFAC: carbon and hydrogen first, then by the alphabet, as formulas are written (Hill, 1900)."""
+    return sorted({"H" if symbol == "D" else symbol for symbol in elements},
+                  key=lambda symbol: (symbol != "C", symbol != "H", symbol))
+
+
+def write_shelx_res(path, crystal, labels, elements, wavelength, scale, remark=""):
+    """Write a ``.res`` with atoms for SHELXL: occupancies held fixed (10 + occ), isotropic U free.
+
+    Parameters
+    ----------
+    crystal : Crystal
+    labels : (n,) names of its atoms, at most four letters
+    elements : as in ``write_shelx``, all of the crystal's among them
+    wavelength : float, Å
+    scale : float, of measured to calculated amplitudes, for FVAR
+    """
+    path = Path(path)
+    number = {symbol: i for i, symbol in enumerate(shelx_elements(elements), 1)}
+    atoms = [f"{label:<4} {number[element]:2d} " + " ".join(f"{x:9.5f}" for x in xyz) + f" {10 + occ:9.5f} {u:8.5f}"
+             for label, element, xyz, occ, u in zip(labels, crystal.elements, crystal.fract, crystal.occ, crystal.u_iso)]
+    lines = [*shelx_header(crystal.cell, crystal.spacegroup, elements, path.stem, wavelength), f"REM {remark}", "L.S. 10",
+             "BOND", "FMAP 2", "PLAN 20", "WGHT 0.1", f"FVAR {scale:.5f}", *atoms, "HKLF 4", "END"]
+    _write_text(path, "\n".join(lines) + "\n")
+
+
+# --- .hkl ---
+
+
+def read_shelx_records(path):
+    """Read a SHELX reflection file as it stands: FORMAT(3I4,2F8.2,I4), ended by a record of zeros or an empty line.
+
+    Returns
+    -------
+    hkl : (n, 3) int; value, sigma : (n,) float, F² (HKLF 4) or F (HKLF 3), the file does not say which
+
+    Raises
+    ------
+    ShelxError
+        If the file is absent, holds no reflection, or a line of it does not follow the format.
+    """
+    return parse_shelx_records(_read_text(path).splitlines(), path)
+
+
+def parse_shelx_records(lines, path):
+    """``read_shelx_records`` of the lines of a file; errors name it by `path`."""
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            break
+        try:
+            row = [*(int(line[i:i + 4]) for i in (0, 4, 8)), *(_fortran_f8_2(line[i:i + 8]) for i in (12, 20))]
+        except ValueError:
+            raise ShelxError(f"{path}, line {number}: {line[:32]!r} is not h k l value sigma in the columns "
+                                  "3I4,2F8.2: correct or remove it") from None
+        if row[:3] == [0, 0, 0]:
+            break
+        rows.append(row)
+    if not rows:
+        raise ShelxError(f"{path} holds no reflections")
+    table = np.array(rows, float)
+    return table[:, :3].astype(np.int64), table[:, 3], table[:, 4]
+
+
+def _fortran_f8_2(field):
+    """A number as Fortran reads F8.2: without a decimal point the last two digits are decimals."""
+    value = float(field)
+    if not np.isfinite(value):
+        raise ValueError(field)
+    return value if "." in field or "e" in field.lower() else value / 100
+
+
+def write_shelx(path_stem, reflections, elements, title=None, wavelength=0.71073):
+    """Write ``.ins`` and ``.hkl`` (HKLF 4) for SHELXT.
+
+    Parameters
+    ----------
+    path_stem : str or Path
+        Path of both files without the suffix.
+    reflections : Reflections
+    elements : {symbol: atoms in the asymmetric unit}, or a sequence of symbols. SHELXT uses the set alone.
+    title : str, by default the name of the file
+    wavelength : float, Å, Mo Kα by default
+    """
+    intensity, sigma = reflections.intensities()
+    if not intensity.max() > 0:
+        raise ShelxError("all amplitudes are zero: there is nothing to write")
+    scale = SHELX_LARGEST / intensity.max()
+    # an uncertainty of zero would be a weight of infinity: 2 % of the intensity where none was given
+    sigma = np.where(reflections.sigF > 0, sigma, 0.02 * intensity) * scale
+    write_shelx_files(path_stem, reflections.hkl, intensity * scale, sigma, 1, reflections.cell, reflections.spacegroup,
+                      elements, title, wavelength)
+
+
+def write_shelx_files(path_stem, hkl, intensity, sigma, batch, cell, spacegroup, elements, title=None, wavelength=0.71073):
+    """Write ``.ins`` and ``.hkl`` (HKLF 4) from intensities as they are: merged or not, negative ones too.
+
+    hkl (n, 3); intensity and sigma (n,) within F8.2, -9999.99 to 99999.99; batch, a number or (n,) of them. See
+    ``write_shelx`` for the others.
+    """
+    path_stem = Path(path_stem)
+    lines = [*shelx_header(cell, spacegroup, elements, title or path_stem.name, wavelength), "HKLF 4", "END"]
+    rows = zip(np.asarray(hkl).tolist(), intensity, np.clip(sigma, 0.01, SHELX_MOST), np.broadcast_to(batch, len(hkl)))
+    records = ["%4d%4d%4d%8.2f%8.2f%4d\n" % (*h, I, s, b) for h, I, s, b in rows]
+    records.append("%4d%4d%4d%8.2f%8.2f%4d\n" % (0, 0, 0, 0, 0, 0))
+    _write_text(path_stem.with_name(path_stem.name + ".ins"), "\n".join(lines) + "\n")
+    _write_text(path_stem.with_name(path_stem.name + ".hkl"), "".join(records))
+
+
+def shelx_scale(intensity, sigma) -> float:
+    """By what intensities and their sigma have to be multiplied to fit F8.2 with digits that say something; 1 if they do."""
+    highest = np.abs(intensity).max()
+    largest = max(highest, np.max(sigma))
+    fits = highest >= 100 and largest <= SHELX_MOST and np.min(intensity) > -SHELX_LARGEST
+    return 1.0 if fits else SHELX_LARGEST / largest
+
+
+def _read_text(path):
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ShelxError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _write_text(path, text):
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="ascii", errors="replace")

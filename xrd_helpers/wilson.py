@@ -1,0 +1,116 @@
+"""What is known of amplitudes from their resolution alone: shells, normalisation, and the mean at each resolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .gridding import AmplitudeBoxes
+
+N_SHELLS = 10    # of equal count, for E and for permuting
+UNKNOWN_R = 0.6  # r_ext of amplitudes of which nothing but the fall-off is known (DESIGN.md, section 7)
+
+
+def shells(d, n_shells=N_SHELLS) -> np.ndarray:
+    """(n,) int, shell number of each reflection: shells of equal count, 0 at low resolution (large d, Å)."""
+    rank = np.empty(len(d), int)
+    rank[np.argsort(-np.asarray(d), kind="stable")] = np.arange(len(d))
+    return rank * min(n_shells, len(d)) // max(len(d), 1)  # no empty shells where reflections are few
+
+
+def volume_shells(d, edges) -> np.ndarray:
+    """(n,) int, shell number of each reflection, between edges (m + 1,) in Å⁻³: evenly apart they make shells of equal volume,
+    with as many reflections in each."""
+    return (np.digitize(np.asarray(d) ** -3.0, edges) - 1).clip(0, len(edges) - 2)
+
+
+def normalize(F, d, epsilon, n_shells=N_SHELLS) -> np.ndarray:
+    """Normalised amplitudes E = F / sqrt(ε <F²/ε>), (n,) each.
+
+    The mean is taken in shells of equal count and interpolated in 1/d² (its logarithm), so that no step or slope
+    of the fall-off remains inside a shell. International Tables for Crystallography, Vol. B, chapter 2.2.
+    """
+    s2, shell = 1 / np.asarray(d, float) ** 2, shells(d, n_shells)
+    intensity = np.asarray(F, float) ** 2 / epsilon
+    counts = np.bincount(shell)
+    mean_s2 = np.bincount(shell, s2) / counts
+    mean_i = np.maximum(np.bincount(shell, intensity) / counts, 1e-12)
+    log_mean = np.interp(s2, mean_s2, np.log(mean_i))
+    # beyond the centres of the first and the last shell the end slopes go on: np.interp alone would go flat
+    if len(counts) > 1:
+        for end, inner, beyond in ((0, 1, s2 < mean_s2[0]), (-1, -2, s2 > mean_s2[-1])):
+            slope = (np.log(mean_i[end]) - np.log(mean_i[inner])) / (mean_s2[end] - mean_s2[inner])
+            log_mean[beyond] = np.log(mean_i[end]) + slope * (s2[beyond] - mean_s2[end])
+    return np.sqrt(intensity / np.exp(log_mean))
+
+
+@dataclass(frozen=True)
+class ShellMean:
+    """Mean amplitude against d from training crystals, brought to a new crystal by a Wilson fit of its measured part.
+
+    ``s2`` (m,) is 1/d² in Å⁻² and ``curve`` (m,) the mean amplitude there. A crystal's mean is
+    k exp(-B/4d²) curve(1/d²); k and B follow from its measured amplitudes (Wilson, Nature 150, 152, 1942), with the
+    median ``B`` and the spread ``sigma_B`` (Å²) of the training crystals as prior: to 1.5 Å the data alone leave B too
+    uncertain to extrapolate, which would make the row weaker than it has to be.
+    """
+
+    s2: np.ndarray
+    curve: np.ndarray
+    B: float = 0.0
+    sigma_B: float = np.inf
+
+    @classmethod
+    def fit(cls, boxes: AmplitudeBoxes, n_points=40) -> ShellMean:
+        """The curve of training crystals: each is first brought to the common scale and fall-off."""
+        use = (boxes.target & ~boxes.absent & ~boxes.redundant).numpy()
+        edges = np.linspace(0, float(boxes.d[boxes.target].min()) ** -2 * (1 + 1e-6), n_points + 1)
+        centres = (edges[1:] + edges[:-1]) / 2
+        mean = cls(s2=centres, curve=np.ones(n_points))
+        data = [(boxes.F[i].double().numpy()[use[i]], 1 / boxes.d[i].double().numpy()[use[i]] ** 2)
+                for i in range(len(boxes))]
+        for _ in range(3):  # the scales need the curve and the curve the scales
+            total, count, all_B = np.zeros(n_points), np.zeros(n_points), []
+            for F, s2 in data:
+                k, B = mean._wilson(F, s2)
+                point = np.clip(np.digitize(s2, edges) - 1, 0, n_points - 1)
+                total += np.bincount(point, F / (k * np.exp(-B * s2 / 4)), minlength=n_points)
+                count += np.bincount(point, minlength=n_points)
+                all_B.append(B)
+            filled = count > 0  # low resolution leaves gaps between few reflections
+            mean = cls(s2=centres, curve=np.interp(centres, centres[filled], total[filled] / count[filled]))
+        # B of the training crystals comes from all their amplitudes, so that its own error is small beside its spread
+        B = float(np.median(all_B))
+        sigma_B = 1.48 * float(np.median(np.abs(np.array(all_B) - B)))  # of a normal distribution, outliers aside
+        return cls(s2=mean.s2, curve=mean.curve, B=B, sigma_B=max(sigma_B, 1e-3))
+
+    def _wilson(self, F, s2):
+        """Scale k and B (Å²) of one crystal, from a line through ln(mean F / curve) of shells against 1/4d²."""
+        shell = shells(s2 ** -0.5, max(2, min(20, len(F) // 15)))
+        counts = np.bincount(shell)
+        x = np.bincount(shell, s2) / counts / 4
+        expected = np.bincount(shell, np.interp(s2, self.s2, self.curve)) / counts
+        y = np.log(np.maximum(np.bincount(shell, F) / counts, 1e-9) / expected)
+        # ln of a mean over n amplitudes scatters by 0.6 / √n: 0.52 (acentric) to 0.76 (centric), Wilson statistics
+        weight = counts / 0.6 ** 2
+        design = np.stack([np.ones_like(x), -x], axis=1)
+        normal = design.T @ (weight[:, None] * design) + np.diag([0, self.sigma_B ** -2])
+        log_k, B = np.linalg.solve(normal, design.T @ (weight * y) + [0, self.B * self.sigma_B ** -2])
+        return np.exp(log_k), B
+
+    def at(self, F, d, d_new) -> np.ndarray:
+        """Mean amplitudes at d_new (n,) of a crystal whose measured ones are F (m,) at d (m,), all d in Å."""
+        k, B = self._wilson(F, 1 / d ** 2)
+        s2 = 1 / d_new ** 2
+        return k * np.exp(-B * s2 / 4) * np.interp(s2, self.s2, self.curve)
+
+    def predict(self, boxes: AmplitudeBoxes) -> np.ndarray:
+        """(B, *box.shape): measured amplitudes, and the curve beyond."""
+        F = boxes.F_in.double().numpy()
+        for i in range(len(boxes)):
+            absent = boxes.absent[i].numpy()
+            measured = boxes.known[i].numpy()
+            beyond = boxes.target[i].numpy() & ~boxes.measured[i].numpy() & ~absent
+            d = boxes.d[i].double().numpy()
+            F[i][beyond] = self.at(F[i][measured], d[measured], d[beyond])
+        return F
