@@ -41,8 +41,10 @@ FROM = 4.0                     # Å, where the climb begins
 DRAWN, CLIMBING, FOLLOWED, REFINED = 4096, 384, 128, 48  # placements a round: scored, begun with, followed to d_min, refined
 STEPS = 32, 45                 # of the climb at rising resolution, and at d_min
 ELITE = 24                     # placements that changes are made of
-SAME = 0.10                    # R between calculated amplitudes of placements that are the same
-MOST_COMPARED = 16             # placements whose atoms are compared with those of the best
+# R between calculated amplitudes of placements that are the same; and where there are few reflections, MANY or less, which
+# differing structures can share
+SAME, SAME_FEW, MANY = 0.10, 0.04, 60
+MOST_COMPARED = 32             # placements whose atoms are compared with those of the best
 RANDOM_R1 = 0.59               # of random atoms without a centre of symmetry (Wilson, 1950, Acta Cryst. 3, 397)
 NEAREST = 2.5                  # Å, between atoms of two molecules; hydrogen bonds are not shorter
 CERTAIN_R1, CERTAIN_FREE, CERTAIN_CONTACT = 0.16, 0.28, 2.2  # what ends a search early; Å
@@ -254,6 +256,7 @@ class Search:
         self.pool: list[Placement] = []
         self.found, self.tried, self.rounds, self.cost_of_step = 0, 0, 0, None
         self._next = self._free = None
+        self.same = SAME if len(self.d) > MANY else SAME_FEW
 
     def _side_by_side(self):
         """Conformers (k, atoms, 3) of all molecules, each centred; those of a molecule with fewer are repeated."""
@@ -376,12 +379,12 @@ class Search:
         """Placements of different amplitudes, the best first; how often the best was found from random starts."""
         pool, found = [], 0
         for new in sorted([*self.pool, *made], key=lambda p: p.cost):
-            if any(r_between(new.amplitude, old.amplitude) < SAME for old in pool):
+            if any(r_between(new.amplitude, old.amplitude) < self.same for old in pool):
                 continue
             pool.append(new)
-        if self.pool and r_between(pool[0].amplitude, self.pool[0].amplitude) < SAME:
+        if self.pool and r_between(pool[0].amplitude, self.pool[0].amplitude) < self.same:
             found = self.found
-        self.found = found + sum(p.fresh and r_between(p.amplitude, pool[0].amplitude) < SAME for p in made)
+        self.found = found + sum(p.fresh and r_between(p.amplitude, pool[0].amplitude) < self.same for p in made)
         self.pool = pool[:2 * ELITE]
 
     def next_r1(self) -> float:
@@ -530,7 +533,7 @@ def is_certain(search) -> bool:
 
 
 @one_thread()
-def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=None, chosen=None) -> Solution | None:
+def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=None, chosen=None) -> Solution:
     """Find known molecules in a cell.
 
     Parameters
@@ -543,7 +546,7 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
 
     Returns
     -------
-    Solution, hydrogen included, with ``Evidence`` of this module; None if there was no time for a single round
+    Solution, hydrogen included, with ``Evidence`` of this module
 
     Raises
     ------
@@ -566,7 +569,8 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
         raise refused
     options.sort(key=lambda option: option[:2])  # the likeliest of each group first
     searches, best = [], None
-    while time.perf_counter() < deadline:
+    # whatever the time, two rounds: compiling may have used it up
+    while time.perf_counter() < deadline or (best is None or best.rounds < 2):
         # every option once or twice, then the best one two times of three
         rounds = [search.rounds for search in searches]
         if best and len(options) > 1 and (best.rounds < 2 or sum(rounds) % 3):
@@ -579,7 +583,7 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
         best = min((s for s in searches if s.pool), key=lambda s: s.pool[0].cost, default=None)
         if best and is_certain(best):
             break
-    return solution_of(best, time.perf_counter() - began) if best else None
+    return solution_of(best, time.perf_counter() - began)
 
 
 def solution_of(search, seconds) -> Solution:
