@@ -162,7 +162,7 @@ def placed(crystal, reflections, minutes, seed):
 
 
 def all_end(crystal):
-    """Whether all is molecules: False for a chain, layer or framework, where some atom is bonded to an image in another cell."""
+    """Whether all is molecules: False for a chain, layer or framework, where an atom is bonded to an image in another cell."""
     orth = np.array(crystal.cell.orth.mat.tolist())
     for molecule in whole_molecules(crystal.fract, crystal.elements, crystal.cell, crystal.spacegroup):
         elements = [crystal.elements[i] for i in molecule.atom]
@@ -186,7 +186,8 @@ def jobs(args):
     if args.crystals:
         part = dict(pd.read_csv(Path(args.crystals) / "SPLIT.csv").values)
         crystals, _ = read_cif_folders([args.crystals])
-        crystals = [c for c in crystals if all_end(c) and args.part in ("all", part.get(c.name + ".cif")) and args.set in ("all", kind_of(c))]
+        crystals = [c for c in crystals if all_end(c) and args.part in ("all", part.get(c.name + ".cif"))
+                    and args.set in ("all", kind_of(c))]
         order = np.random.default_rng(0).permutation(len(crystals))[:args.n or None]
         for d_min in args.d:
             for i in order:

@@ -13,8 +13,8 @@ from xrd_helpers.known_molecule import from_geometry, read_molecules, turn
 from xrd_helpers.phasing.climbing import climb, data_of, score
 from xrd_helpers.phasing.distances import distances_of, refine, rigid_distances
 from xrd_helpers.phasing.origin import match_atoms, solved
-from xrd_helpers.phasing.placing import (Arrangement, Part, PlacingError, Search, _joints, amplitudes_of, arrangements, contacts,
-                                         place, special_sites, symmetric)
+from xrd_helpers.phasing.placing import (Arrangement, Part, PlacingError, Search, _joints, amplitudes_of, arrangements,
+                                         contacts, place, special_sites, symmetric)
 from xrd_helpers.phasing.refine import Refiner
 from xrd_helpers.reflections import Reflections, unique_hkl, write_shelx
 from xrd_helpers.structure_factors import structure_factors
@@ -35,7 +35,8 @@ def dummy(cell, group, d_min=2.0):
     return Refiner(Reflections.of_good_data(hkl, np.ones(len(hkl)), cell, gemmi.SpaceGroup(group)))
 
 
-@pytest.mark.parametrize("cell, group", [(TRICLINIC, "P -1"), (TRICLINIC, "P 1"), (MONOCLINIC, "P 1 21/c 1"), (MONOCLINIC, "C 1 2 1")])
+@pytest.mark.parametrize("cell, group", [(TRICLINIC, "P -1"), (TRICLINIC, "P 1"), (MONOCLINIC, "P 1 21/c 1"),
+                                         (MONOCLINIC, "C 1 2 1")])
 def test_amplitudes_are_those_of_gemmi(cell, group):
     rng, elements = np.random.default_rng(1), ("C", "N", "O", "Cl")
     refiner = dummy(cell, group)

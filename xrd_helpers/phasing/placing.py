@@ -26,7 +26,7 @@ from ..config import UserError
 from ..crystals import all_operators
 from ..known_molecule import with_hydrogen, with_more_conformers
 from .charge_flipping import Solution, one_thread
-from .climbing import LEAST, Joints, add_waves, climb, data_of, draw, mutate, r_factors, score
+from .climbing import Joints, add_waves, climb, data_of, draw, mutate, r_factors, score
 from .distances import Distances, distances_of, refine, rigid_distances
 from .origin import match_atoms
 from .peaks import without_hydrogen
@@ -39,6 +39,7 @@ FULL = 0.72, 1.35              # volume of the atoms over that of the cell, beyo
 U_START = 0.045                # Å²
 FROM = 4.0                     # Å, where the climb begins
 DRAWN, CLIMBING, FOLLOWED, REFINED = 4096, 384, 128, 48  # placements a round: scored, begun with, followed to d_min, refined
+LEAST = 30                     # reflections, of lowest resolution, that always count
 STEPS = 32, 45                 # of the climb at rising resolution, and at d_min
 ELITE = 24                     # placements that changes are made of
 # R between calculated amplitudes of placements that are the same; and where there are few reflections, MANY or less, which
@@ -111,14 +112,14 @@ class Evidence:
 
     def in_words(self) -> str:
         found = f"{self.found} random starts led to it" if self.found else "changes of other placements led to it"
-        return (f"{self.contents}; R1 {self.r_free:.3f} for reflections left out of it; {found}, and the best of the placements "
-                f"that differ has R1 {self.next_r1:.3f}; the shortest distance between molecules is {self.contact:.2f} Å; "
+        return (f"{self.contents}; R1 {self.r_free:.3f} for reflections left out of it; {found}, and the best of the "
+                f"placements that differ has R1 {self.next_r1:.3f}; the shortest distance between molecules is {self.contact:.2f} Å; "
                 f"probability {self.probability:.3f} that the atoms are where they are. An isomer or a homologue may fit as "
                 "well: place it, too, and compare R1")
 
 
 class Placement(NamedTuple):
-    """xyz (n, 3) Å and refined (n, 3) Å, free (m, 3, 3) as in ``climbing.climb``, u : Å² beside U_START; amplitude (n_hkl,);
+    """xyz (n, 3) Å and refined (n, 3) Å, free (m, 3, 3) as in ``climbing.climb``; u : Å² beside U_START; amplitude (n_hkl,);
     cost : what it is ranked by; chosen (m,) conformers; fresh : whether it comes from a random start"""
 
     xyz: np.ndarray
@@ -327,7 +328,7 @@ class Search:
         return xyz, free, chosen
 
     def _exchanged(self, n, rng):
-        """The best placements, each with one molecule anew: the best of several that are drawn, at the resolution of the data."""
+        """The best placements, each with one molecule anew: the best of several that are drawn, at 3 Å or d_min."""
         made = []
         times = DRAWN // 16
         for parent in self._parents(-(-n // 4), rng):
@@ -590,8 +591,8 @@ def solution_of(search, seconds) -> Solution:
     """The best placement of a search as a Solution: refined to the end, symmetric on special positions, with hydrogen."""
     special = any(part.order > 1 for part in search.arrangement.parts)
     # what is brought to the symmetry of its site may lose by it, and another placement win
-    best, model, xyz, u, strain = min((_finished(search, placement) for placement in search.pool[:MOST_FINISHED if special else 1]),
-                                      key=lambda finished: finished[1].r1)
+    finished = [_finished(search, placement) for placement in search.pool[:MOST_FINISHED if special else 1]]
+    best, model, xyz, u, strain = min(finished, key=lambda one: one[1].r1)
     reflections, refiner = search.refiner.reflections, search.refiner
     distances = distances_of(search.rows, best.xyz.astype(float))
     search.pool = [best, *(p for p in search.pool if p is not best)]
