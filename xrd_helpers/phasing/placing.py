@@ -55,6 +55,8 @@ MOST_FINISHED = 4              # placements that are taken to the end on special
 ROUND = 2.5                    # s that a round should not exceed
 ASTRAY = 1.2                   # Å between an atom and the image that should be it
 STRAY_COST = 0.01              # added to R1 for each atom that is astray
+SMALL, MOSTLY = 5, 0.6         # atoms of a small molecule; share of all atoms that the large ones have, so that they go first
+BASE_ROUNDS, GROW = 6, 64      # rounds of the large ones alone; places that are tried for a small one
 BEFORE_MORE, MORE_CONFORMERS = 4, 24  # rounds after which conformers are added, and how many
 FOLDS = 5
 
@@ -113,13 +115,13 @@ class Evidence:
     def in_words(self) -> str:
         found = f"{self.found} random starts led to it" if self.found else "changes of other placements led to it"
         return (f"{self.contents}; R1 {self.r_free:.3f} for reflections left out of it; {found}, and the best of the "
-                f"placements that differ has R1 {self.next_r1:.3f}; the shortest distance between molecules is {self.contact:.2f} Å; "
-                f"probability {self.probability:.3f} that the atoms are where they are. An isomer or a homologue may fit as "
+                f"placements that differ has R1 {self.next_r1:.3f}; the shortest distance between molecules is "
+                f"{self.contact:.2f} Å; probability {self.probability:.3f} that the atoms are where they are. An isomer or a homologue may fit as "
                 "well: place it, too, and compare R1")
 
 
 class Placement(NamedTuple):
-    """xyz (n, 3) Å and refined (n, 3) Å, free (m, 3, 3) as in ``climbing.climb``; u : Å² beside U_START; amplitude (n_hkl,);
+    """xyz and refined (n, 3) Å, free (m, 3, 3) as in ``climbing.climb``; u : Å² beside U_START; amplitude (n_hkl,);
     cost : what it is ranked by; chosen (m,) conformers; fresh : whether it comes from a random start"""
 
     xyz: np.ndarray
@@ -257,6 +259,13 @@ class Search:
         self.pool: list[Placement] = []
         self.found, self.tried, self.rounds, self.cost_of_step = 0, 0, 0, None
         self._next = self._free = None
+        # water and small ions do not find their places before the large molecules have theirs
+        large = tuple(p for p in arrangement.parts if len(molecules[p.molecule]) > SMALL)
+        atoms = sum(len(molecules[p.molecule]) / p.order for p in large)
+        self.base = None
+        if 0 < len(large) < len(arrangement.parts) and atoms > MOSTLY * self.occ.sum():
+            self.base = Search(refiner, molecules, Arrangement(large, arrangement.z, arrangement.volume))
+            self.order = sorted(range(len(self.molecules)), key=lambda c: len(self.molecules[c]) <= SMALL)
         self.same = SAME if len(self.d) > MANY else SAME_FEW
 
     def _side_by_side(self):
@@ -278,13 +287,20 @@ class Search:
         begun = self._affordable(CLIMBING, sum(STEPS), deadline)
         fresh = begun if not self.pool else begun // 2
         exchanged = (begun - fresh) // 2 if len(self.molecules) > 1 else 0
-        starts = [self._drawn(DRAWN, fresh, rng)]
+        grown = 0
+        if self.base:
+            if self.rounds < BASE_ROUNDS:
+                self.base.round(rng, deadline)
+            grown = fresh // 2
+        starts = [self._drawn(DRAWN, fresh - grown, rng)]
+        if grown:
+            starts.append(self._grown(grown, rng))
         if exchanged:
             starts.append(self._exchanged(exchanged, rng))
         if begun > fresh + exchanged:
             starts.append(self._changed(begun - fresh - exchanged, rng))
         xyz, free, chosen = (np.concatenate(part) for part in zip(*starts))
-        origin = np.arange(begun) < fresh
+        origin = np.arange(begun) < fresh - grown
         d_min, (rising, steady) = float(self.d[-1]), STEPS
         middle = max(d_min, min(FROM, d_min + 0.3))
         cuts = np.linspace(max(FROM, d_min), middle, rising)
@@ -326,6 +342,31 @@ class Search:
         chosen = rng.integers(len(self.conformers), size=(n, len(self.molecules)))
         mutate(xyz, free, self.conformers, chosen, self.joints, self.sites, self.refiner.orth, int(rng.integers(2**31)))
         return xyz, free, chosen
+
+    def _grown(self, n, rng):
+        """Placements of the large molecules, the small ones added one after the other, each at the best of several places."""
+        xyz, free, chosen = self._drawn(n * GROW, n * GROW, rng)
+        rows = np.arange(n) * GROW                                            # what is returned
+        parents, counted = self.base._parents(n, rng), self._count(max(self.d[-1], 3.0))
+        slices = [slice(self.joints.first[c], self.joints.first[c + 1]) for c in range(len(self.molecules))]
+        there = []
+        for step, c in enumerate(self.order):
+            if len(self.molecules[c]) > SMALL:
+                i, j = self.base.joints.first[step], self.base.joints.first[step + 1]
+                for k, parent in enumerate(parents):
+                    mine = slice(k * GROW, (k + 1) * GROW)
+                    xyz[mine, slices[c]] = parent.xyz[i:j]
+                    free[mine, c], chosen[mine, c] = parent.free[step], parent.chosen[step]
+                there.append(c)
+                continue
+            there.append(c)
+            atoms = np.concatenate([np.arange(slices[e].start, slices[e].stop) for e in there])
+            data = self.data._replace(kind=self.data.kind[atoms])
+            best = score(np.ascontiguousarray(xyz[:, atoms]), data, counted).reshape(n, GROW).argmax(1) + rows
+            for array in (free, chosen):
+                array[:, c] = np.repeat(array[best, c], GROW, axis=0)
+            xyz[:, slices[c]] = np.repeat(xyz[best, slices[c]], GROW, axis=0)
+        return xyz[rows], free[rows], chosen[rows]
 
     def _exchanged(self, n, rng):
         """The best placements, each with one molecule anew: the best of several that are drawn, at 3 Å or d_min."""
