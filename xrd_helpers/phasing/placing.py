@@ -116,8 +116,8 @@ class Evidence:
         found = f"{self.found} random starts led to it" if self.found else "changes of other placements led to it"
         return (f"{self.contents}; R1 {self.r_free:.3f} for reflections left out of it; {found}, and the best of the "
                 f"placements that differ has R1 {self.next_r1:.3f}; the shortest distance between molecules is "
-                f"{self.contact:.2f} Å; probability {self.probability:.3f} that the atoms are where they are. An isomer or a homologue may fit as "
-                "well: place it, too, and compare R1")
+                f"{self.contact:.2f} Å; probability {self.probability:.3f} that the atoms are where they are. An isomer or a "
+                "homologue may fit as well: place it, too, and compare R1")
 
 
 class Placement(NamedTuple):
