@@ -566,12 +566,13 @@ def is_certain(search) -> bool:
     """Whether to stop looking: the best placement is good, was found again, and the next different one is far off."""
     if not search.pool:
         return False
-    best = search.pool[0]
-    if best.r1 > CERTAIN_R1 or best.contact < CERTAIN_CONTACT:
+    best, reflections = search.pool[0], search.refiner.reflections
+    noise = 0.8 * reflections.sigF.sum() / reflections.F.sum()                # as in ``verdict.certain_r1``
+    if best.r1 > CERTAIN_R1 + noise or best.contact < CERTAIN_CONTACT:
         return False
     if len(search.d) < FEW * (6 * len(search.molecules) + len(search.joints.a)) and search.rounds < LEAST_ROUNDS:
         return False
-    return search.gap() > (DOUBT if search.found >= 3 else 2.2) and search.r_free() < CERTAIN_FREE
+    return search.gap() > (DOUBT if search.found >= 3 else 2.2) and search.r_free() < CERTAIN_FREE + noise
 
 
 @one_thread()
