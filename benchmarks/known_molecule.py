@@ -11,7 +11,7 @@ A row is written as soon as it is there, and none is done twice: a run goes on w
 nothing is run.
 
 Usage: python benchmarks/known_molecule.py --crystals FOLDER [--measured FOLDER] [--part tune|report|all]
-       [--set one|several|all] [--d 1.5 2.0 2.5 3.0] [--minutes 1] [--n 0] [--out FOLDER] [--table]
+       [--set one|several|all] [--d 1.5 2.0 2.5 3.0] [--minutes 1] [--noise 0.1] [--n 0] [--out FOLDER] [--table]
 It writes known_molecule.csv (a row a crystal and resolution) and known_molecule.json (the table) into --out.
 """
 
@@ -129,9 +129,13 @@ def known(crystal):
     return kind, [m for m, _ in pairs], [n for _, n in pairs]
 
 
-def calculated(crystal, d_min):
+def calculated(crystal, d_min, noise=0.0):
     hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_min)
-    return Reflections.of_good_data(hkl, np.abs(structure_factors(crystal, hkl)), crystal.cell, crystal.spacegroup)
+    F = np.abs(structure_factors(crystal, hkl))
+    if not noise:
+        return Reflections.of_good_data(hkl, F, crystal.cell, crystal.spacegroup)
+    noisy = np.abs(F * (1 + noise * np.random.default_rng(len(hkl)).normal(size=len(hkl))))
+    return Reflections(hkl, noisy, noise * noisy + 0.01 * F.mean(), crystal.cell, crystal.spacegroup)
 
 
 def measured_sets(folder):
@@ -164,7 +168,7 @@ def placed(crystal, reflections, minutes, seed):
 
 
 def all_end(crystal):
-    """Whether all is molecules: False for a chain, layer or framework, where some atom is bonded to an image in another cell."""
+    """Whether all is molecules: False for a chain, layer or framework, where an atom is bonded to an image in another cell."""
     orth = np.array(crystal.cell.orth.mat.tolist())
     for molecule in whole_molecules(crystal.fract, crystal.elements, crystal.cell, crystal.spacegroup):
         elements = [crystal.elements[i] for i in molecule.atom]
@@ -188,12 +192,13 @@ def jobs(args):
     if args.crystals:
         part = dict(pd.read_csv(Path(args.crystals) / "SPLIT.csv").values)
         crystals, _ = read_cif_folders([args.crystals])
-        crystals = [c for c in crystals if all_end(c) and args.part in ("all", part.get(c.name + ".cif")) and args.set in ("all", kind_of(c))]
+        crystals = [c for c in crystals if all_end(c) and args.part in ("all", part.get(c.name + ".cif"))
+                    and args.set in ("all", kind_of(c))]
         order = np.random.default_rng(0).permutation(len(crystals))[:args.n or None]
         for d_min in args.d:
             for i in order:
                 c = crystals[i]
-                yield kind_of(c), part[c.name + ".cif"], d_min, c, lambda c=c, d=d_min: calculated(c, d)
+                yield kind_of(c), part[c.name + ".cif"], d_min, c, lambda c=c, d=d_min: calculated(c, d, args.noise)
     if args.measured:
         for crystal, reflections in measured_sets(args.measured):
             for d_min in args.d:
@@ -203,7 +208,7 @@ def jobs(args):
 
 def table(rows):
     """Solved and median seconds by part, set, known, light and d_min."""
-    groups = rows.groupby(["part", "set", "known", "light", "d_min"])
+    groups = rows.groupby(["part", "set", "known", "light", "d_min", "noise"])
     made = groups.agg(crystals=("solved", "size"), solved=("solved", "sum"), seconds=("seconds", "median"),
                       cpu_seconds=("cpu_seconds", "median"), slowest=("seconds", "max"), rms=("rms", "median")).reset_index()
     made["share"] = made.solved / made.crystals
@@ -217,6 +222,7 @@ def main():
     parser.add_argument("--part", default="tune", choices=["tune", "report", "all"])
     parser.add_argument("--set", default="all", choices=["one", "several", "all"])
     parser.add_argument("--d", type=float, nargs="+", default=[1.5, 2.0, 2.5, 3.0])
+    parser.add_argument("--noise", type=float, default=0.0, help="standard deviation of F, as a share of it")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--n", type=int, default=0, help="crystals at most; 0 for all")
     parser.add_argument("--most-atoms", type=int, default=1000)
@@ -227,14 +233,15 @@ def main():
     out = Path(args.out) if args.out else run_folder("benchmarks")
     out.mkdir(parents=True, exist_ok=True)
     path = out / "known_molecule.csv"
-    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
-    done = {(str(r["crystal"]), r["d_min"], r["set"], r["seed"]) for r in rows}
+    rows = pd.read_csv(path, dtype={"crystal": str}) if path.exists() else pd.DataFrame()
+    rows = rows.assign(noise=rows.get("noise", pd.Series(0.0, rows.index)).fillna(0.0)).to_dict("records") if len(rows) else []
+    done = {(str(r["crystal"]), r["d_min"], r["set"], r["seed"], r.get("noise", 0.0)) for r in rows}
     about = {"seed": args.seed, "minutes": args.minutes, "commit": str(git_state()), "machine": str(machine())}
-    todo = [] if args.table else [job for job in jobs(args) if (job[3].name, job[2], job[0], args.seed) not in done]
+    todo = [] if args.table else [job for job in jobs(args) if (job[3].name, job[2], job[0], args.seed, args.noise) not in done]
     for kind, part, d_min, crystal, data in tqdm(todo, mininterval=30):
         if crystal.heavy.sum() > args.most_atoms:
             continue
-        row = {"set": kind, "part": part, "d_min": d_min, **placed(crystal, data(), args.minutes, args.seed), **about}
+        row = {"set": kind, "part": part, "d_min": d_min, "noise": args.noise, **placed(crystal, data(), args.minutes, args.seed), **about}
         rows.append(row)
         pd.DataFrame(rows).to_csv(path, index=False)
     made = table(pd.DataFrame(rows))

@@ -4,8 +4,8 @@ For each crystal of one molecule in a general position: the molecule itself, a c
 two elements exchanged), a homologue (one carbon more or less), the other diastereomer, a molecule of another crystal with
 about as many atoms, the right molecule in a wrong cell (axes off by 4-8 %), and the right molecule with amplitudes exchanged
 among reflections of about one resolution. Right is what has 80 % of the true atoms within 0.5 Å of its own, whatever it is
-called: isomers and homologues mostly take the place of the true molecule, and their R1 alone, where the data end at 2-3 Å, does
-not tell them from it. How many wrong molecules are claimed because they are placed right is counted apart.
+called: isomers and homologues mostly take the place of the true molecule, and their R1 alone, at 2-3 Å, does not tell them
+from it. How many wrong molecules are claimed because they are placed right is counted apart.
 
 A row is written as soon as it is there, and none is done twice. With --fit the logistic function of ``placing.features`` is
 fitted to the rows, held out by crystal to see what it is worth, and written to xrd_helpers/phasing/placing.json.
@@ -61,7 +61,8 @@ def isomer(smiles, rng):
             bond = ends[rng.integers(len(ends))]
             a, b = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
             leaf, stem = (a, b) if made.GetAtomWithIdx(a).GetDegree() == 1 else (b, a)
-            to = [x.GetIdx() for x in made.GetAtoms() if x.GetSymbol() == "C" and x.GetTotalNumHs() and x.GetIdx() not in (a, b)]
+            to = [x.GetIdx() for x in made.GetAtoms()
+                  if x.GetSymbol() == "C" and x.GetTotalNumHs() and x.GetIdx() not in (a, b)]
             if not to or made.GetAtomWithIdx(stem).GetSymbol() != "C":
                 continue
             made.RemoveBond(leaf, stem)
@@ -165,9 +166,9 @@ def fit(rows, about):
                          "by_kind": {kind: {"n": int(of.sum()), "placed_right": int((of & right).sum()),
                                             "claimed": int((of & claimed).sum()), "wrongly": int((of & claimed & ~right).sum())}
                                      for kind in KINDS for of in [(rows.kind == kind).to_numpy()]},
-                         "right_claimed_by_d_min": {str(d): f"{(claimed & own & (rows.d_min == d)).sum()} of "
-                                                            f"{(own & (rows.d_min == d)).sum()}" for d in sorted(set(rows.d_min))
-                                                    for own in [right & (rows.kind == "right").to_numpy()]}},
+                         "right_claimed_by_d_min": {str(d): f"{(claimed & own).sum()} of {own.sum()}"
+                                                    for d in sorted(set(rows.d_min)) for own in
+                                                    [right & ((rows.kind == "right") & (rows.d_min == d)).to_numpy()]}},
             **about}
     write_json(placing.FILE, made)
     print(made)
@@ -215,7 +216,8 @@ def main():
                 e = s.evidence
                 rows.append({"crystal": c.name, "d_min": d_min, "kind": kind, "smiles": text, "n_hkl": len(data),
                              "centric": c.spacegroup.is_centrosymmetric(),
-                             "atoms": len(molecule), "torsions": len(molecule.torsions), "matched": match.n_matched / match.n_true,
+                             "atoms": len(molecule), "torsions": len(molecule.torsions),
+                             "matched": match.n_matched / match.n_true,
                              "right": kind == "right" and match.n_matched >= 0.8 * match.n_true, "r1": e.r1, "r_free": e.r_free,
                              "found": e.found, "tried": e.tried, "next_r1": e.next_r1, "strain": e.strain, "contact": e.contact,
                              "probability": e.probability, "seconds": time.perf_counter() - began})

@@ -47,7 +47,8 @@ def dummy(cell, group, d_min=2.0):
     return Refiner(Reflections.of_good_data(hkl, np.ones(len(hkl)), cell, gemmi.SpaceGroup(group)))
 
 
-@pytest.mark.parametrize("cell, group", [(TRICLINIC, "P -1"), (TRICLINIC, "P 1"), (MONOCLINIC, "P 1 21/c 1"), (MONOCLINIC, "C 1 2 1")])
+@pytest.mark.parametrize("cell, group", [(TRICLINIC, "P -1"), (TRICLINIC, "P 1"), (MONOCLINIC, "P 1 21/c 1"),
+                                         (MONOCLINIC, "C 1 2 1")])
 def test_amplitudes_are_those_of_gemmi(cell, group):
     rng, elements = np.random.default_rng(1), ("C", "N", "O", "Cl")
     refiner = dummy(cell, group)

@@ -438,7 +438,8 @@ def scrambled(molecule: KnownMolecule, n, seed=0) -> KnownMolecule:
             rows = np.concatenate([torsion.side, len(molecule) + np.flatnonzero(
                 np.isin(molecule.parents, [*torsion.side, torsion.b]))])
             axis = xyz[torsion.b] - xyz[torsion.a]
-            xyz[rows] = turn(xyz[rows] - xyz[torsion.b], axis / np.linalg.norm(axis), rng.uniform(-np.pi, np.pi)) + xyz[torsion.b]
+            end, angle = xyz[torsion.b].copy(), rng.uniform(-np.pi, np.pi)
+            xyz[rows] = turn(xyz[rows] - end, axis / np.linalg.norm(axis), angle) + end
         made.append(xyz)
     made = np.array(made)
     return replace(molecule, conformers=made[:, :len(molecule)], hydrogen=made[:, len(molecule):])

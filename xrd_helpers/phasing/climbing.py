@@ -14,7 +14,6 @@ import numba
 import numpy as np
 
 H_LENGTH = 1.0      # Å, radius of the shell on which hydrogen is spread around its parent
-LEAST = 30          # reflections, of lowest resolution, that always count
 # Adam's first and second moment, and steps in radians of rotation, Å of translation, radians of a torsion
 BETA1, BETA2 = 0.8, 0.95
 STEP_ROTATION, STEP_TRANSLATION, STEP_TORSION = 0.08, 0.12, 0.08
@@ -52,7 +51,7 @@ class Data(NamedTuple):
 
 class Joints(NamedTuple):
     """What moves: first (m + 1,) row of the first atom of each molecule; a, b (t,) ends of the bonds that turn; side, rows of
-    the atoms they turn, those of bond i from start[i] to start[i + 1]; of (t,) the molecule of each, linked (m + 1,) its first."""
+    the atoms they turn, those of bond i from start[i] to start[i + 1]; linked (m + 1,) the first bond of each molecule."""
 
     first: np.ndarray
     a: np.ndarray

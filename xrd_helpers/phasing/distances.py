@@ -1,7 +1,7 @@
 """Least squares of the atoms of known molecules: |F| and distances inside the rigid parts together.
 
-At 2-3 Å there are fewer reflections than coordinates; what is known of the molecules makes up for it, as in the stereochemically
-restrained refinement of Konnert (1976), Acta Cryst. A32, 614.
+At 2-3 Å there are fewer reflections than coordinates; what is known of the molecules makes up for it, as in the refinement of
+Konnert (1976), Acta Cryst. A32, 614.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def solve_with_molecules(measured: Measured, molecules, search=False, minutes=5.
         measured = replace(measured, spacegroup=without_absences(measured.spacegroup))
     known, counts = zip(*molecules)
     solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups)
-    return Solved(solution, [(solution.spacegroup if solution else groups[0], float("nan"))])
+    return Solved(solution, [(solution.spacegroup, float("nan"))])
 
 
 def solve_with_fragment(measured: Measured, fragments, minutes=5.0, seed=0) -> Solved:
@@ -119,7 +119,7 @@ def solve_with_fragment(measured: Measured, fragments, minutes=5.0, seed=0) -> S
     parts = tuple(Part(row, 1) for row, n in enumerate(counts) for _ in range(n))
     merged = measured.merge()
     solution = place(merged, known, minutes=minutes, seed=seed, chosen=Arrangement(parts, Fraction(1), float("nan")))
-    return Solved(completed(solution, merged, measured.elements) if solution else None, [(measured.spacegroup, float("nan"))])
+    return Solved(completed(solution, merged, measured.elements), [(measured.spacegroup, float("nan"))])
 
 
 def solve_with_shelxt(measured: Measured, folder, program, extra=None, timeout=600.0, watch=None) -> Solved:

@@ -26,7 +26,7 @@ from ..config import UserError
 from ..crystals import all_operators
 from ..known_molecule import with_hydrogen, with_more_conformers
 from .charge_flipping import one_thread
-from .climbing import LEAST, Joints, add_waves, climb, data_of, draw, mutate, r_factors, score
+from .climbing import Joints, add_waves, climb, data_of, draw, mutate, r_factors, score
 from .distances import Distances, distances_of, refine, rigid_distances
 from .origin import match_atoms
 from .peaks import without_hydrogen
@@ -40,10 +40,13 @@ FULL = 0.72, 1.35              # volume of the atoms over that of the cell, beyo
 U_START = 0.045                # Å²
 FROM = 4.0                     # Å, where the climb begins
 DRAWN, CLIMBING, FOLLOWED, REFINED = 4096, 384, 128, 48  # placements a round: scored, begun with, followed to d_min, refined
+LEAST = 30                     # reflections, of lowest resolution, that always count
 STEPS = 32, 45                 # of the climb at rising resolution, and at d_min
 ELITE = 24                     # placements that changes are made of
-SAME = 0.10                    # R between calculated amplitudes of placements that are the same
-MOST_COMPARED = 16             # placements whose atoms are compared with those of the best
+# R between calculated amplitudes of placements that are the same; and where there are few reflections, MANY or less, which
+# differing structures can share
+SAME, SAME_FEW, MANY = 0.10, 0.04, 60
+MOST_COMPARED = 32             # placements whose atoms are compared with those of the best
 RANDOM_R1 = 0.59               # of random atoms without a centre of symmetry (Wilson, 1950, Acta Cryst. 3, 397)
 NEAREST = 2.5                  # Å, between atoms of two molecules; hydrogen bonds are not shorter
 CERTAIN_R1, CERTAIN_FREE, CERTAIN_CONTACT = 0.16, 0.28, 2.2  # what ends a search early; Å
@@ -53,6 +56,8 @@ MOST_FINISHED = 4              # placements that are taken to the end on special
 ROUND = 2.5                    # s that a round should not exceed
 ASTRAY = 1.2                   # Å between an atom and the image that should be it
 STRAY_COST = 0.01              # added to R1 for each atom that is astray
+SMALL, MOSTLY = 5, 0.6         # atoms of a small molecule; share of all atoms that the large ones have, so that they go first
+BASE_ROUNDS, GROW = 6, 64      # rounds of the large ones alone; places that are tried for a small one
 BEFORE_MORE, MORE_CONFORMERS = 4, 24  # rounds after which conformers are added, and how many
 FOLDS = 5
 
@@ -110,14 +115,14 @@ class Evidence:
 
     def in_words(self) -> str:
         found = f"{self.found} random starts led to it" if self.found else "changes of other placements led to it"
-        return (f"{self.contents}; R1 {self.r_free:.3f} for reflections left out of it; {found}, and the best of the placements "
-                f"that differ has R1 {self.next_r1:.3f}; the shortest distance between molecules is {self.contact:.2f} Å; "
-                f"probability {self.probability:.3f} that the atoms are where they are. An isomer or a homologue may fit as "
-                "well: place it, too, and compare R1")
+        return (f"{self.contents}; R1 {self.r_free:.3f} for reflections left out of it; {found}, and the best of the "
+                f"placements that differ has R1 {self.next_r1:.3f}; the shortest distance between molecules is "
+                f"{self.contact:.2f} Å; probability {self.probability:.3f} that the atoms are where they are. An isomer or a "
+                "homologue may fit as well: place it, too, and compare R1")
 
 
 class Placement(NamedTuple):
-    """xyz (n, 3) Å and refined (n, 3) Å, free (m, 3, 3) as in ``climbing.climb``, u : Å² beside U_START; amplitude (n_hkl,);
+    """xyz and refined (n, 3) Å, free (m, 3, 3) as in ``climbing.climb``; u : Å² beside U_START; amplitude (n_hkl,);
     cost : what it is ranked by; chosen (m,) conformers; fresh : whether it comes from a random start"""
 
     xyz: np.ndarray
@@ -255,6 +260,14 @@ class Search:
         self.pool: list[Placement] = []
         self.found, self.tried, self.rounds, self.cost_of_step = 0, 0, 0, None
         self._next = self._free = None
+        # water and small ions do not find their places before the large molecules have theirs
+        large = tuple(p for p in arrangement.parts if len(molecules[p.molecule]) > SMALL)
+        atoms = sum(len(molecules[p.molecule]) / p.order for p in large)
+        self.base = None
+        if 0 < len(large) < len(arrangement.parts) and atoms > MOSTLY * self.occ.sum():
+            self.base = Search(refiner, molecules, Arrangement(large, arrangement.z, arrangement.volume))
+            self.order = sorted(range(len(self.molecules)), key=lambda c: len(self.molecules[c]) <= SMALL)
+        self.same = SAME if len(self.d) > MANY else SAME_FEW
 
     def _side_by_side(self):
         """Conformers (k, atoms, 3) of all molecules, each centred; those of a molecule with fewer are repeated."""
@@ -275,13 +288,20 @@ class Search:
         begun = self._affordable(CLIMBING, sum(STEPS), deadline)
         fresh = begun if not self.pool else begun // 2
         exchanged = (begun - fresh) // 2 if len(self.molecules) > 1 else 0
-        starts = [self._drawn(DRAWN, fresh, rng)]
+        grown = 0
+        if self.base:
+            if self.rounds < BASE_ROUNDS:
+                self.base.round(rng, deadline)
+            grown = fresh // 2
+        starts = [self._drawn(DRAWN, fresh - grown, rng)]
+        if grown:
+            starts.append(self._grown(grown, rng))
         if exchanged:
             starts.append(self._exchanged(exchanged, rng))
         if begun > fresh + exchanged:
             starts.append(self._changed(begun - fresh - exchanged, rng))
         xyz, free, chosen = (np.concatenate(part) for part in zip(*starts))
-        origin = np.arange(begun) < fresh
+        origin = np.arange(begun) < fresh - grown
         d_min, (rising, steady) = float(self.d[-1]), STEPS
         middle = max(d_min, min(FROM, d_min + 0.3))
         cuts = np.linspace(max(FROM, d_min), middle, rising)
@@ -324,8 +344,33 @@ class Search:
         mutate(xyz, free, self.conformers, chosen, self.joints, self.sites, self.refiner.orth, int(rng.integers(2**31)))
         return xyz, free, chosen
 
+    def _grown(self, n, rng):
+        """Placements of the large molecules, the small ones added one after the other, each at the best of several places."""
+        xyz, free, chosen = self._drawn(n * GROW, n * GROW, rng)
+        rows = np.arange(n) * GROW                                            # what is returned
+        parents, counted = self.base._parents(n, rng), self._count(max(self.d[-1], 3.0))
+        slices = [slice(self.joints.first[c], self.joints.first[c + 1]) for c in range(len(self.molecules))]
+        there = []
+        for step, c in enumerate(self.order):
+            if len(self.molecules[c]) > SMALL:
+                i, j = self.base.joints.first[step], self.base.joints.first[step + 1]
+                for k, parent in enumerate(parents):
+                    mine = slice(k * GROW, (k + 1) * GROW)
+                    xyz[mine, slices[c]] = parent.xyz[i:j]
+                    free[mine, c], chosen[mine, c] = parent.free[step], parent.chosen[step]
+                there.append(c)
+                continue
+            there.append(c)
+            atoms = np.concatenate([np.arange(slices[e].start, slices[e].stop) for e in there])
+            data = self.data._replace(kind=self.data.kind[atoms])
+            best = score(np.ascontiguousarray(xyz[:, atoms]), data, counted).reshape(n, GROW).argmax(1) + rows
+            for array in (free, chosen):
+                array[:, c] = np.repeat(array[best, c], GROW, axis=0)
+            xyz[:, slices[c]] = np.repeat(xyz[best, slices[c]], GROW, axis=0)
+        return xyz[rows], free[rows], chosen[rows]
+
     def _exchanged(self, n, rng):
-        """The best placements, each with one molecule anew: the best of several that are drawn, at the resolution of the data."""
+        """The best placements, each with one molecule anew: the best of several that are drawn, at 3 Å or d_min."""
         made = []
         times = DRAWN // 16
         for parent in self._parents(-(-n // 4), rng):
@@ -377,12 +422,12 @@ class Search:
         """Placements of different amplitudes, the best first; how often the best was found from random starts."""
         pool, found = [], 0
         for new in sorted([*self.pool, *made], key=lambda p: p.cost):
-            if any(r_between(new.amplitude, old.amplitude) < SAME for old in pool):
+            if any(r_between(new.amplitude, old.amplitude) < self.same for old in pool):
                 continue
             pool.append(new)
-        if self.pool and r_between(pool[0].amplitude, self.pool[0].amplitude) < SAME:
+        if self.pool and r_between(pool[0].amplitude, self.pool[0].amplitude) < self.same:
             found = self.found
-        self.found = found + sum(p.fresh and r_between(p.amplitude, pool[0].amplitude) < SAME for p in made)
+        self.found = found + sum(p.fresh and r_between(p.amplitude, pool[0].amplitude) < self.same for p in made)
         self.pool = pool[:2 * ELITE]
 
     def next_r1(self) -> float:
@@ -522,16 +567,17 @@ def is_certain(search) -> bool:
     """Whether to stop looking: the best placement is good, was found again, and the next different one is far off."""
     if not search.pool:
         return False
-    best = search.pool[0]
-    if best.r1 > CERTAIN_R1 or best.contact < CERTAIN_CONTACT:
+    best, reflections = search.pool[0], search.refiner.reflections
+    noise = 0.8 * reflections.sigF.sum() / reflections.F.sum()                # as in ``verdict.certain_r1``
+    if best.r1 > CERTAIN_R1 + noise or best.contact < CERTAIN_CONTACT:
         return False
     if len(search.d) < FEW * (6 * len(search.molecules) + len(search.joints.a)) and search.rounds < LEAST_ROUNDS:
         return False
-    return search.gap() > (DOUBT if search.found >= 3 else 2.2) and search.r_free() < CERTAIN_FREE
+    return search.gap() > (DOUBT if search.found >= 3 else 2.2) and search.r_free() < CERTAIN_FREE + noise
 
 
 @one_thread()
-def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=None, chosen=None) -> Solution | None:
+def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=None, chosen=None) -> Solution:
     """Find known molecules in a cell.
 
     Parameters
@@ -544,7 +590,7 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
 
     Returns
     -------
-    Solution, hydrogen included, with ``Evidence`` of this module; None if there was no time for a single round
+    Solution, hydrogen included, with ``Evidence`` of this module
 
     Raises
     ------
@@ -567,7 +613,8 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
         raise refused
     options.sort(key=lambda option: option[:2])  # the likeliest of each group first
     searches, best = [], None
-    while time.perf_counter() < deadline:
+    # whatever the time, two rounds: compiling may have used it up
+    while time.perf_counter() < deadline or (best is None or best.rounds < 2):
         # every option once or twice, then the best one two times of three
         rounds = [search.rounds for search in searches]
         if best and len(options) > 1 and (best.rounds < 2 or sum(rounds) % 3):
@@ -580,15 +627,15 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
         best = min((s for s in searches if s.pool), key=lambda s: s.pool[0].cost, default=None)
         if best and is_certain(best):
             break
-    return solution_of(best, time.perf_counter() - began) if best else None
+    return solution_of(best, time.perf_counter() - began)
 
 
 def solution_of(search, seconds) -> Solution:
     """The best placement of a search as a Solution: refined to the end, symmetric on special positions, with hydrogen."""
     special = any(part.order > 1 for part in search.arrangement.parts)
     # what is brought to the symmetry of its site may lose by it, and another placement win
-    best, model, xyz, u, strain = min((_finished(search, placement) for placement in search.pool[:MOST_FINISHED if special else 1]),
-                                      key=lambda finished: finished[1].r1)
+    finished = [_finished(search, placement) for placement in search.pool[:MOST_FINISHED if special else 1]]
+    best, model, xyz, u, strain = min(finished, key=lambda one: one[1].r1)
     reflections, refiner = search.refiner.reflections, search.refiner
     distances = distances_of(search.rows, best.xyz.astype(float))
     search.pool = [best, *(p for p in search.pool if p is not best)]
