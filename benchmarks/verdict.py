@@ -187,7 +187,8 @@ def case(number, seed, crystals) -> dict | None:
     seconds = time.process_time() - began
     row = {"number": number, "name": crystal.name, "group": crystal.spacegroup.xhm(), "in": data.spacegroup.xhm(),
            "light": crystal.light, "atoms": int(crystal.heavy.sum()), "kind": kind, "d_min": data.d_min, "noise": noise,
-           "missing": missing, "formula": said, "trials": found.trials if found else 0, "seconds": seconds, "reflections": len(data)}
+           "missing": missing, "formula": said,
+           "trials": found.trials if found else 0, "seconds": seconds, "reflections": len(data)}
     if found is None:
         return row
     match = answer and match_solution(found, answer)

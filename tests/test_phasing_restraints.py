@@ -6,7 +6,15 @@ import pytest
 
 from xrd_helpers.crystals import Crystal
 from xrd_helpers.phasing.refine import Model, Refiner
-from xrd_helpers.phasing.restraints import BONDS, RestrainedRefiner, Restraints, choose_peaks, find_pairs, local_maxima, restrain
+from xrd_helpers.phasing.restraints import (
+    BONDS,
+    RestrainedRefiner,
+    Restraints,
+    choose_peaks,
+    find_pairs,
+    local_maxima,
+    restrain,
+)
 from xrd_helpers.reflections import Reflections, unique_hkl
 from xrd_helpers.structure_factors import structure_factors
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..compiled import compiled
 from .peaks import assign_elements
 from .refine import U_START, Model
-from .restraints import SHORTEST, RestrainedRefiner, choose_peaks, local_maxima
+from .restraints import RestrainedRefiner, choose_peaks, local_maxima
 
 LEFT_OUT = 0.08, 0.45  # share of the atoms that a round leaves out
 CYCLES = 3             # of least squares at the end of a round

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import gemmi
 import numpy as np
 from scipy.fft import irfftn
 from scipy.linalg.lapack import dposv
