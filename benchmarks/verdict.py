@@ -51,6 +51,7 @@ matplotlib.use("Agg")
 FEATURES = ("free", "held", "bonded", "steady")   # of verdict.features, those that are used
 HOPELESS = ("shuffled", "shuffled in shells", "scaled axes", "permuted axes", "another crystal", "cut at 2.5 Å")
 SECONDS = (3, 10, 30)              # of processor time, one of these a case
+FEWEST = 20                        # reflections of a case
 MOST_ATOMS = 40                    # non-H atoms: larger ones take long and teach no more
 MOST_IN_P1 = 100                   # atoms in the cell, where the answer is compared in P1
 SYNTHETIC_GROUPS = ["P 1 21/c 1", "P -1", "P 1 21 1", "P 21 21 21", "C 1 2/c 1", "P b c a", "P 1", "C 1 2 1"]
@@ -175,6 +176,8 @@ def case(number, seed, crystals) -> dict | None:
     if number % 8 == 1 and crystal.heavy.sum() * len(crystal.spacegroup.operations()) <= MOST_IN_P1:
         kind = "other group"
     d_min = rng.uniform(0.8, 1.2) if rng.random() < 0.25 else rng.uniform(1.2, 2.2)
+    if len(unique_hkl(crystal.cell, crystal.spacegroup, 2.5 if kind == "cut at 2.5 Å" else d_min)) < FEWEST:
+        return None
     said, elements = formula(rng, crystal)
     seconds_most, answer = SECONDS[rng.integers(len(SECONDS))], crystal
     if kind in HOPELESS:
@@ -227,6 +230,8 @@ def collect(path, folder, simple, seed, minutes, most):
         if time.monotonic() > end:
             break
         row = case(number, seed, crystals)
+        if row is None:
+            continue
         table = pd.DataFrame([row]).reindex(columns=COLUMNS)
         table.to_csv(path, mode="a", header=not path.exists(), index=False)
         numbers.set_postfix(kind=row["kind"])

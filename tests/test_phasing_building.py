@@ -110,7 +110,7 @@ def test_wrong_atoms_cost_more_than_right_ones():
     assert right.cost < 0.15 and wrong.cost > right.cost + 0.05
 
 
-@pytest.mark.parametrize("group", ["P -1", "P 1 21 1"])
+@pytest.mark.parametrize("group", ["P 1 21/c 1", "P 1 21 1"])
 def test_a_molecule_is_solved_at_1_5_angstrom(group):
     crystal = molecule(group)
     found = flipping.solve(data_of(crystal, 1.5), crystal.contents, minutes=2)

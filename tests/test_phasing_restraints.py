@@ -1,9 +1,14 @@
 """Restrained least squares: against direct summation, finite differences and closed forms, in oblique cells."""
 
+from collections import defaultdict
+
 import gemmi
 import numpy as np
 import pytest
 
+from makers import REAL
+from xrd_helpers.bonds import covalent_radii, neighbours
+from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.crystals import Crystal
 from xrd_helpers.phasing.refine import Model, Refiner
 from xrd_helpers.phasing.restraints import (
@@ -101,7 +106,8 @@ def test_restraints_pull_along_their_gradient(name):
     inverse = np.linalg.inv(np.array(cell.orth.mat.tolist()))
     at = np.array([0.31, 0.27, 0.33])
     fract = np.array([at, at + inverse @ [1.5, 0, 0], at + inverse @ [0, 1.4, 1.43], inverse @ [0.4, 0.5, 0.3]])
-    restraints, kind, u_iso = Restraints(["O", "N", "C"], cell, spacegroup), np.array([2, 0, 1, 2]), np.array([0.03, 0.05, 0.04, 0.07])
+    restraints, kind = Restraints(["O", "N", "C"], cell, spacegroup), np.array([2, 0, 1, 2])
+    u_iso = np.array([0.03, 0.05, 0.04, 0.07])
     n = len(kind)
     normal, rhs = np.zeros((4 * n + 1, 4 * n + 1)), np.zeros(4 * n + 1)
     restrain(normal, rhs, restraints.pairs(fract, np.ones(n)), kind, u_iso, restraints.rot, restraints.orth, restraints.bond,
@@ -129,7 +135,8 @@ def test_good_data_overrule_the_restraints():
     """A C-C bond of 1.62 Å, two and a half spreads too long, is found from 1.50 Å at 0.8 Å, and not with bad data at 2.5 Å."""
     cell, group = gemmi.UnitCell(*CELLS["P -1"]), gemmi.SpaceGroup("P -1")
     inverse, at = np.linalg.inv(np.array(cell.orth.mat.tolist())), np.array([0.31, 0.27, 0.33])
-    crystal = Crystal("long", cell, group, ("C", "C"), np.array([at, at + inverse @ [1.62, 0, 0]]), np.full(2, 0.04), np.ones(2))
+    fract = np.array([at, at + inverse @ [1.62, 0, 0]])
+    crystal = Crystal("long", cell, group, ("C", "C"), fract, np.full(2, 0.04), np.ones(2))
 
     def length(d_min, noise):
         hkl = unique_hkl(cell, group, d_min)
@@ -151,7 +158,8 @@ def test_the_map_and_its_peaks_are_those_of_the_other_engine():
     np.testing.assert_allclose(rho / rho.std(), other / other.std(), atol=1e-3)
     voxel, value = local_maxima(rho, 0.0)
     r, none = refiner.restraints, (np.zeros((0, 3)), np.zeros(0, np.int64))
-    fract, height, occ, _, _ = choose_peaks(rho, voxel, np.argsort(-value), 6, *none, r.rot, r.tran, r.orth, r.bond, r.longest, 0, 0.9)
+    fract, height, occ, _, _ = choose_peaks(rho, voxel, np.argsort(-value), 6, *none, r.rot, r.tran, r.orth, r.bond, r.longest,
+                                            0, 0.9)
     assert height.argmax() == 0 and occ[0] == 1
     cell = crystal.small_structure().cell
     for x in fract[:1]:  # the highest is the sulphur atom
@@ -161,7 +169,8 @@ def test_the_map_and_its_peaks_are_those_of_the_other_engine():
 
 def test_an_atom_on_an_inversion_centre_stays_there():
     cell, group = gemmi.UnitCell(*CELLS["P -1"]), gemmi.SpaceGroup("P -1")
-    crystal = Crystal("centre", cell, group, ("S", "C"), np.array([[0, 0, 0], [0.3, 0.2, 0.4]]), np.full(2, 0.03), np.array([0.5, 1]))
+    fract = np.array([[0, 0, 0], [0.3, 0.2, 0.4]])
+    crystal = Crystal("centre", cell, group, ("S", "C"), fract, np.full(2, 0.03), np.array([0.5, 1]))
     refiner = refiner_of(crystal)
     start = Model(np.array([[0.01, 0, 0.005], [0.31, 0.21, 0.4]]), crystal.elements, crystal.u_iso, crystal.occ, np.zeros(2))
     refined = refiner.least_squares(start, 8)
@@ -177,3 +186,25 @@ def test_find_pairs_knows_both_sides_of_a_centre():
     fract = (np.linalg.inv(restraints.orth) @ [0.7, 0, 0])[None]
     first, second, _, _, length = find_pairs(fract, np.ones(1), restraints.rot, restraints.tran, restraints.orth, 2.0)
     assert first.tolist() == second.tolist() == [0] and length[0] == pytest.approx(1.4)
+
+
+@pytest.mark.slow
+def test_bond_lengths_against_published_structures():
+    """7,700 bonds: the median of each pair of elements with twenty or more is within the spread, and nine in ten within two."""
+    if not (REAL / "crystals").is_dir():
+        pytest.skip(f"{REAL} has no crystals/: set XRD_REAL_DATA")
+    lengths = defaultdict(list)
+    for crystal in read_cif_folders([REAL / "crystals"])[0]:
+        symbols = np.array(crystal.elements)[crystal.heavy]
+        radius = covalent_radii(symbols)
+        near = neighbours(crystal.fract[crystal.heavy], crystal.cell, crystal.spacegroup, 3.0)
+        bonded = (near.length > 0.9) & (near.length < radius[near.i] + radius[near.j] + 0.2) & (near.i <= near.j)
+        for i, j, length in zip(near.i[bonded], near.j[bonded], near.length[bonded]):
+            lengths["".join(sorted((symbols[i], symbols[j])))].append(length)
+    common = [pair for pair, found in lengths.items() if len(found) >= 20 and pair in BONDS]
+    assert len(common) > 15 and sum(len(lengths[pair]) for pair in common) > 7000
+    for pair in common:
+        mean, spread = BONDS[pair]
+        found = np.array(lengths[pair])
+        assert abs(np.median(found) - mean) < spread, pair
+        assert (np.abs(found - mean) < 2 * spread + 0.05).mean() > 0.9, pair

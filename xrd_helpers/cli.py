@@ -324,6 +324,7 @@ def solve(
 
     from xrd_helpers.known_molecule import read_molecules
     from xrd_helpers.phasing import job, output
+    from xrd_helpers.phasing.charge_flipping import minutes_of
     from xrd_helpers.phasing.shelxt import find_shelxt
     from xrd_helpers.reflection_files import read_measured
 
@@ -337,6 +338,7 @@ def solve(
     program = find_shelxt(shelxt) if engine != "charge_flipping" and not known else None
     if engine == "shelxt" and program is None:
         raise UserError("no SHELXT program was found: name it with --shelxt, or use --engine charge_flipping")
+    minutes = minutes or minutes_of(effort)
     symbols, search = _symbols(elements), spacegroup == "search"
     measured = job.prepared(read_measured(file, about or None), symbols, "" if search else spacegroup, d_min)
     folder = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_xrd")
@@ -359,7 +361,8 @@ def solve(
         elif program:
             solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
         else:
-            solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes or None)
+            with output.search_on_terminal(minutes) as watch:
+                solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -28,7 +28,7 @@ WARMTH = 0.012         # by which a round may be worse and still be gone on from
 PATIENCE = 25          # rounds without a better model, after which the best one is gone back to
 SETTLED = 12           # the same of a model whose R1 is that of a right one, after which it is done
 WORTH = 0.25           # of what an atom should add to R1² where it is missing, at least
-MORE, TRIED = 4, 3     # atoms that are built to see if some are missing; times, and atoms, that are tried in vain before the end
+MORE, TRIED = 4, 3     # atoms that are built to see if some are missing; times, and atoms, tried in vain before the end
 NAMING = 0.01          # of R1, by which another element has to be better
 STAGES = ((99, 12), (16, 30), (8, 60), (4, 120))  # chains that go on, the best ones, and for how many rounds
 
@@ -135,7 +135,8 @@ class Builder:
     def density(self, atoms, difference=False):
         """Map 2F - Fcalc, or F - Fcalc, with the phases of atoms, on the scale of Fcalc but for the volume."""
         size = np.abs(atoms.sf)
-        amplitude = self.refiner._F / atoms.scale - size if difference else np.maximum(2 * self.refiner._F / atoms.scale - size, 0)
+        F = self.refiner._F / atoms.scale
+        amplitude = F - size if difference else np.maximum(2 * F - size, 0)
         return self.refiner.density(amplitude * (atoms.sf / np.maximum(size, 1e-9)))
 
     def renamed(self, atoms) -> Atoms:
@@ -241,24 +242,27 @@ class Builder:
 
     def atoms(self, model) -> Atoms:
         """Those of a Model."""
-        return Atoms(np.asarray(model.fract, float), self.refiner.kinds(model.elements), np.asarray(model.u_iso, float), model.occ)
+        return Atoms(np.asarray(model.fract, float), self.refiner.kinds(model.elements), np.asarray(model.u_iso, float),
+                     model.occ)
 
     def model(self, atoms) -> Model:
         """As the rest of the package has it."""
         elements = tuple(self.restraints.symbols[kind] for kind in atoms.kind)
         rho = self.density(atoms)
-        return Model(atoms.fract, elements, atoms.u_iso, atoms.occ, heights_at(rho, atoms.fract) / rho.std(), atoms.r1, atoms.scale)
+        heights = heights_at(rho, atoms.fract) / rho.std()
+        return Model(atoms.fract, elements, atoms.u_iso, atoms.occ, heights, atoms.r1, atoms.scale)
 
 
 class Chain:
     """One start on its way: the atoms now, the best ones so far, and the rounds since these were found.
 
+    start : complex coefficients (n,) of the map that it begins with, E with phases; first : the atoms of that map
     weight : of its cost beside that of chains in other space groups; agreement : of its phases with each of these
     """
 
-    def __init__(self, builder, atoms, weight=1.0, agreement=(np.nan,)):
-        self.builder, self.weight, self.agreement, self.waited = builder, weight, agreement, 0
-        self.now = self.best = builder.weighed(atoms)
+    def __init__(self, builder, atoms, weight=1.0, agreement=(np.nan,), start=None):
+        self.builder, self.weight, self.agreement, self.waited, self.start = builder, weight, agreement, 0, start
+        self.first = self.now = self.best = builder.weighed(atoms)
 
     @property
     def rank(self):
@@ -283,15 +287,18 @@ class Chain:
                 self.now, self.waited = self.best, 0
 
 
-def build(chains, until=np.inf, stages=STAGES):
+def build(chains, until=np.inf, stages=STAGES, watch=None):
     """Run chains by successive halving: a few rounds for all, more for the best of them; the best one comes first.
 
     until : time.perf_counter() at which it ends; it ends, too, when one is done. stages : ((chains, rounds), ...)
+    watch : function that is called with R1 of each chain that has had its rounds
     """
     for most, rounds in stages:
         chains = sorted(chains, key=lambda chain: chain.rank)
         for chain in chains[:most]:
             chain.run(rounds, until)
+            if watch:
+                watch(chain.best.r1)
             if chain.done or time.perf_counter() > until:
                 return sorted(chains, key=lambda chain: chain.rank)
     return sorted(chains, key=lambda chain: chain.rank)

@@ -45,7 +45,7 @@ MINUTES = {"quick": 0.0, "normal": 0.5, "thorough": 10.0}
 LOOK_TO = 1.3          # Å, d_min from which atoms are built by omission alone: completing them fails more often than not
 BUILT = 16             # starts that are built on together
 ORIGINS, NEARLY = 3, 0.6  # places of the origin that are tried, where the agreement is at least NEARLY the best one
-SETTLE = 0.4           # R1 below which the number of atoms and their elements are settled by what the data say
+SETTLE = 0.55          # R1, that of five right atoms of eight, below which the number of atoms and their elements are settled
 SETTLED = 2            # chains whose number of atoms is settled
 ENOUGH = 0.75          # of ``certain_r1``, an upper limit, below which a chain may end
 ROUND = 20             # cycles between two looks at the maps
@@ -67,7 +67,7 @@ def one_thread():
 
 @one_thread()
 def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96, seed=0, accept=None, effort="normal",
-          minutes=None, settings=Settings(), device="cpu", real_space_step=None) -> Solution | None:
+          minutes=None, settings=Settings(), device="cpu", real_space_step=None, watch=None) -> Solution | None:
     """Solve a structure whose space group is known, or one of several.
 
     Random phases are improved by charge flipping in P1, some starts at a time. Every ROUND cycles the start whose
@@ -93,6 +93,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
         after so many, or after `trials`
     settings : how the maps are improved
     real_space_step : callable, maps (b, nx, ny, nz) float -> the same; ``flip`` with the thresholds of the settings by default
+    watch : function that is called now and then with a Progress
 
     Returns
     -------
@@ -104,15 +105,13 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
         If the elements are hydrogen alone, or there is no such effort.
     """
     began, elements = time.perf_counter(), count_elements(elements or ())
-    grid = FlippingGrid(reflections, predicted, settings, device)
-    candidates = [Candidate(grid, reflections, group, elements) for group in groups or [reflections.spacegroup]]
+    grid, candidates = _prepared(reflections, elements, groups, predicted, settings, device)
     generator = torch.Generator().manual_seed(seed)
     elements = elements or candidates[0].contents
     accept = verdict.calibration()["thresholds"]["solved"] if accept is None else accept
     certain = certain_r1(elements, reflections)
-    n_peaks = max(1, round(sum(candidates[0].contents.values()) * candidates[0].n_ops))
     screen = np.interp(reflections.d_min, list(SCREEN_R1), list(SCREEN_R1.values()))
-    minutes = _minutes(effort) if minutes is None else minutes
+    minutes = minutes_of(effort) if minutes is None else minutes
     building = minutes > 0
     looking = not building or reflections.d_min < LOOK_TO
     batch = settings.batch if looking else BUILT
@@ -132,20 +131,19 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
     def sure():
         return bool(evidence and evidence.probability >= accept)
 
+    def tell(r1=np.inf):
+        if watch:
+            watch(Progress(used, time.perf_counter() - began, min(r1, best.model.r1 if best else np.inf),
+                           evidence.probability if evidence else np.nan))
+
     while used < trials and not sure() and time.perf_counter() < until:
         deltas = settings.thresholds(range(used, min(used + batch, trials))).to(grid.device)
-        step = real_space_step or partial(flip, delta=deltas)
         used += len(deltas)
-        sf = grid.random_start(len(deltas), generator)
         tried = np.full((len(candidates), len(deltas)), MIN_AGREEMENT - BETTER)
         left = np.full(tried.shape, MOST_REFINED)
-        for cycle in range(0, settings.cycles, ROUND):
-            for _ in range(0, ROUND, settings.peak_cycle):
-                sf = grid.run(sf, step, settings.peak_cycle - 1)
-                sf = grid.run(sf, partial(keep_peaks, n=n_peaks), 1)
-            averaging = (cycle + ROUND) % settings.symmetrise == 0
-            if looking or averaging:
-                agreement, shift = map(np.stack, zip(*(grid.agreement(sf, candidate.links) for candidate in candidates)))
+        for sf, agreement in _flipped(grid, candidates, grid.random_start(len(deltas), generator),
+                                      real_space_step or partial(flip, delta=deltas), looking):
+            tell()
             if looking:
                 improved = agreement > tried + BETTER                         # (groups, b)
                 i = int(np.where(improved, agreement, -1).max(0).argmax())
@@ -153,13 +151,10 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
                     tried[:, i] = np.maximum(tried[:, i], agreement[:, i])
                     if accepted(_look(grid, candidates, sf[i:i + 1], screen, certain, left[:, i])):
                         break
-            if averaging and cycle + ROUND < settings.cycles:
-                obeyed = agreement.argmax(0)
-                sf = torch.stack([candidates[g].symmetrised(sf[i], shift[g, i]) for i, g in enumerate(obeyed)])
         if building and not sure():
             waiting.append(sf)
             if sum(map(len, waiting)) >= BUILT or used >= trials or time.perf_counter() > until:
-                chains = build(_chains(grid, candidates, torch.cat(waiting)), until)
+                chains = build(_chains(grid, candidates, torch.cat(waiting)), until, watch=tell)
                 waiting = []
                 any(accepted(_found(candidates, chain)) for chain in chains[:SETTLED])
     if best is None:
@@ -173,6 +168,56 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
                     figure_of_merit=best.agreement[candidates.index(candidate)], trials=used,
                     seconds=time.perf_counter() - began, engine="charge flipping", evidence=evidence,
                     groups=tuple((other.spacegroup, figure) for other, figure in zip(candidates, best.agreement)))
+
+
+class Progress(NamedTuple):
+    """How far a search is: starts begun, seconds, the lowest R1 so far (inf before there are atoms), and the probability that
+    the best atoms are the structure (nan before one was calculated)."""
+
+    starts: int
+    seconds: float
+    r1: float
+    probability: float
+
+
+def _prepared(reflections, elements, groups=None, predicted=None, settings=Settings(), device="cpu"):
+    grid = FlippingGrid(reflections, predicted, settings, device)
+    return grid, [Candidate(grid, reflections, group, elements) for group in groups or [reflections.spacegroup]]
+
+
+def _flipped(grid, candidates, sf, step, looking=False):
+    """Charge flipping of P1 grids (b, ...): them and their agreement (groups, b) every ROUND cycles where it is looked for,
+    else after the last one alone, without it."""
+    settings = grid.settings
+    peaks = partial(keep_peaks, n=max(1, round(sum(candidates[0].contents.values()) * candidates[0].n_ops)))
+    for cycle in range(0, settings.cycles, ROUND):
+        for _ in range(0, ROUND, settings.peak_cycle):
+            sf = grid.run(sf, step, settings.peak_cycle - 1)
+            sf = grid.run(sf, peaks, 1)
+        last = cycle + ROUND >= settings.cycles
+        averaging = (cycle + ROUND) % settings.symmetrise == 0 and not last
+        agreement = shift = None
+        if looking or averaging:
+            agreement, shift = map(np.stack, zip(*(grid.agreement(sf, candidate.links) for candidate in candidates)))
+        if looking or last:
+            yield sf, agreement
+        if averaging:
+            obeyed = agreement.argmax(0)
+            sf = torch.stack([candidates[g].symmetrised(sf[i], shift[g, i]) for i, g in enumerate(obeyed)])
+
+
+@one_thread()
+def begin(reflections, elements=None, trials=BUILT, seed=0) -> list[Chain]:
+    """Chains of some random starts, as ``solve`` has them before it builds on them: for pictures and benchmarks.
+
+    Parameters
+    ----------
+    reflections, elements, trials, seed : as for ``solve``
+    """
+    grid, candidates = _prepared(reflections, count_elements(elements or ()))
+    start = grid.random_start(trials, torch.Generator().manual_seed(seed))
+    (sf, _), = _flipped(grid, candidates, start, partial(flip, delta=grid.settings.thresholds(range(trials))))
+    return _chains(grid, candidates, sf)
 
 
 class Found(NamedTuple):
@@ -191,7 +236,8 @@ class Found(NamedTuple):
         return self._replace(model=builder.model(builder.settled(builder.atoms(self.model))))
 
 
-def _minutes(effort):
+def minutes_of(effort) -> float:
+    """What a search may take in which starts are built on; PhasingError if there is no such effort."""
     if effort not in MINUTES:
         raise PhasingError(f"effort {effort!r} is none of {', '.join(MINUTES)}")
     return MINUTES[effort]
@@ -206,9 +252,11 @@ def _chains(grid, candidates, sf):
         for g in _worth_building(candidates, figures[:, i]):
             candidate = candidates[g]
             agreement, shifts = grid.origins(sf[i], candidate.links, ORIGINS)
-            for figure, shift in zip(agreement, shifts):
-                if figure >= NEARLY * agreement[0] and (atoms := candidate.builder.start(candidate.averaged(sf[i], shift))):
-                    chains.append(Chain(candidate.builder, atoms, HALVED ** np.log2(candidate.n_ops), figures[:, i].tolist()))
+            for shift in shifts[agreement >= NEARLY * agreement[0]]:
+                start = candidate.averaged(sf[i], shift)
+                if atoms := candidate.builder.start(start):
+                    chains.append(Chain(candidate.builder, atoms, HALVED ** np.log2(candidate.n_ops), figures[:, i].tolist(),
+                                        start))
     return chains
 
 

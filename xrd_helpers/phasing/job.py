@@ -62,7 +62,7 @@ def prepared(measured: Measured, elements=(), spacegroup="", d_min=0.0) -> Measu
 
 
 def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=None, predicted=None, effort="normal",
-          minutes=None) -> Solution | None:
+          minutes=None, watch=None) -> Solution | None:
     """``charge_flipping.solve``, or None where it cannot start: one crystal does not end the others.
 
     Where each of `elements` is there once, and they are too few for the cell, they are kinds rather than a formula: carbon
@@ -76,13 +76,13 @@ def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=N
         contents.pop("H", None)  # one H in all would make a right structure look wrong
     try:
         return charge_flipping.solve(reflections, contents, groups=groups, predicted=predicted, trials=trials, seed=seed,
-                                     effort=effort, minutes=minutes)
+                                     effort=effort, minutes=minutes, watch=watch)
     except PhasingError:
         return None
 
 
 def solve_measured(measured: Measured, extra: Reflections | None = None, search=False, trials=TRIALS, seed=0,
-                   effort="normal", minutes=None) -> Solved:
+                   effort="normal", minutes=None, watch=None) -> Solved:
     """Charge flipping, and atoms in the space group of the data or in one that their absences allow.
 
     Parameters
@@ -92,13 +92,13 @@ def solve_measured(measured: Measured, extra: Reflections | None = None, search=
     search : whether the space group is to be found, among those that the absences allow (``spacegroups.candidates``). The
         two groups of an enantiomorphic pair, as P 41 and P 43, explain data without anomalous scattering equally well: it is
         that of the hand in which the phases happened to come out.
-    effort, minutes : how far the search goes (``charge_flipping.solve``)
+    effort, minutes, watch : how far the search goes, and who is told of it (``charge_flipping.solve``)
     """
     groups = [measured.spacegroup]
     if search:
         groups = candidates(measured)
         measured = replace(measured, spacegroup=without_absences(measured.spacegroup))
-    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra, effort, minutes)
+    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra, effort, minutes, watch)
     return Solved(solution, list(solution.groups) if solution else [(group, float("nan")) for group in groups])
 
 

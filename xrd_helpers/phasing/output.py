@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import gemmi
 import numpy as np
+from tqdm import tqdm
 
 from ..config import atomic_path
 from ..reflection_files import write_mtz
@@ -136,6 +138,19 @@ def verdict(solution: Solution | None, tried=()) -> str:
            "believe it.", "not solved": " What is written explains the data no better than wrong atoms do."}[solution.verdict]
     evidence = f" {in_words(solution.evidence)}." if solution.evidence else ""
     return f"{solution.verdict.capitalize()}{where}: {found}.{evidence}{why}"
+
+
+@contextmanager
+def search_on_terminal(minutes):
+    """A function that shows the Progress of ``charge_flipping.solve`` as a bar over the minutes that it has, on a terminal."""
+    with tqdm(total=60 * minutes or None, desc="search", unit="s", mininterval=0.5, disable=None,
+              bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}") as bar:
+        def watch(progress):
+            sure = "" if np.isnan(progress.probability) else f", probability {progress.probability:.2f}"
+            best = f", R1 {progress.r1:.3f}" if np.isfinite(progress.r1) else ""
+            bar.set_postfix_str(f"{progress.starts} starts{best}{sure}", refresh=False)
+            bar.update(min(progress.seconds, 60 * minutes or progress.seconds) - bar.n)
+        yield watch
 
 
 def watch_on_terminal(stage, seconds):

@@ -1,8 +1,9 @@
 """Restrained least squares: what chemistry knows of distances and displacements, as observations beside the amplitudes.
 
-Bond lengths are those of Allen et al. (1987), J. Chem. Soc. Perkin Trans. 2, S1 (International Tables, Vol. C, chapter 9.5),
-the mean and spread over all kinds of bond between two elements; where the table has none, the sum of the covalent radii
-(Cordero et al. (2008), Dalton Trans., 2832, as in gemmi). How restraints are weighted: Watkin (2008), J. Appl. Cryst. 41,
+Bond lengths stand for all kinds of bond between two elements together: a rounded mean and spread of those that Allen et al.
+(1987), J. Chem. Soc. Perkin Trans. 2, S1, list kind by kind (International Tables, Vol. C, chapter 9.5). A test holds them
+against 7,700 bonds of published structures. Pairs that are not in the list take the sum of the covalent radii (Cordero et al.
+(2008), Dalton Trans., 2832, as in gemmi). How restraints are weighted: Watkin (2008), J. Appl. Cryst. 41,
 491. The loops over reflections, atoms and pairs are compiled.
 """
 
@@ -21,11 +22,12 @@ from .peaks import snap
 from .refine import MAX_MOVE, U_MAX, U_MIN, Refiner
 
 # Å, mean and half spread of bonds between two elements, single to triple and aromatic
-BONDS = {"BB": (1.78, 0.06), "BC": (1.59, 0.05), "BF": (1.38, 0.03), "BN": (1.51, 0.08), "BO": (1.42, 0.06), "BrC": (1.91, 0.04),
-         "CC": (1.44, 0.07), "CCl": (1.74, 0.04), "CF": (1.35, 0.03), "CI": (2.11, 0.04), "CN": (1.38, 0.08), "CO": (1.31, 0.10),
-         "CP": (1.82, 0.03), "CS": (1.75, 0.06), "CSe": (1.92, 0.05), "CSi": (1.87, 0.03), "NN": (1.35, 0.08), "NO": (1.27, 0.08),
-         "NP": (1.64, 0.06), "NS": (1.63, 0.05), "OO": (1.47, 0.03), "OP": (1.53, 0.06), "OS": (1.46, 0.05), "OSi": (1.63, 0.02),
-         "FP": (1.58, 0.03), "SS": (2.05, 0.03), "PS": (1.97, 0.06), "ClCl": (1.99, 0.03)}
+BONDS = {"BB": (1.78, 0.06), "BC": (1.59, 0.05), "BF": (1.38, 0.03), "BN": (1.51, 0.08), "BO": (1.42, 0.06),
+         "BrC": (1.91, 0.04), "CC": (1.44, 0.07), "CCl": (1.74, 0.04), "CF": (1.35, 0.03), "CI": (2.11, 0.04),
+         "CN": (1.38, 0.08), "CO": (1.31, 0.10), "CP": (1.82, 0.03), "CS": (1.75, 0.06), "CSe": (1.92, 0.05),
+         "CSi": (1.87, 0.03), "NN": (1.35, 0.08), "NO": (1.27, 0.08), "NP": (1.64, 0.06), "NS": (1.63, 0.05),
+         "OO": (1.47, 0.03), "OP": (1.53, 0.06), "OS": (1.46, 0.05), "OSi": (1.63, 0.02), "FP": (1.58, 0.03),
+         "SS": (2.05, 0.03), "PS": (1.97, 0.06), "ClCl": (1.99, 0.03)}
 LOOSE = 0.15           # Å, spread of a bond that is not in the table: coordination bonds vary more than covalent ones
 REACH = 0.2            # Å, as much longer than the mean and its spread a bond may be and still be one
 SHORTEST = 1.1         # Å, of a bond between atoms that are not hydrogen (C≡N is 1.14 Å)
