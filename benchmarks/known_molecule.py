@@ -106,7 +106,7 @@ def sensible(mol):
     usual = {("N", 1), ("P", 1), ("O", -1), ("S", -1), ("N", -1), ("B", -1), ("C", -1)}
     charged = [(a.GetSymbol(), a.GetFormalCharge()) for a in mol.GetAtoms() if a.GetFormalCharge()]
     carbanions = sum(symbol == "C" for symbol, _ in charged)
-    nitro = [m for m in mol.GetSubstructMatches(pattern)]
+    nitro = mol.GetSubstructMatches(pattern)
     return (not any(a.GetNumRadicalElectrons() for a in mol.GetAtoms()) and set(charged) <= usual and carbanions < 2
             and not nitro and len(charged) <= 6)
 
@@ -241,7 +241,8 @@ def main():
     for kind, part, d_min, crystal, data in tqdm(todo, mininterval=30):
         if crystal.heavy.sum() > args.most_atoms:
             continue
-        row = {"set": kind, "part": part, "d_min": d_min, "noise": args.noise, **placed(crystal, data(), args.minutes, args.seed), **about}
+        row = {"set": kind, "part": part, "d_min": d_min, "noise": args.noise,
+               **placed(crystal, data(), args.minutes, args.seed), **about}
         rows.append(row)
         pd.DataFrame(rows).to_csv(path, index=False)
     made = table(pd.DataFrame(rows))

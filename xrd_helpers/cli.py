@@ -10,6 +10,8 @@ import typer
 from xrd_helpers import __version__
 from xrd_helpers.config import UserError
 
+KNOWN_MINUTES = 5  # that a search for known molecules may take
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Network = Annotated[
@@ -338,7 +340,7 @@ def solve(
     program = find_shelxt(shelxt) if engine != "charge_flipping" and not known else None
     if engine == "shelxt" and program is None:
         raise UserError("no SHELXT program was found: name it with --shelxt, or use --engine charge_flipping")
-    minutes = minutes or minutes_of(effort)
+    minutes = minutes or (KNOWN_MINUTES if molecule or fragment else minutes_of(effort))
     symbols, search = _symbols(elements), spacegroup == "search"
     measured = job.prepared(read_measured(file, about or None), symbols, "" if search else spacegroup, d_min)
     folder = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_xrd")
@@ -355,9 +357,9 @@ def solve(
         print(f"{len(extra)} reflections predicted by {extend}. {words}")
     try:
         if molecule:
-            solved = job.solve_with_molecules(measured, known, search, minutes or 5, seed)
+            solved = job.solve_with_molecules(measured, known, search, minutes, seed)
         elif fragment:
-            solved = job.solve_with_fragment(measured, known, minutes or 5, seed)
+            solved = job.solve_with_fragment(measured, known, minutes, seed)
         elif program:
             solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
         else:

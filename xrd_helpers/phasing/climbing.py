@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
+
+from ..compiled import compiled
 
 H_LENGTH = 1.0      # Å, radius of the shell on which hydrogen is spread around its parent
 # Adam's first and second moment, and steps in radians of rotation, Å of translation, radians of a torsion
@@ -79,17 +80,17 @@ def data_of(refiner, elements, hydrogen, occ, u_iso):
                 frac), d
 
 
-@numba.njit(fastmath=True, inline="always")
+@compiled(inline="always")
 def _cos(q):
     return C0 + q * (C1 + q * (C2 + q * (C3 + q * (C4 + q * (C5 + q * (C6 + q * C7))))))
 
 
-@numba.njit(fastmath=True, inline="always")
+@compiled(inline="always")
 def _sin(p, q):
     return p * (S0 + q * (S1 + q * (S2 + q * (S3 + q * (S4 + q * (S5 + q * (S6 + q * S7)))))))
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(error_model="numpy")
 def add_waves(x, y, z, w, data, n, re, im):
     """Add one atom at x, y, z in fractions of the cell, of form factors w, to the structure factors re, im of n reflections."""
     for g in range(data.h.shape[0]):
@@ -108,7 +109,7 @@ def add_waves(x, y, z, w, data, n, re, im):
                 im[j] += w[j] * _sin(p, q)
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _pull(x, y, z, w, data, n, d_re, d_im):
     """Derivative by x, y, z of an atom of what has derivatives d_re, d_im (n,) by the structure factors."""
     gx = gy = gz = np.float32(0)
@@ -134,7 +135,7 @@ def _pull(x, y, z, w, data, n, d_re, d_im):
     return gx, gy, gz
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _correlation(re, im, data, n):
     """Weighted correlation of |F| and the amplitudes; re and im become its derivatives by themselves."""
     sw = sa = sf = np.float32(0)
@@ -163,7 +164,7 @@ def _correlation(re, im, data, n):
     return cc
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _structure_factors(xyz, data, n, fract, re, im):
     re[:n] = 0
     im[:n] = 0
@@ -173,7 +174,7 @@ def _structure_factors(xyz, data, n, fract, re, im):
         add_waves(fract[i, 0], fract[i, 1], fract[i, 2], data.form[data.kind[i]], data, n, re, im)
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
+@compiled(error_model="numpy")
 def score(xyz, data, n):
     """Correlation (b,) of placements xyz (b, atoms, 3) float32 Å over the first n reflections."""
     re, im = np.empty(n, np.float32), np.empty(n, np.float32)
@@ -185,7 +186,7 @@ def score(xyz, data, n):
     return cc
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
+@compiled(error_model="numpy")
 def r_factors(xyz, data, n):
     """Σ |F - k |Fcalc|| / Σ F (b,) over the first n reflections, k by least squares."""
     re, im = np.empty(n, np.float32), np.empty(n, np.float32)
@@ -199,7 +200,7 @@ def r_factors(xyz, data, n):
     return r
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(error_model="numpy")
 def turn_about(xyz, rows, point, axis, angle):
     """Turn the atoms rows of xyz about an axis of length 1 through point."""
     cos, sin = np.cos(angle), np.sin(angle)
@@ -211,14 +212,14 @@ def turn_about(xyz, rows, point, axis, angle):
         xyz[i, 2] = point[2] + z * cos + (axis[0] * y - axis[1] * x) * sin + axis[2] * along
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _unit(v):
     length = np.sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]) + np.float32(1e-9)
     v /= length
     return length
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _move(xyz, joints, step, free):
     """Turn torsions, then each molecule about its centre, then shift it; step (6 m + t,) rotation and shift of each molecule,
     angles. free (m, 3, 3): what a molecule on a special position keeps of a shift."""
@@ -242,7 +243,7 @@ def _move(xyz, joints, step, free):
                             + free[c, k, 2] * step[6 * c + 5])
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _parameters(xyz, force, joints, out):
     """Derivatives by rotation, shift and torsions out (6 m + t,) from those by the atoms, force (atoms, 3)."""
     m = len(joints.first) - 1
@@ -272,7 +273,7 @@ def _parameters(xyz, force, joints, out):
         out[6 * m + t] = total
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
+@compiled(error_model="numpy")
 def climb(xyz, free, data, joints, counts, sizes):
     """Move placements xyz (b, atoms, 3) float32 uphill in place; free (b, m, 3, 3).
 
@@ -317,7 +318,7 @@ def climb(xyz, free, data, joints, counts, sizes):
     return cc
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _random_rotation(xyz, i, j):
     """Turn atoms i to j about their mean by a random rotation (uniform: a random quaternion)."""
     q = np.empty(4)
@@ -332,7 +333,7 @@ def _random_rotation(xyz, i, j):
     turn_about(xyz, np.arange(i, j), centre, axis, np.float32(2 * np.arctan2(sine, q[0])))
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(fastmath=False, error_model="numpy")
 def _turn_torsion(xyz, joints, t, angle):
     axis, centre = np.empty(3, np.float32), np.empty(3, np.float32)
     axis[:] = xyz[joints.b[t]] - xyz[joints.a[t]]
@@ -341,13 +342,13 @@ def _turn_torsion(xyz, joints, t, angle):
     turn_about(xyz, joints.side[joints.start[t]:joints.start[t + 1]], centre, axis, np.float32(angle))
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(fastmath=False, error_model="numpy")
 def _put(xyz, i, j, place):
     for c in range(3):
         xyz[i:j, c] += place[c] - xyz[i:j, c].mean()
 
 
-@numba.njit(cache=True, error_model="numpy", nogil=True)
+@compiled(fastmath=False, error_model="numpy")
 def draw(xyz, free, conformers, chosen, joints, sites, orth, loose, seed):
     """Random placements into xyz (b, atoms, 3) and free (b, m, 3, 3): a conformer, rotation, position and torsions each.
 
@@ -380,11 +381,11 @@ def draw(xyz, free, conformers, chosen, joints, sites, orth, loose, seed):
             _put(xyz[b], i, j, place)
 
 
-@numba.njit(cache=True, error_model="numpy", nogil=True)
+@compiled(fastmath=False, error_model="numpy")
 def mutate(xyz, free, conformers, chosen, joints, sites, orth, seed):
     """Change placements in place, each in one respect: a torsion or two, the rotation, the position of one molecule, or all."""
     np.random.seed(seed)
-    m, n_t = len(joints.first) - 1, len(joints.a)
+    m = len(joints.first) - 1
     place = np.empty(3)
     for b in range(len(xyz)):
         c = np.random.randint(m)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from ..compiled import compiled
 from .climbing import _cos, _sin, add_waves
 
 SIGMAS = (0.02, 0.03, 0.06)   # Å, of distances between atoms one bond, two bonds and further apart
@@ -54,7 +54,7 @@ def distances_of(rows, xyz) -> Distances:
     return Distances(i[near], j[near], target[near], sigma[near])
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _derivatives(fract, data, u, stol2, re, im, slope):
     """Structure factors re, im (n,) with U changed by u, and derivatives of |F| by the fractions, slope (3 atoms, n)."""
     n = len(re)

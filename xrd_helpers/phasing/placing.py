@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gemmi
-import numba
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from ..compiled import compiled
 from ..config import UserError
 from ..crystals import all_operators
 from ..known_molecule import with_hydrogen, with_more_conformers
@@ -460,7 +460,7 @@ def r_between(a, b) -> float:
     return float(np.abs(a - b).sum() / a.sum())
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _sum_all(fract, data, re, im):
     from_form = data.form
     for i in range(len(fract)):
@@ -476,7 +476,7 @@ def amplitudes_of(xyz, data):
     return re, im
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(fastmath=False, error_model="numpy")
 def contacts(xyz, first, orth, rot, tran, nearest):
     """(shortest distance in Å, Σ ((nearest - distance) / 0.2)² of shorter ones) between atoms of different molecules.
 
