@@ -183,3 +183,13 @@ def test_the_verdict_says_why():
     assert doubtful.startswith("Uncertain in P 1 21/c 1") and "before you believe it" in doubtful
     assert wrong.startswith("Not solved in P 1 21/c 1") and replace(solution, evidence=None).verdict == "uncertain"
     assert output.verdict(replace(solution, evidence=None)).startswith("Uncertain")
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6])
+def test_a_handful_of_reflections_is_no_evidence_and_no_crash(n):
+    """Fewer than there are parts to be left out, as of an element measured to low resolution."""
+    few = reflections_of(random_crystal("P 1 21/c 1"), 2.0).select(np.arange(n))
+    found = solve(few, ("C", "O"), trials=2, effort="quick")
+    assert found is None or found.verdict != "solved"
+    if found and n < 4:
+        assert np.isnan(found.probability) and found.verdict == "uncertain"

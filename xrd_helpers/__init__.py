@@ -2,7 +2,7 @@
 
 Which room answers which question, in the order in which data flow:
 
-crystals, bonds                       what is a crystal, and which of its atoms are bonded?
+crystals, bonds, known_molecule       what is a crystal, which atoms are bonded, which molecule is in it?
 cif, cif_folders, cod                 where do real ones come from: one CIF, thousands, the Open Database?
 random_crystals, generate, storage    how are random ones drawn, how a million of them, how are they kept?
 structure_factors, simulate           which amplitudes has a crystal, and what does a measurement make of them?
@@ -16,7 +16,7 @@ inference                             how are measured data extended, by a netwo
 evaluation                            which method is better, on which crystals, by how much?
 phases                                can a network say phases from amplitudes alone?
 plots, viewer                         what does it look like?
-config, pipeline, summary, cli        what is run, with which parameters, and what came of it?
+config, compiled, pipeline, summary, cli  what is run, with which parameters, and what came of it?
 """
 
 import os

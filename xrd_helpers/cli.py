@@ -10,6 +10,8 @@ import typer
 from xrd_helpers import __version__
 from xrd_helpers.config import UserError
 
+KNOWN_MINUTES = 5  # that a search for known molecules may take
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Network = Annotated[
@@ -306,7 +308,16 @@ def solve(
     engine: Annotated[str, typer.Option(help="auto (SHELXT where it is found), shelxt or charge_flipping.")] = "auto",
     shelxt: Annotated[str, typer.Option(help="Path of the SHELXT program. Default: look for it on PATH.")] = "",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that SHELXT may take.")] = 600,
-    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping.")] = 48,
+    molecule: Annotated[
+        list[str], typer.Option(help="A molecule that is known: SMILES or .mol, .sdf, .mol2, .xyz, .cif; again for each "
+                                     "component, with a count as in '2*O' for two of water.")
+    ] = [],
+    fragment: Annotated[list[str], typer.Option(help="The same for a part of the molecule; the rest is built.")] = [],
+    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping, at most.")] = 96,
+    effort: Annotated[
+        str, typer.Option(help="How long to search: quick, normal (half a minute) or thorough (ten).")
+    ] = "normal",
+    minutes: Annotated[float, typer.Option(min=0, help="Minutes of search, in place of --effort; for known molecules 5.")] = 0,
     seed: Annotated[int, typer.Option(help="Of these starts.")] = 0,
     d_min: Annotated[float, typer.Option(min=0, help="Leave out what was measured beyond, in Å.")] = 0,
     out: Annotated[str, typer.Option(help="Folder for what is written. Default: FILE with _xrd.")] = "",
@@ -314,15 +325,23 @@ def solve(
     """From measured reflections to atoms. Writes .res, .ins, .hkl, .cif, .mtz and a map into a folder beside the file."""
     from pathlib import Path
 
+    from xrd_helpers.known_molecule import read_molecules
     from xrd_helpers.phasing import job, output
+    from xrd_helpers.phasing.charge_flipping import minutes_of
     from xrd_helpers.phasing.shelxt import find_shelxt
     from xrd_helpers.reflection_files import read_measured
 
     if engine not in ("auto", "shelxt", "charge_flipping"):
         raise UserError(f"--engine {engine!r} is none of auto, shelxt and charge_flipping")
-    program = find_shelxt(shelxt) if engine != "charge_flipping" else None
+    if molecule and fragment:
+        raise UserError("give either --molecule, for all that is in the crystal, or --fragment, for a part of it")
+    if fragment and spacegroup == "search":
+        raise UserError("--fragment wants one space group: name it instead of search")
+    known = read_molecules(molecule or fragment)
+    program = find_shelxt(shelxt) if engine != "charge_flipping" and not known else None
     if engine == "shelxt" and program is None:
         raise UserError("no SHELXT program was found: name it with --shelxt, or use --engine charge_flipping")
+    minutes = minutes or (KNOWN_MINUTES if molecule or fragment else minutes_of(effort))
     symbols, search = _symbols(elements), spacegroup == "search"
     measured = job.prepared(read_measured(file, about or None), symbols, "" if search else spacegroup, d_min)
     folder = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_xrd")
@@ -338,10 +357,15 @@ def solve(
         extra = extended.predicted
         print(f"{len(extra)} reflections predicted by {extend}. {words}")
     try:
-        if program:
+        if molecule:
+            solved = job.solve_with_molecules(measured, known, search, minutes, seed)
+        elif fragment:
+            solved = job.solve_with_fragment(measured, known, minutes, seed)
+        elif program:
             solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
         else:
-            solved = job.solve_measured(measured, extra, search, trials, seed)
+            with output.search_on_terminal(minutes) as watch:
+                solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None

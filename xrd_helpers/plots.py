@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from .baselines import KNOW_NOTHING
 from .bonds import covalent_radii, whole_molecules
 from .crystals import all_operators
-from .phasing.origin import hands, match_solution
+from .phasing.origin import hands, match_atoms, match_solution
 from .phasing.output import labels
 
 COLOURS = {"UNet": "C0", "FFT_UNet": "C1", "XRD_Transformer": "C2", "phase first": "C3",
@@ -99,25 +99,29 @@ def plot_density(rho, cell, title="", atoms=None, found=None):
     rho is (nx, ny, nz) over the cell; ``atoms`` and ``found`` are (n, 3) fractional coordinates, drawn inside the cell.
     """
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
-    lengths, letters = cell.parameters[:3], "abc"
-    vmax = np.quantile(rho, 0.9995)
-    half = [length / n / 2 for length, n in zip(lengths, rho.shape)]  # Å; the first voxel is centred on the origin
-    rho = np.pad(np.maximum(rho, 0), (0, 1), mode="wrap")             # and drawn again on the far side of the cell
     for axis, ax in enumerate(axes):
-        i, j = [k for k in range(3) if k != axis]
-        ax.imshow(rho.max(axis=axis).T, origin="lower", cmap="Greys", vmin=0, vmax=vmax, interpolation="bilinear",
-                  extent=[-half[i], lengths[i] + half[i], -half[j], lengths[j] + half[j]])
-        for fract, style in ((atoms, dict(marker="o", mfc="none", mec="C0", ms=7, label="published")),
-                             (found, dict(marker="x", color="C3", ms=5, label="found"))):
-            if fract is not None and len(fract):
-                inside = np.mod(fract, 1)
-                ax.plot(inside[:, i] * lengths[i], inside[:, j] * lengths[j], ls="", **style)
-        ax.set(xlim=(0, lengths[i]), ylim=(0, lengths[j]), xlabel=f"{letters[i]} / Å", ylabel=f"{letters[j]} / Å",
-               title=f"along {letters[axis]}")
+        _draw_projection(ax, axis, rho, cell, atoms, found)
+        ax.set_title(f"along {'abc'[axis]}")
     if atoms is not None or found is not None:
         axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     fig.suptitle(title)
     return fig
+
+
+def _draw_projection(ax, axis, rho, cell, atoms=None, found=None):
+    """One picture of ``plot_density``: the view along an axis (0, 1, 2)."""
+    lengths, (i, j) = cell.parameters[:3], [k for k in range(3) if k != axis]
+    vmax = np.quantile(rho, 0.9995)
+    half = [length / n / 2 for length, n in zip(lengths, rho.shape)]  # Å; the first voxel is centred on the origin
+    rho = np.pad(np.maximum(rho, 0), (0, 1), mode="wrap")             # and drawn again on the far side of the cell
+    ax.imshow(rho.max(axis=axis).T, origin="lower", cmap="Greys", vmin=0, vmax=vmax, interpolation="bilinear",
+              extent=[-half[i], lengths[i] + half[i], -half[j], lengths[j] + half[j]])
+    for fract, style in ((atoms, dict(marker="o", mfc="none", mec="C0", ms=7, label="published")),
+                         (found, dict(marker="x", color="C3", ms=5, label="found"))):
+        if fract is not None and len(fract):
+            inside = np.mod(fract, 1)
+            ax.plot(inside[:, i] * lengths[i], inside[:, j] * lengths[j], ls="", **style)
+    ax.set(xlim=(0, lengths[i]), ylim=(0, lengths[j]), xlabel=f"{'abc'[i]} / Å", ylabel=f"{'abc'[j]} / Å")
 
 
 def plot_match(solution, crystal):
@@ -126,17 +130,46 @@ def plot_match(solution, crystal):
     The published ones, without H, are brought to the origin and hand of the solution: amplitudes leave both free.
     """
     match = match_solution(solution, crystal)
-    published = crystal.fract[crystal.heavy] - match.shift
-    if match.inverted:
-        published = dict(hands(crystal.spacegroup))[True] - published
-    rot, tran = all_operators(crystal.spacegroup)
-
-    def whole_cell(fract):
-        return (np.einsum("gij,nj->gni", rot, fract) + tran[:, None]).reshape(-1, 3)
-
     title = (f"{crystal.name}: {match.n_matched} of {match.n_true} atoms within 0.5 Å, rms {match.rms:.2f} Å, "
              f"R1 {solution.r1:.3f}")
-    return plot_density(solution.rho, solution.cell, title, whole_cell(published), whole_cell(solution.fract))
+    published = _whole_cell(_brought_over(crystal, match), crystal.spacegroup)
+    return plot_density(solution.rho, solution.cell, title, published, _whole_cell(solution.fract, crystal.spacegroup))
+
+
+def _brought_over(crystal, match):
+    """Atoms of a published crystal without H, at the origin and in the hand of those that it was matched with."""
+    published = crystal.fract[crystal.heavy] - match.shift
+    return dict(hands(crystal.spacegroup))[True] - published if match.inverted else published
+
+
+def _whole_cell(fract, spacegroup):
+    rot, tran = all_operators(spacegroup)
+    return (np.einsum("gij,nj->gni", rot, fract) + tran[:, None]).reshape(-1, 3)
+
+
+def plot_building(chain, crystal):
+    """How atoms are built, as a strip along the shortest axis: the map of charge flipping, the first atoms in it, those after
+    random omission, and the published ones over these.
+
+    chain : ``phasing.building.Chain`` that has been run, crystal : the published one, whose cell and group it has
+    """
+    builder, group = chain.builder, crystal.spacegroup
+    match = match_atoms(chain.best.fract, crystal.fract[crystal.heavy], crystal.cell, group)
+    right = match_atoms(chain.first.fract, crystal.fract[crystal.heavy], crystal.cell, group)
+    first, best = (_whole_cell(atoms.fract, group) for atoms in (chain.first, chain.best))
+    flipped, built = builder.refiner.density(chain.start.astype(np.complex64)), builder.density(chain.best)
+    strip = (("phases of charge flipping", flipped, None, None),
+             (f"first atoms: {right.n_matched} of {right.n_true} right, R1 {chain.first.r1:.2f}", flipped, None, first),
+             (f"after omission: {match.n_matched} right, R1 {chain.best.r1:.2f}", built, None, best),
+             ("published over these", built, _whole_cell(_brought_over(crystal, match), group), best))
+    fig, axes = plt.subplots(1, 4, figsize=(14, 4), layout="constrained")
+    axis = int(np.argmin(crystal.cell.parameters[:3]))
+    for ax, (title, *drawn) in zip(axes, strip):
+        _draw_projection(ax, axis, drawn[0], crystal.cell, *drawn[1:])
+        ax.set_title(title, fontsize=10)
+    fig.suptitle(f"{crystal.name}, data to {builder.refiner.reflections.d_min:.2f} Å, seen along {'abc'[axis]}; circles: "
+                 "published, crosses: found")
+    return fig
 
 
 # --- a molecule (notebook 06) ---

@@ -9,7 +9,8 @@ What is named here is loaded when it is asked for: SHELXT and the writers need n
 from importlib import import_module
 
 _ROOMS = {
-    "charge_flipping": ("solve",),
+    "building": ("build",),
+    "charge_flipping": ("begin", "solve"),
     "flipping_grid": ("Settings",),
     "job": ("Solved", "in_group", "phase", "solve_measured", "solve_with_shelxt"),
     "origin": ("hands", "match_atoms", "match_solution", "phase_error", "solved"),

@@ -19,10 +19,12 @@ from threadpoolctl import threadpool_limits
 
 from ..crystals import count_elements
 from . import verdict
+from .building import Builder, Chain, build
 from .flipping_grid import FlippingGrid, Settings, eliminate_low_density, flip, keep_peaks, normalised_amplitudes
 from .fourier import HalfGrid
 from .peaks import without_hydrogen
-from .refine import Model, Refiner
+from .refine import Model
+from .restraints import RestrainedRefiner
 from .solution import PhasingError, Solution
 from .verdict import certain_r1
 
@@ -38,6 +40,14 @@ CLEARLY = 0.15         # a space group whose agreement is so much lower than ano
 HALVED = 0.7
 MOST_GROUPS = 2        # of as many operators, in which atoms are built from one map
 SURE = 0.98            # probability at which a search ends though more than hydrogen is missing, anisotropy for one
+# Minutes that a search may take, in which starts that ended without a structure are built on by random omission.
+MINUTES = {"quick": 0.0, "normal": 0.5, "thorough": 10.0}
+LOOK_TO = 1.3          # Å, d_min from which atoms are built by omission alone: completing them fails more often than not
+BUILT = 16             # starts that are built on together
+ORIGINS, NEARLY = 3, 0.6  # places of the origin that are tried, where the agreement is at least NEARLY the best one
+SETTLE = 0.55          # R1, that of five right atoms of eight, below which the number of atoms and their elements are settled
+SETTLED = 2            # chains whose number of atoms is settled
+ENOUGH = 0.75          # of ``certain_r1``, an upper limit, below which a chain may end
 ROUND = 20             # cycles between two looks at the maps
 ATOM_VOLUME = 18.0     # Å³ for each atom that is not hydrogen, in organic crystals
 
@@ -56,15 +66,16 @@ def one_thread():
 
 
 @one_thread()
-def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24, seed=0, accept=None, settings=Settings(),
-          device="cpu", real_space_step=None) -> Solution | None:
+def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96, seed=0, accept=None, effort="normal",
+          minutes=None, settings=Settings(), device="cpu", real_space_step=None, watch=None) -> Solution | None:
     """Solve a structure whose space group is known, or one of several.
 
     Random phases are improved by charge flipping in P1, some starts at a time. Every ROUND cycles the start whose
     map obeys a space group best is taken as far as atoms in the groups that it obeys (``_worth_building``), and they are
     refined in the one where they explain most (``Candidate.rank``). The search ends when they are the structure with a
     probability of `accept` (``verdict.weigh``) and nothing but hydrogen is missing (``certain_r1``), or of SURE; else the
-    starts of the batch are followed to their end and the best one is taken.
+    starts of the batch are followed to their end and the best one is taken. Starts that led to nothing are built on by
+    random omission (``building``), BUILT at a time; of data that end before LOOK_TO all are.
 
     Parameters
     ----------
@@ -78,8 +89,11 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24,
         only must be in the table: give it in a group without such absences.
     trials : int, random starts, at most
     accept : float, probability; that of the verdict "solved" by default
+    effort : "quick", without building; "normal" or "thorough", with MINUTES; minutes : the same as a number, the search ends
+        after so many, or after `trials`
     settings : how the maps are improved
     real_space_step : callable, maps (b, nx, ny, nz) float -> the same; ``flip`` with the thresholds of the settings by default
+    watch : function that is called now and then with a Progress
 
     Returns
     -------
@@ -88,42 +102,61 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24,
     Raises
     ------
     PhasingError
-        If the elements are hydrogen alone.
+        If the elements are hydrogen alone, or there is no such effort.
     """
     began, elements = time.perf_counter(), count_elements(elements or ())
-    grid = FlippingGrid(reflections, predicted, settings, device)
-    candidates = [Candidate(grid, reflections, group, elements) for group in groups or [reflections.spacegroup]]
+    grid, candidates = _prepared(reflections, elements, groups, predicted, settings, device)
     generator = torch.Generator().manual_seed(seed)
     elements = elements or candidates[0].contents
     accept = verdict.calibration()["thresholds"]["solved"] if accept is None else accept
     certain = certain_r1(elements, reflections)
-    n_peaks = max(1, round(sum(candidates[0].contents.values()) * candidates[0].n_ops))
     screen = np.interp(reflections.d_min, list(SCREEN_R1), list(SCREEN_R1.values()))
-    best, evidence, used = None, None, 0
-    while used < trials and not (evidence and evidence.probability >= accept):
-        deltas = settings.thresholds(range(used, min(used + settings.batch, trials))).to(grid.device)
-        step = real_space_step or partial(flip, delta=deltas)
+    minutes = minutes_of(effort) if minutes is None else minutes
+    building = minutes > 0
+    looking = not building or reflections.d_min < LOOK_TO
+    batch = settings.batch if looking else BUILT
+    until = began + 60 * minutes if building else np.inf
+    best, evidence, used, waiting = None, None, 0, []
+
+    def accepted(found):
+        """Whether what was found, if it is the best so far, is the structure."""
+        nonlocal best, evidence
+        if building and found and found.model.r1 < SETTLE:
+            found = found.settled()
+        if found and (best is None or found.rank() < best.rank()):
+            best, evidence = found, verdict.weigh(found.model, found.candidate.refiner, elements, least=accept)
+            return evidence.probability >= (accept if evidence.r1 < evidence.expected else max(accept, SURE))
+        return False
+
+    def sure():
+        return bool(evidence and evidence.probability >= accept)
+
+    def tell(r1=np.inf):
+        if watch:
+            watch(Progress(used, time.perf_counter() - began, min(r1, best.model.r1 if best else np.inf),
+                           evidence.probability if evidence else np.nan))
+
+    while used < trials and not sure() and time.perf_counter() < until:
+        deltas = settings.thresholds(range(used, min(used + batch, trials))).to(grid.device)
         used += len(deltas)
-        sf = grid.random_start(len(deltas), generator)
         tried = np.full((len(candidates), len(deltas)), MIN_AGREEMENT - BETTER)
         left = np.full(tried.shape, MOST_REFINED)
-        for cycle in range(0, settings.cycles, ROUND):
-            for _ in range(0, ROUND, settings.peak_cycle):
-                sf = grid.run(sf, step, settings.peak_cycle - 1)
-                sf = grid.run(sf, partial(keep_peaks, n=n_peaks), 1)
-            agreement, shift = map(np.stack, zip(*(grid.agreement(sf, candidate.links) for candidate in candidates)))
-            improved = agreement > tried + BETTER                             # (groups, b)
-            i = int(np.where(improved, agreement, -1).max(0).argmax())
-            if improved[:, i].any():
-                tried[:, i] = np.maximum(tried[:, i], agreement[:, i])
-                found = _look(grid, candidates, sf[i:i + 1], screen, certain, left[:, i])
-                if found and (best is None or found.rank() < best.rank()):
-                    best, evidence = found, verdict.weigh(found.model, found.candidate.refiner, elements, least=accept)
-                    if evidence.probability >= (accept if evidence.r1 < evidence.expected else max(accept, SURE)):
+        for sf, agreement in _flipped(grid, candidates, grid.random_start(len(deltas), generator),
+                                      real_space_step or partial(flip, delta=deltas), looking):
+            tell()
+            if looking:
+                improved = agreement > tried + BETTER                         # (groups, b)
+                i = int(np.where(improved, agreement, -1).max(0).argmax())
+                if improved[:, i].any():
+                    tried[:, i] = np.maximum(tried[:, i], agreement[:, i])
+                    if accepted(_look(grid, candidates, sf[i:i + 1], screen, certain, left[:, i])):
                         break
-            if (cycle + ROUND) % settings.symmetrise == 0:
-                obeyed = agreement.argmax(0)
-                sf = torch.stack([candidates[g].symmetrised(sf[i], shift[g, i]) for i, g in enumerate(obeyed)])
+        if building and not sure():
+            waiting.append(sf)
+            if sum(map(len, waiting)) >= BUILT or used >= trials or time.perf_counter() > until:
+                chains = build(_chains(grid, candidates, torch.cat(waiting)), until, watch=tell)
+                waiting = []
+                any(accepted(_found(candidates, chain)) for chain in chains[:SETTLED])
     if best is None:
         return None
     candidate = best.candidate
@@ -137,6 +170,56 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=24,
                     groups=tuple((other.spacegroup, figure) for other, figure in zip(candidates, best.agreement)))
 
 
+class Progress(NamedTuple):
+    """How far a search is: starts begun, seconds, the lowest R1 so far (inf before there are atoms), and the probability that
+    the best atoms are the structure (nan before one was calculated)."""
+
+    starts: int
+    seconds: float
+    r1: float
+    probability: float
+
+
+def _prepared(reflections, elements, groups=None, predicted=None, settings=Settings(), device="cpu"):
+    grid = FlippingGrid(reflections, predicted, settings, device)
+    return grid, [Candidate(grid, reflections, group, elements) for group in groups or [reflections.spacegroup]]
+
+
+def _flipped(grid, candidates, sf, step, looking=False):
+    """Charge flipping of P1 grids (b, ...): them and their agreement (groups, b) every ROUND cycles where it is looked for,
+    else after the last one alone, without it."""
+    settings = grid.settings
+    peaks = partial(keep_peaks, n=max(1, round(sum(candidates[0].contents.values()) * candidates[0].n_ops)))
+    for cycle in range(0, settings.cycles, ROUND):
+        for _ in range(0, ROUND, settings.peak_cycle):
+            sf = grid.run(sf, step, settings.peak_cycle - 1)
+            sf = grid.run(sf, peaks, 1)
+        last = cycle + ROUND >= settings.cycles
+        averaging = (cycle + ROUND) % settings.symmetrise == 0 and not last
+        agreement = shift = None
+        if looking or averaging:
+            agreement, shift = map(np.stack, zip(*(grid.agreement(sf, candidate.links) for candidate in candidates)))
+        if looking or last:
+            yield sf, agreement
+        if averaging:
+            obeyed = agreement.argmax(0)
+            sf = torch.stack([candidates[g].symmetrised(sf[i], shift[g, i]) for i, g in enumerate(obeyed)])
+
+
+@one_thread()
+def begin(reflections, elements=None, trials=BUILT, seed=0) -> list[Chain]:
+    """Chains of some random starts, as ``solve`` has them before it builds on them: for pictures and benchmarks.
+
+    Parameters
+    ----------
+    reflections, elements, trials, seed : as for ``solve``
+    """
+    grid, candidates = _prepared(reflections, count_elements(elements or ()))
+    start = grid.random_start(trials, torch.Generator().manual_seed(seed))
+    (sf, _), = _flipped(grid, candidates, start, partial(flip, delta=grid.settings.thresholds(range(trials))))
+    return _chains(grid, candidates, sf)
+
+
 class Found(NamedTuple):
     """Atoms in one of the candidate groups, and how well the map they come from agrees with each of these."""
 
@@ -146,6 +229,40 @@ class Found(NamedTuple):
 
     def rank(self):
         return self.candidate.rank(self.model)
+
+    def settled(self):
+        """With the number of atoms and the elements that explain most."""
+        builder = self.candidate.builder
+        return self._replace(model=builder.model(builder.settled(builder.atoms(self.model))))
+
+
+def minutes_of(effort) -> float:
+    """What a search may take in which starts are built on; PhasingError if there is no such effort."""
+    if effort not in MINUTES:
+        raise PhasingError(f"effort {effort!r} is none of {', '.join(MINUTES)}")
+    return MINUTES[effort]
+
+
+def _chains(grid, candidates, sf):
+    """Chains from P1 grids (b, ...): in the groups worth it, from the likeliest places of their origin."""
+    sf = grid.run(sf, eliminate_low_density, grid.settings.polish)
+    figures = np.stack([grid.agreement(sf, candidate.links)[0] for candidate in candidates])    # (groups, b)
+    chains = []
+    for i in range(len(sf)):
+        for g in _worth_building(candidates, figures[:, i]):
+            candidate = candidates[g]
+            agreement, shifts = grid.origins(sf[i], candidate.links, ORIGINS)
+            for shift in shifts[agreement >= NEARLY * agreement[0]]:
+                start = candidate.averaged(sf[i], shift)
+                if atoms := candidate.builder.start(start):
+                    chains.append(Chain(candidate.builder, atoms, HALVED ** np.log2(candidate.n_ops), figures[:, i].tolist(),
+                                        start))
+    return chains
+
+
+def _found(candidates, chain) -> Found:
+    candidate = next(candidate for candidate in candidates if candidate.builder is chain.builder)
+    return Found(candidate, chain.builder.model(chain.best), chain.agreement)
 
 
 def _look(grid, candidates, sf, screen, certain, left) -> Found | None:
@@ -192,7 +309,8 @@ def _worth_building(candidates, figures):
 class Candidate:
     """A space group in which the structure may be, with the reflections that are not absent in it.
 
-    contents : {symbol: atoms in the asymmetric unit}, from `elements`, the same in the group of the reflections, or empty
+    elements : {symbol: atoms in the asymmetric unit}, from those in the group of the reflections, which may be none;
+    contents : the same without hydrogen, to be looked for
     links : ``FlippingGrid.links``, n_ops : operators, centring included, n_absent : reflections left out
     """
 
@@ -203,12 +321,18 @@ class Candidate:
         self.reflections = reflections if same else replace(reflections.select(present), spacegroup=spacegroup)
         self.n_ops, n_ops = (len(group.operations()) for group in (spacegroup, reflections.spacegroup))
         ratio = n_ops / self.n_ops
-        self.contents = _contents(self.reflections, {symbol: n * ratio for symbol, n in elements.items()})
+        self.elements = {symbol: n * ratio for symbol, n in elements.items()}
+        self.contents = _contents(self.reflections, self.elements)
+        self.elements = self.elements or self.contents
         self.links = grid.links(spacegroup)
 
     @cached_property
     def refiner(self):
-        return Refiner(self.reflections)
+        return RestrainedRefiner(self.reflections, list(self.contents))
+
+    @cached_property
+    def builder(self):
+        return Builder(self.refiner, self.contents, ENOUGH * certain_r1(self.elements, self.reflections))
 
     @cached_property
     def E(self):
@@ -218,16 +342,16 @@ class Candidate:
     def build_atoms(self, sf, shift) -> Model | None:
         """Atoms from one P1 grid in which the origin of the group lies at `shift`."""
         maps = self.refiner.maps
-        model = self.refiner.model_from_map(maps.map(self._averaged(sf, shift)), self.contents)
+        model = self.refiner.model_from_map(maps.map(self.averaged(sf, shift)), self.contents)
         return model and self.refiner.recycle(model, self.contents, rounds=3)
 
-    def _averaged(self, sf, shift):
+    def averaged(self, sf, shift):
         """E with the phases of a P1 grid, averaged over the group: (n,) complex."""
         return self.E * np.exp(1j * self.grid.symmetrise(sf, shift, self.reflections.p1))
 
     def symmetrised(self, sf, shift):
         """A P1 grid with the symmetry of the group, its origin that of the cell."""
-        on_grid = HalfGrid(self.reflections.p1, self.grid.size).coefficients(self._averaged(sf, shift))
+        on_grid = HalfGrid(self.reflections.p1, self.grid.size).coefficients(self.averaged(sf, shift))
         return torch.as_tensor(on_grid, device=self.grid.device)
 
     def rank(self, model) -> float:

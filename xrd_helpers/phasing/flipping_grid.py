@@ -25,9 +25,8 @@ class Settings:
     spacing : points of the map per d_min; free_spacing : per Å to which reflections float
     free, free_to, free_least : what was not measured floats ("free lunch": Caliandro et al. (2005), Acta Cryst. D61, 556):
         every amplitude of the changed map down to free_to Å, but not below free_least of d_min, is kept, times free
-    predicted, free_beside : where an amplitude was predicted, so much of it is added to so much of what the map has. Of 67
-        light molecules at 1.5 Å, 52 % of the starts come right with nothing predicted, 59 % with equal E, 68 % with
-        PattersonNet's.
+    expected : so much of the |E| that is expected there, 1 or the predicted one, is added. Of 67 light molecules at 1.5 Å,
+        52 % of the starts come right with free 0.6 and none of it, 59 % with these, 68 % with PattersonNet's |E|.
     cycles : of each start; batch : starts at a time
     peak_cycle : every so many cycles the map is replaced by its highest peaks, one for each atom
     symmetrise : every so many cycles the phases are averaged over the space group, of several that they obey best
@@ -37,12 +36,11 @@ class Settings:
     deltas: tuple[float, ...] = (0.1, 0.0, -0.2, 0.3)
     weak: float = 0.45
     spacing: float = 2.2
-    free: float = 0.6
+    free: float = 0.4
+    expected: float = 0.3
     free_to: float = 0.97
     free_least: float = 0.65
     free_spacing: float = 2.05
-    predicted: float = 0.3
-    free_beside: float = 0.4
     cycles: int = 400
     batch: int = 4
     peak_cycle: int = 10
@@ -110,6 +108,7 @@ class FlippingGrid(HalfGrid):
         factor.flat[self.voxel] = np.where(weak, turn, 0)
         self.amplitude, self.factor = (torch.as_tensor(grid, device=self.device) for grid in (amplitude, factor))
         self.strong = torch.where(self.factor == 0, self.amplitude, 0)
+        self.strong[(self.factor.real > 0) & (self.amplitude == 0)] = settings.expected
         if predicted is not None:
             self._be_guided(predicted)
         self._row = np.full(self.size, -1)
@@ -131,7 +130,9 @@ class FlippingGrid(HalfGrid):
         hkl[:, 2] = np.abs(hkl[:, 2])  # the last plane of a half grid
         factor = np.zeros(len(hkl), np.complex64)
         if free_to < reflections.d_min:
-            free = hkl.any(1) & ~np.array(reflections.spacegroup.operations().systematic_absences(hkl), bool)
+            # half a grid along an axis, h and -h are one voxel, though their mates are not
+            free = hkl.any(1) & (2 * np.abs(hkl) < self.size).all(1)
+            free &= ~np.array(reflections.spacegroup.operations().systematic_absences(hkl), bool)
             free[free] = reflections.cell.calculate_d_array(hkl[free]) >= free_to
             factor[free] = self.settings.free
         return factor.reshape(self.half)
@@ -145,22 +146,21 @@ class FlippingGrid(HalfGrid):
         voxel = torch.as_tensor(self._voxels(p1.hkl[inside]), device=self.device)
         E = torch.as_tensor(normalised_amplitudes(predicted)[p1.index[inside]].astype(np.float32), device=self.device)
         free = self.factor.view(-1)[voxel].real > 0
-        self.factor.view(-1)[voxel[free]] = self.settings.free_beside
-        self.strong.view(-1)[voxel[free]] = self.settings.predicted * E[free]
+        self.strong.view(-1)[voxel[free]] = self.settings.expected * E[free]
 
     def run(self, sf, real_space_step, cycles):
         """Improve grids (b, ...) by some cycles of a change in real space and the known amplitudes.
 
         Weak reflections keep the amplitude of the changed map and turn by 90 degrees; reflections that were not measured
-        keep settings.free of it. F000 is zero: left free, it grows until no density is below the threshold and all stands
-        still.
+        keep settings.free of it beside settings.expected. F000 is zero: left free, it grows until no density is below the
+        threshold and all stands still.
         """
         for _ in range(cycles):
             rho = real_space_step(torch.fft.irfftn(sf, s=self.size, dim=(1, 2, 3)))
             new = torch.fft.rfftn(rho, dim=(1, 2, 3))
             re, im = torch.view_as_real(new).unbind(-1)
             # squares and rsqrt: a third of the time of abs and a division
-            sf = new * (self.factor + self.strong * (re.square() + im.square() + 1e-24).rsqrt())
+            sf = new * (self.factor + self.strong * (re.square() + im.square() + 1e-9).rsqrt())
         return sf
 
     def sphere(self, sf):
@@ -211,8 +211,22 @@ class FlippingGrid(HalfGrid):
         for i, F in enumerate(self.sphere(sf)):
             product = F[second] * F[first].conj() * turn                      # (pairs,)
             shifts[i], value = series.maximum(product)
-            best[i] = value / np.abs(product).sum()
+            best[i] = value / max(np.abs(product).sum(), 1e-30)
         return best, shifts
+
+    def origins(self, sf, links, n):
+        """The `n` best places of the origin of a group in one grid (nx, ny, nz // 2 + 1) -> agreement (m,), shift (m, 3).
+
+        As ``agreement``, which finds the best: where many phases are wrong, or a part of the structure has more symmetry
+        than the whole, the right place is often the second or third.
+        """
+        first, second, turn, k = links
+        if not len(first):
+            return np.zeros(1), np.zeros((1, 3))
+        F, = self.sphere(sf[None])
+        product = F[second] * F[first].conj() * turn
+        shifts, values = FourierSum(k, self.size).maxima(product, n)
+        return values / max(np.abs(product).sum(), 1e-30), shifts
 
     def _amplitude_correlation(self, sf):
         rho = flip(torch.fft.irfftn(sf, s=self.size, dim=(1, 2, 3)))

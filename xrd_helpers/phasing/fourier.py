@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.fft import fftn, irfftn, next_fast_len
+from scipy.ndimage import maximum_filter
 
 
 def grid_size(cell, hkl, spacing) -> tuple[int, int, int]:
@@ -69,11 +70,24 @@ class FourierSum:
         -------
         u : (p,), value of the sum there
         """
+        top = np.unravel_index(self._sampled(c).argmax(), self.size)
+        return self._climb(c, np.array(top) / self.size / self.period, gain)
+
+    def maxima(self, c, n, gain=1e-5):
+        """The `n` highest maxima of the sum, as ``maximum``: u (m, p) and values (m,), the highest first."""
+        value = self._sampled(c)
+        value = value[tuple(slice(None) if along else slice(1) for along in self.k.any(0))]  # constant along a polar axis
+        points = np.argwhere(value == maximum_filter(value, size=3, mode="wrap"))
+        points = points[np.argsort(-value[tuple(points.T)], kind="stable")[:n]]
+        climbed = sorted((self._climb(c, at / self.size / self.period, gain) for at in points), key=lambda found: -found[1])
+        return np.array([u for u, _ in climbed]), np.array([top for _, top in climbed])
+
+    def _sampled(self, c):
+        """The sum at the points of the grid."""
         series = np.zeros(self.size, np.complex64)
         series.real.flat = np.bincount(self.voxel, c.real, series.size)
         series.imag.flat = np.bincount(self.voxel, c.imag, series.size)
-        top = np.unravel_index(fftn(series, overwrite_x=True).real.argmax(), self.size)
-        return self._climb(c, np.array(top) / self.size / self.period, gain)
+        return fftn(series, overwrite_x=True).real
 
     def _climb(self, c, u, gain, steps=12):
         k = self.k.astype(float)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +16,12 @@ from ..reflections import Measured, Reflections
 from . import charge_flipping, shelxt
 from .charge_flipping import ATOM_VOLUME
 from .peaks import without_hydrogen
+from .placing import Arrangement, Part, completed, place
 from .solution import PhasingError, Solution
 from .spacegroups import candidates, laue_group, moved_to, without_absences
 from .verdict import weigh_solution
 
-TRIALS = 32  # random starts for one crystal among others
+TRIALS = 96  # random starts, at most
 
 
 class Solved(NamedTuple):
@@ -59,7 +61,8 @@ def prepared(measured: Measured, elements=(), spacegroup="", d_min=0.0) -> Measu
     return replace(measured, hkl=measured.hkl[inside], intensity=measured.intensity[inside], sigma=measured.sigma[inside])
 
 
-def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=None, predicted=None) -> Solution | None:
+def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=None, predicted=None, effort="normal",
+          minutes=None, watch=None) -> Solution | None:
     """``charge_flipping.solve``, or None where it cannot start: one crystal does not end the others.
 
     Where each of `elements` is there once, and they are too few for the cell, they are kinds rather than a formula: carbon
@@ -72,12 +75,14 @@ def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=N
         contents["C"] = contents.get("C", 0) + n - known
         contents.pop("H", None)  # one H in all would make a right structure look wrong
     try:
-        return charge_flipping.solve(reflections, contents, groups=groups, predicted=predicted, trials=trials, seed=seed)
+        return charge_flipping.solve(reflections, contents, groups=groups, predicted=predicted, trials=trials, seed=seed,
+                                     effort=effort, minutes=minutes, watch=watch)
     except PhasingError:
         return None
 
 
-def solve_measured(measured: Measured, extra: Reflections | None = None, search=False, trials=48, seed=0) -> Solved:
+def solve_measured(measured: Measured, extra: Reflections | None = None, search=False, trials=TRIALS, seed=0,
+                   effort="normal", minutes=None, watch=None) -> Solved:
     """Charge flipping, and atoms in the space group of the data or in one that their absences allow.
 
     Parameters
@@ -87,13 +92,34 @@ def solve_measured(measured: Measured, extra: Reflections | None = None, search=
     search : whether the space group is to be found, among those that the absences allow (``spacegroups.candidates``). The
         two groups of an enantiomorphic pair, as P 41 and P 43, explain data without anomalous scattering equally well: it is
         that of the hand in which the phases happened to come out.
+    effort, minutes, watch : how far the search goes, and who is told of it (``charge_flipping.solve``)
     """
     groups = [measured.spacegroup]
     if search:
         groups = candidates(measured)
         measured = replace(measured, spacegroup=without_absences(measured.spacegroup))
-    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra)
+    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra, effort, minutes, watch)
     return Solved(solution, list(solution.groups) if solution else [(group, float("nan")) for group in groups])
+
+
+def solve_with_molecules(measured: Measured, molecules, search=False, minutes=5.0, seed=0) -> Solved:
+    """Known molecules placed in the cell; molecules as ``known_molecule.read_molecules`` gives them, see ``placing.place``."""
+    groups = [measured.spacegroup]
+    if search:
+        groups = candidates(measured)
+        measured = replace(measured, spacegroup=without_absences(measured.spacegroup))
+    known, counts = zip(*molecules)
+    solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups)
+    return Solved(solution, [(solution.spacegroup, float("nan"))])
+
+
+def solve_with_fragment(measured: Measured, fragments, minutes=5.0, seed=0) -> Solved:
+    """Known parts of the molecules placed in the cell, the other atoms from maps with their phases."""
+    known, counts = zip(*fragments)
+    parts = tuple(Part(row, 1) for row, n in enumerate(counts) for _ in range(n))
+    merged = measured.merge()
+    solution = place(merged, known, minutes=minutes, seed=seed, chosen=Arrangement(parts, Fraction(1), float("nan")))
+    return Solved(completed(solution, merged, measured.elements), [(measured.spacegroup, float("nan"))])
 
 
 def solve_with_shelxt(measured: Measured, folder, program, extra=None, timeout=600.0, watch=None) -> Solved:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import gemmi
 import numpy as np
+from tqdm import tqdm
 
 from ..config import atomic_path
 from ..reflection_files import write_mtz
@@ -52,7 +54,8 @@ def write_solution(stem, solution: Solution, measured: Measured) -> list[Path]:
     write_shelx_files(stem, measured.hkl, measured.intensity * fits, measured.sigma * fits, 1, measured.cell,
                       solution.spacegroup, elements, wavelength=wavelength)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".hkl", ".ins", ".res", ".cif", ".mtz")]
-    remark = f"{solution.engine}: R1 {solution.r1:.4f}, {len(solution.elements)} atoms, without hydrogen"
+    hydrogen = "with" if "H" in solution.elements else "without"
+    remark = f"{solution.engine}: R1 {solution.r1:.4f}, {len(solution.elements)} atoms, {hydrogen} hydrogen"
     write_shelx_res(paths[2], crystal, labels(solution.elements), elements, wavelength, scale * np.sqrt(fits), remark)
     with atomic_path(paths[3]) as temporary:
         temporary.write_text(_cif(solution, stem.name, wavelength), encoding="utf-8")
@@ -128,12 +131,26 @@ def verdict(solution: Solution | None, tried=()) -> str:
         where += f" (of {len(tried)} space groups; agreement of the phases: {agreed}{', ...' * (len(tried) > MOST_NAMED)})"
     if solution is None:
         return f"Not solved{where}: no random start led to atoms."
-    found = (f"{len(solution.elements)} atoms, R1 {solution.r1:.3f} without hydrogen, {solution.engine}, {solution.trials} "
+    hydrogen = "with" if "H" in solution.elements else "without"
+    found = (f"{len(solution.elements)} atoms, R1 {solution.r1:.3f} {hydrogen} hydrogen, {solution.engine}, {solution.trials} "
              f"random starts, {solution.seconds:.1f} s")
     why = {"solved": "", "uncertain": " Refine it, look at its bonds and difference map, or try more random starts, before you "
            "believe it.", "not solved": " What is written explains the data no better than wrong atoms do."}[solution.verdict]
     evidence = f" {in_words(solution.evidence)}." if solution.evidence else ""
     return f"{solution.verdict.capitalize()}{where}: {found}.{evidence}{why}"
+
+
+@contextmanager
+def search_on_terminal(minutes):
+    """A function that shows the Progress of ``charge_flipping.solve`` as a bar over the minutes that it has, on a terminal."""
+    with tqdm(total=60 * minutes or None, desc="search", unit="s", mininterval=0.5, disable=None,
+              bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}") as bar:
+        def watch(progress):
+            sure = "" if np.isnan(progress.probability) else f", probability {progress.probability:.2f}"
+            best = f", R1 {progress.r1:.3f}" if np.isfinite(progress.r1) else ""
+            bar.set_postfix_str(f"{progress.starts} starts{best}{sure}", refresh=False)
+            bar.update(min(progress.seconds, 60 * minutes or progress.seconds) - bar.n)
+        yield watch
 
 
 def watch_on_terminal(stage, seconds):

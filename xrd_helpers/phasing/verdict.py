@@ -22,6 +22,7 @@ from ..reflections import merge
 from .origin import allowed_origins, same_lattice_bases
 from .peaks import without_hydrogen
 from .refine import U_MIN, Model, Refiner
+from .restraints import RestrainedRefiner
 
 FILE = Path(__file__).with_name("verdict.json")
 WORDS = ("not solved", "uncertain", "solved")
@@ -79,10 +80,13 @@ def left_out(refiner: Refiner, model: Model, seed=0, folds=FOLDS, shaken=SHAKEN,
 
     Returns
     -------
-    r_free : Σ |F - |Fcalc|| / Σ F over all reflections, each where it was left out
+    r_free : Σ |F - |Fcalc|| / Σ F over all reflections, each where it was left out; nan of fewer than four
     away : (n,) root mean square distance in Å between each atom and where it came back
     """
     reflections, rng = refiner.reflections, np.random.default_rng(seed)
+    folds = min(folds, len(reflections) // 2)
+    if folds < 2:
+        return np.nan, np.full(len(model.fract), np.nan)
     part = rng.permutation(np.arange(len(reflections)) % folds)
     polar = refiner.orth @ allowed_origins(reflections.spacegroup)[1].T       # (3, k) Å, along which all may move
     error, squared = 0.0, np.zeros(len(model.fract))
@@ -140,7 +144,7 @@ def on_axes_of(solution, reflections):
         hkl = np.round(reflections.hkl @ basis.T).astype(int)
         intensity, sigma = reflections.intensities()
         moved = merge(hkl, intensity, sigma + 1e-9, solution.cell, solution.spacegroup)
-        refiner = Refiner(moved)
+        refiner = RestrainedRefiner(moved, sorted(set(solution.elements)))
         model = refiner.score(Model(solution.fract, solution.elements, solution.u_iso, solution.occ, solution.heights))
         fits.append((basis, model, refiner))
     return min(fits, key=lambda fit: fit[1].r1, default=None)
@@ -189,6 +193,8 @@ def word(p, fitted=None) -> str:
 
 def in_words(evidence: Evidence) -> str:
     """How often results with such a probability were right, and what speaks for this one."""
+    if not isinstance(evidence, Evidence):  # of a known molecule
+        return evidence.in_words()
     p = evidence.probability
     if np.isnan(p):
         return "How far it can be trusted could not be calculated: its cell is not that of the data"

@@ -1,0 +1,234 @@
+"""What the verdict on placed molecules is worth: right molecules beside wrong ones, searched in the same way.
+
+For each crystal of one molecule in a general position: the molecule itself, a constitutional isomer (a substituent moved, or
+two elements exchanged), a homologue (one carbon more or less), the other diastereomer, a molecule of another crystal with
+about as many atoms, the right molecule in a wrong cell (axes off by 4-8 %), and the right molecule with amplitudes exchanged
+among reflections of about one resolution. Right is what has 80 % of the true atoms within 0.5 Å of its own, whatever it is
+called: isomers and homologues mostly take the place of the true molecule, and their R1 alone, at 2-3 Å, does not tell them
+from it. How many wrong molecules are claimed because they are placed right is counted apart.
+
+A row is written as soon as it is there, and none is done twice. With --fit the logistic function of ``placing.features`` is
+fitted to the rows, held out by crystal to see what it is worth, and written to xrd_helpers/phasing/placing.json.
+
+Usage: python benchmarks/known_molecule_verdict.py --crystals FOLDER [--part tune] [--n 40] [--d 2.0 2.5 3.0] [--minutes 0.1]
+       [--out FOLDER] [--fit]
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import pandas as pd
+from rdkit import Chem
+from rdkit.Chem import EnumerateStereoisomers
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+from tqdm import tqdm
+
+from known_molecule import all_end, calculated, kind_of, perceive
+from xrd_helpers.cif_folders import read_cif_folders
+from xrd_helpers.config import UserError, run_folder, write_json
+from xrd_helpers.known_molecule import read_molecules
+from xrd_helpers.phasing import placing, verdict
+from xrd_helpers.phasing.origin import match_atoms
+from xrd_helpers.phasing.placing import Arrangement, Part, place
+from xrd_helpers.summary import git_state, machine
+
+KINDS = ("right", "isomer", "homologue", "diastereomer", "other", "cell", "random")
+
+
+def valid(mol):
+    try:
+        Chem.SanitizeMol(mol)
+        return Chem.MolToSmiles(mol)
+    except (ValueError, RuntimeError):
+        return None
+
+
+def isomer(smiles, rng):
+    """A substituent moved to another atom with hydrogen, or two neighbours of different elements exchanged."""
+    mol = Chem.MolFromSmiles(smiles)
+    for _ in range(60):
+        made = Chem.RWMol(mol)
+        if rng.random() < 0.6:
+            ends = [b for b in made.GetBonds() if b.GetBondType() == Chem.BondType.SINGLE and not b.IsInRing()
+                    and 1 in (b.GetBeginAtom().GetDegree(), b.GetEndAtom().GetDegree())]
+            if not ends:
+                continue
+            bond = ends[rng.integers(len(ends))]
+            a, b = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+            leaf, stem = (a, b) if made.GetAtomWithIdx(a).GetDegree() == 1 else (b, a)
+            to = [x.GetIdx() for x in made.GetAtoms()
+                  if x.GetSymbol() == "C" and x.GetTotalNumHs() and x.GetIdx() not in (a, b)]
+            if not to or made.GetAtomWithIdx(stem).GetSymbol() != "C":
+                continue
+            made.RemoveBond(leaf, stem)
+            made.AddBond(leaf, int(rng.choice(to)), Chem.BondType.SINGLE)
+        else:
+            i, j = rng.choice(made.GetNumAtoms(), 2, replace=False)
+            x, y = made.GetAtomWithIdx(int(i)), made.GetAtomWithIdx(int(j))
+            if x.GetAtomicNum() == y.GetAtomicNum() or x.GetFormalCharge() or y.GetFormalCharge():
+                continue
+            x_number = x.GetAtomicNum()
+            x.SetAtomicNum(y.GetAtomicNum())
+            y.SetAtomicNum(x_number)
+            for atom in (x, y):
+                atom.SetNoImplicit(False)
+                atom.SetNumExplicitHs(0)
+        found = valid(made)
+        if found and found != Chem.MolToSmiles(mol) and "." not in found:
+            return found
+    return None
+
+
+def homologue(smiles, rng):
+    mol = Chem.MolFromSmiles(smiles)
+    for _ in range(30):
+        made = Chem.RWMol(mol)
+        if rng.random() < 0.5:
+            to = [x.GetIdx() for x in made.GetAtoms() if x.GetSymbol() == "C" and x.GetTotalNumHs()]
+            if to:
+                made.AddBond(int(rng.choice(to)), made.AddAtom(Chem.Atom(6)), Chem.BondType.SINGLE)
+        else:
+            ends = [x.GetIdx() for x in made.GetAtoms() if x.GetSymbol() == "C" and x.GetDegree() == 1]
+            if ends:
+                made.RemoveAtom(int(rng.choice(ends)))
+        found = valid(made)
+        if found and found != Chem.MolToSmiles(mol) and "." not in found:
+            return found
+    return None
+
+
+def diastereomer(smiles, rng):
+    mol = Chem.MolFromSmiles(smiles)
+    mirror = smiles.replace("@@", "%").replace("@", "@@").replace("%", "@")
+    same = {Chem.MolToSmiles(mol), Chem.CanonSmiles(mirror)}
+    for atom in mol.GetAtoms():
+        atom.SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
+    options = EnumerateStereoisomers.StereoEnumerationOptions(maxIsomers=16)
+    found = {Chem.MolToSmiles(x) for x in EnumerateStereoisomers.EnumerateStereoisomers(mol, options)} - same
+    return str(rng.choice(sorted(found))) if found else None
+
+
+def cases(crystal, smiles, others, d_min, rng):
+    """(kind, SMILES, Reflections)"""
+    data = calculated(crystal, d_min)
+    yield "right", smiles, data
+    for kind, make in (("isomer", isomer), ("homologue", homologue), ("diastereomer", diastereomer)):
+        if made := make(smiles, rng):
+            yield kind, made, data
+    n = Chem.MolFromSmiles(smiles).GetNumAtoms()
+    near = [s for s in others if abs(Chem.MolFromSmiles(s).GetNumAtoms() - n) <= 1 and s != smiles]
+    if near:
+        yield "other", str(rng.choice(near)), data
+    group = crystal.spacegroup
+    factor = 1 + rng.choice([-1, 1], 3) * rng.uniform(0.04, 0.08, 3)
+    a, b, c, *angles = crystal.cell.parameters
+    if group.crystal_system_str() in ("triclinic", "monoclinic", "orthorhombic"):
+        yield "cell", smiles, replace(data, cell=gemmi.UnitCell(a * factor[0], b * factor[1], c * factor[2], *angles))
+    order = np.argsort(data.d)
+    for first in range(0, len(order), 20):
+        rows = order[first:first + 20]
+        order[first:first + 20] = rng.permutation(rows)
+    swapped = data.F.copy()
+    swapped[np.argsort(data.d)] = data.F[order]
+    yield "random", smiles, replace(data, F=swapped)
+
+
+def held_out(features, right, groups):
+    """Probability of each row from a fit without the rows of its crystal."""
+    p = np.empty(len(right))
+    for inside, outside in GroupKFold(min(10, len(set(groups)))).split(features, right, groups):
+        p[outside] = LogisticRegression(C=30).fit(features[inside], right[inside]).predict_proba(features[outside])[:, 1]
+    return p
+
+
+def fit(rows, about):
+    rows = rows[np.isfinite(rows.r_free)]
+    found = [placing.features(placing.Evidence(r.r1, r.r_free, r.found, r.tried, r.next_r1, r.strain, r.contact, ""))
+             for r in rows.itertuples()]
+    features, right = pd.DataFrame(found), (rows.matched >= 0.8).to_numpy(bool)
+    low, high = features.quantile(0.005), features.quantile(0.995)
+    clipped = features.clip(low, high, axis=1).to_numpy()
+    p = held_out(clipped, right, rows.crystal.to_numpy())
+    model = LogisticRegression(C=30).fit(clipped, right)
+    limit = 1 / (len(rows) + 2)
+    doubtful = (rows.next_r1 < placing.DOUBT * rows.r1) | (rows.contact < placing.CERTAIN_CONTACT)
+    claimed = (np.clip(p, limit, 1 - limit) >= verdict.calibration()["thresholds"]["solved"]) & ~doubtful.to_numpy()
+    made = {"intercept": float(model.intercept_[0]), "limit": limit,
+            "features": [{"name": name, "weight": float(w), "low": float(low[name]), "high": float(high[name])}
+                         for name, w in zip(features, model.coef_[0])],
+            "held_out": {"cases": len(rows), "crystals": int(rows.crystal.nunique()), "right": int(right.sum()),
+                         "claimed": int(claimed.sum()), "wrongly": int((claimed & ~right).sum()),
+                         "by_kind": {kind: {"n": int(of.sum()), "placed_right": int((of & right).sum()),
+                                            "claimed": int((of & claimed).sum()), "wrongly": int((of & claimed & ~right).sum())}
+                                     for kind in KINDS for of in [(rows.kind == kind).to_numpy()]},
+                         "right_claimed_by_d_min": {str(d): f"{(claimed & own).sum()} of {own.sum()}"
+                                                    for d in sorted(set(rows.d_min)) for own in
+                                                    [right & ((rows.kind == "right") & (rows.d_min == d)).to_numpy()]}},
+            **about}
+    write_json(placing.FILE, made)
+    print(made)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--crystals", default="")
+    parser.add_argument("--part", default="tune", choices=["tune", "report"])
+    parser.add_argument("--n", type=int, default=40)
+    parser.add_argument("--d", type=float, nargs="+", default=[2.0, 2.5, 3.0])
+    parser.add_argument("--minutes", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="")
+    parser.add_argument("--fit", action="store_true")
+    args = parser.parse_args()
+    out = Path(args.out) if args.out else run_folder("benchmarks")
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "known_molecule_verdict.csv"
+    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    if args.crystals:
+        done = {(str(r["crystal"]), r["d_min"], r["kind"]) for r in rows}
+        part = dict(pd.read_csv(Path(args.crystals) / "SPLIT.csv").values)
+        crystals, _ = read_cif_folders([args.crystals])
+        crystals = [c for c in crystals if part[c.name + ".cif"] == args.part and kind_of(c) == "one" and all_end(c)]
+        smiles = {c.name: found[0][0] for c in crystals for kind, found in [perceive(c)] if kind == "smiles"}
+        crystals = [c for c in crystals if c.name in smiles and c.heavy.sum() <= 30]
+        order = np.random.default_rng(args.seed).permutation(len(crystals))[:args.n]
+        for i, d_min in tqdm([(i, d) for i in order for d in args.d], mininterval=30):
+            rng = np.random.default_rng([args.seed, int(i), int(10 * d_min)])
+            c = crystals[i]
+            for kind, text, data in cases(c, smiles[c.name], list(smiles.values()), d_min, rng):
+                if (c.name, d_min, kind) in done:
+                    continue
+                began = time.perf_counter()
+                try:
+                    (molecule, _), = read_molecules(text)
+                    volume = data.cell.volume / len(data.spacegroup.operations()) / len(molecule)
+                    s = place(data, [molecule], minutes=args.minutes, seed=args.seed,
+                              chosen=Arrangement((Part(0, 1),), 1, volume))
+                except UserError:
+                    continue
+                heavy = np.array(s.elements) != "H"
+                match = match_atoms(s.fract[heavy], c.fract[c.heavy], c.cell, c.spacegroup)
+                e = s.evidence
+                rows.append({"crystal": c.name, "d_min": d_min, "kind": kind, "smiles": text, "n_hkl": len(data),
+                             "centric": c.spacegroup.is_centrosymmetric(),
+                             "atoms": len(molecule), "torsions": len(molecule.torsions),
+                             "matched": match.n_matched / match.n_true,
+                             "right": kind == "right" and match.n_matched >= 0.8 * match.n_true, "r1": e.r1, "r_free": e.r_free,
+                             "found": e.found, "tried": e.tried, "next_r1": e.next_r1, "strain": e.strain, "contact": e.contact,
+                             "probability": e.probability, "seconds": time.perf_counter() - began})
+                pd.DataFrame(rows).to_csv(path, index=False)
+    table = pd.DataFrame(rows)
+    if args.fit:
+        fit(table, {"data": f"{args.part} of the shared crystals, one molecule, at most 30 non-H atoms", "seed": args.seed,
+                    "commit": git_state(), "machine": machine()})
+    print(table.groupby(["d_min", "kind"])[["right", "matched", "r1", "r_free", "next_r1", "strain", "seconds"]]
+          .agg(["median"]).to_string(float_format=lambda x: f"{x:.3f}"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+from dataclasses import replace
+
+import gemmi
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from xrd_helpers.cif import read_cif
+from xrd_helpers.cli import app
+from xrd_helpers.config import UserError
+from xrd_helpers.crystals import Crystal, all_operators
+from xrd_helpers.known_molecule import from_geometry, read_molecules, turn
+from xrd_helpers.phasing.climbing import climb, data_of, score
+from xrd_helpers.phasing.distances import distances_of, refine, rigid_distances
+from xrd_helpers.phasing.origin import match_atoms, solved
+from xrd_helpers.phasing.placing import (
+    Arrangement,
+    Part,
+    PlacingError,
+    Search,
+    _joints,
+    amplitudes_of,
+    arrangements,
+    contacts,
+    place,
+    special_sites,
+    symmetric,
+)
+from xrd_helpers.phasing.refine import Refiner
+from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.shelx import write_shelx
+from xrd_helpers.structure_factors import structure_factors
+
+pytest.importorskip("rdkit")
+
+TRICLINIC = gemmi.UnitCell(7.1, 8.3, 9.7, 78, 99, 107)
+MONOCLINIC = gemmi.UnitCell(8.1, 9.3, 10.7, 90, 104, 90)
+
+
+def calculated(crystal, d_min):
+    hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_min)
+    return Reflections.of_good_data(hkl, np.abs(structure_factors(crystal, hkl)), crystal.cell, crystal.spacegroup)
+
+
+def dummy(cell, group, d_min=2.0):
+    hkl = unique_hkl(cell, gemmi.SpaceGroup(group), d_min)
+    return Refiner(Reflections.of_good_data(hkl, np.ones(len(hkl)), cell, gemmi.SpaceGroup(group)))
+
+
+@pytest.mark.parametrize("cell, group", [(TRICLINIC, "P -1"), (TRICLINIC, "P 1"), (MONOCLINIC, "P 1 21/c 1"),
+                                         (MONOCLINIC, "C 1 2 1")])
+def test_amplitudes_are_those_of_gemmi(cell, group):
+    rng, elements = np.random.default_rng(1), ("C", "N", "O", "Cl")
+    refiner = dummy(cell, group)
+    data, d = data_of(refiner, elements, np.zeros(4), np.ones(4), 0.045)
+    fract = rng.random((4, 3))
+    crystal = Crystal("", cell, gemmi.SpaceGroup(group), elements, fract, np.full(4, 0.045), np.ones(4))
+    small = crystal.small_structure()
+    calculator = gemmi.StructureFactorCalculatorX(small.cell)
+    order = np.argsort(-refiner.reflections.d, kind="stable")
+    expected = [abs(calculator.calculate_sf_from_small_structure(small, h)) for h in refiner.reflections.hkl[order].tolist()]
+    re, im = amplitudes_of((fract @ refiner.orth.T).astype(np.float32), data)
+    np.testing.assert_allclose(np.hypot(re, im), expected, atol=2e-3 * max(expected))
+    assert (np.diff(d) <= 0).all()
+
+
+def test_hydrogen_is_spread_over_a_shell():
+    refiner = dummy(TRICLINIC, "P 1")
+    bare, d = data_of(refiner, ["C"], [0], [1], 0.0)
+    with_h, _ = data_of(refiner, ["C"], [2], [1], 0.0)
+    form = refiner.form_factor("H")[np.argsort(-refiner.reflections.d, kind="stable")]
+    # Debye (1915): sin(qr) / qr with q = 2π/d, r = 1 Å
+    np.testing.assert_allclose(with_h.form - bare.form, [2 * form * np.sin(2 * np.pi / d) / (2 * np.pi / d)], atol=1e-4)
+
+
+def test_a_climb_follows_the_gradient_and_keeps_the_molecule():
+    (molecule, _), = read_molecules("CC(=O)Nc1ccc(O)cc1")
+    group = gemmi.SpaceGroup("P 1 21/c 1")
+    xyz = molecule.conformers[0] + [1.5, 2.0, 3.0]
+    crystal = Crystal("", MONOCLINIC, group, molecule.elements, xyz @ np.array(MONOCLINIC.frac.mat.tolist()).T,
+                      np.full(len(molecule), 0.045), np.ones(len(molecule)))
+    refiner = Refiner(calculated(crystal, 2.0))
+    data, _ = data_of(refiner, molecule.elements, np.zeros(len(molecule)), np.ones(len(molecule)), 0.045)
+    centre = xyz.mean(0)
+    start = turn(xyz - centre, np.array([0.0, 0.6, 0.8]), 0.15) + centre + [0.2, -0.1, 0.15]
+    moved = start[None].astype(np.float32)
+    n = len(data.F)
+    before = score(moved, data, n)[0]
+    climb(moved, np.eye(3, dtype=np.float32)[None, None], data, _joints([molecule]), np.full(150, n),
+          np.linspace(1, 0.05, 150).astype(np.float32))
+    assert before < 0.9 and score(moved, data, n)[0] > 0.999
+    np.testing.assert_allclose(moved[0], xyz, atol=0.02)
+    rigid = molecule.rigid()
+    for x in (moved[0],):
+        length = np.linalg.norm(x[:, None] - x, axis=-1), np.linalg.norm(xyz[:, None] - xyz, axis=-1)
+        np.testing.assert_allclose(length[0][rigid], length[1][rigid], atol=1e-3)
+
+
+def test_refinement_brings_atoms_back_and_holds_distances():
+    (molecule, _), = read_molecules("CC(=O)Nc1ccc(O)cc1")
+    xyz = molecule.conformers[0] + [1.5, 2.0, 3.0]
+    crystal = Crystal("", TRICLINIC, gemmi.SpaceGroup("P -1"), molecule.elements,
+                      xyz @ np.array(TRICLINIC.frac.mat.tolist()).T, np.full(11, 0.06), np.ones(11))
+    refiner = Refiner(calculated(crystal, 2.0))
+    data, d = data_of(refiner, molecule.elements, np.zeros(11), np.ones(11), 0.045)
+    start = xyz + np.random.default_rng(0).normal(0, 0.1, xyz.shape)
+    sigma = refiner.reflections.sigF[np.argsort(-refiner.reflections.d, kind="stable")]
+    moved, u, r1, strain = refine(start, data, refiner, sigma, distances_of(rigid_distances([molecule]), xyz), 20)
+    assert np.linalg.norm(moved - xyz, axis=1).max() < 0.03 and r1 < 0.02 and strain < 0.2
+    assert u == pytest.approx(0.015, abs=0.004)
+
+
+def test_special_positions_of_the_tables():
+    # International Tables, Vol. A: P-1 has eight inversion centres; P 2/m has 2/m at eight points, twofold axes at four lines,
+    # mirrors at two planes; P 21 21 21 has none
+    assert len(special_sites(gemmi.SpaceGroup("P -1"), 2)) == 8
+    assert len(special_sites(gemmi.SpaceGroup("P 1 2/m 1"), 4)) == 8
+    rank = [round(np.trace(site[3:].reshape(3, 3))) for site in special_sites(gemmi.SpaceGroup("P 1 2/m 1"), 2)]
+    assert sorted(rank) == [1, 1, 1, 1, 2, 2]
+    assert len(special_sites(gemmi.SpaceGroup("P 21 21 21"), 2)) == 0
+    # Wyckoff a-d of P 21/c, two centres of the cell each
+    assert len(special_sites(gemmi.SpaceGroup("P 1 21/c 1"), 2)) == 8
+
+
+def test_contacts_are_those_between_images():
+    fract = np.array([[0.1, 0.2, 0.3], [0.25, 0.3, 0.35]])
+    refiner = dummy(TRICLINIC, "P -1")
+    rot, tran = (np.asarray(x, float) for x in all_operators(gemmi.SpaceGroup("P -1")))
+    shortest, bump = contacts(fract @ refiner.orth.T, np.array([0, 2]), refiner.orth, rot, tran, 2.5)
+    cells = np.stack(np.meshgrid(*[[-2, -1, 0, 1, 2]] * 3), -1).reshape(-1, 3)
+    inverted = [np.linalg.norm(refiner.orth @ (-x + n - y)) for x in fract for y in fract for n in cells]
+    shifted = [np.linalg.norm(refiner.orth @ (x + n - y)) for x in fract for y in fract for n in cells if n.any()]
+    lengths = np.array(inverted + shifted)
+    assert shortest == pytest.approx(lengths.min(), abs=1e-6)
+    assert bump == pytest.approx((((2.5 - lengths[lengths < 2.5]) / 0.2) ** 2).sum(), rel=1e-6)
+
+
+def test_a_molecule_on_a_centre_is_brought_to_its_symmetry():
+    # biphenyl-like: six atoms and their images through (1/2, 1/2, 1/2), moved a little
+    group = gemmi.SpaceGroup("P -1")
+    refiner = dummy(TRICLINIC, "P -1")
+    half = np.array([[0.7, 0, 0], [1.4, 1.2, 0], [2.8, 1.2, 0.3]])
+    centre = refiner.orth @ [0.5, 0.5, 0.5]
+    exact = np.concatenate([half, -half]) + centre
+    rot, tran = (np.asarray(x, float) for x in all_operators(group))
+    noise = np.random.default_rng(0).normal(0, 0.05, exact.shape)
+    made, kept, occ, disordered = symmetric(exact + noise - noise.mean(0), ("C",) * 6, 2, refiner.orth, rot, tran)
+    np.testing.assert_allclose(made[:3] + made[3:], np.tile(2 * centre, (3, 1)), atol=1e-9)
+    assert kept.tolist() == [True] * 3 + [False] * 3 and (occ == 1).all() and not disordered.any()
+
+
+def water():
+    return read_molecules("O")[0][0]
+
+
+def test_how_many_fit_follows_from_the_volume():
+    (molecule, _), = read_molecules("CC(=O)Nc1ccc(O)cc1")  # 11 atoms, 4 in 770 Å³ of the monoclinic form
+    cell, group = gemmi.UnitCell(7.09, 9.23, 11.62, 90, 97.8, 90), gemmi.SpaceGroup("P 1 21/n 1")
+    first = arrangements([molecule], [1], cell, group)[0]
+    assert first.parts == (Part(0, 1),) and first.volume == pytest.approx(cell.volume / 44)
+    assert "1 C8H9NO2 in the asymmetric unit, 17.1" in first.describe([molecule])
+    (biphenyl, _), = read_molecules("c1ccccc1-c1ccccc1")   # Z = 2 in P 21/a, on inversion centres
+    first = arrangements([biphenyl], [1], gemmi.UnitCell(8.12, 5.63, 9.51, 90, 95.1, 90), gemmi.SpaceGroup("P 1 21/a 1"))[0]
+    assert first.parts == (Part(0, 2),)
+
+
+def test_contradictions_are_said():
+    cell, group = gemmi.UnitCell(7.09, 9.23, 11.62, 90, 97.8, 90), gemmi.SpaceGroup("P 1 21/n 1")
+    salt = read_molecules("C[NH3+]")[0][0]
+    with pytest.raises(PlacingError, match="charge of \\+1.*counter-ion"):
+        arrangements([salt], [1], cell, group)
+    (large, _), = read_molecules("CCCCCCCCCCCCCCCCCCCCCCCCCCCCCC")
+    with pytest.raises(PlacingError, match="about 10 non-H atoms, and C30H62 has 30"):
+        arrangements([large], [1], cell, group)
+
+
+def test_paracetamol_is_found_from_its_drawing_at_two_and_a_half_angstrom():
+    crystal = read_cif("data/molecules/paracetamol.cif")
+    (molecule, _), = read_molecules("CC(=O)Nc1ccc(O)cc1")
+    solution = place(calculated(crystal, 2.5), [molecule], minutes=0.3)
+    heavy = np.array(solution.elements) != "H"
+    assert solved(solution.fract[heavy], crystal)
+    assert solution.r1 < 0.12 and (~heavy).sum() == 9
+    assert solution.evidence.next_r1 > 0.2 and solution.evidence.found >= 1
+    assert "1 C8H9NO2 in the asymmetric unit" in solution.evidence.in_words()
+
+
+def test_half_a_molecule_on_a_centre_and_water_are_found():
+    """A flat molecule of our own on an inversion centre of a triclinic cell, water beside it."""
+    ring = np.array([[1.39 * np.cos(a), 1.39 * np.sin(a), 0] for a in np.arange(6) * np.pi / 3])
+    outer = ring[[0, 3]] * (1.39 + 1.74) / 1.39
+    elements, xyz = ["C"] * 6 + ["Cl"] * 2, np.concatenate([ring, outer])
+    molecule = from_geometry(elements, xyz, "dichlorobenzene without hydrogen")
+    cell, group = gemmi.UnitCell(4.2, 6.6, 6.9, 81, 103, 96), gemmi.SpaceGroup("P -1")
+    orth = np.array(cell.orth.mat.tolist())
+    turned = turn(xyz, np.array([1, 2, 2]) / 3, 0.9)
+    fract = np.concatenate([turned[[0, 1, 2, 6]] @ np.linalg.inv(orth).T, [[0.53, 0.31, 0.62]]])
+    names = ("C", "C", "C", "Cl", "O")
+    crystal = Crystal("", cell, group, names, fract, np.full(5, 0.05), np.ones(5))
+    chosen = Arrangement((Part(0, 2), Part(1, 1)), 1, 18.0)
+    solution = place(calculated(crystal, 1.5), [molecule, replace(water(), name="water")], minutes=0.05, chosen=chosen)
+    heavy = np.array(solution.elements) != "H"
+    match = match_atoms(solution.fract[heavy], fract, cell, group)
+    assert heavy.sum() == 5 and match.n_matched == 5 and match.rms < 0.15
+
+
+def test_the_same_seed_gives_the_same_answer():
+    crystal = read_cif("data/molecules/paracetamol.cif")
+    (molecule, _), = read_molecules("CC(=O)Nc1ccc(O)cc1")
+    refiner = Refiner(calculated(crystal, 3.0))
+    chosen = arrangements([molecule], [1], crystal.cell, crystal.spacegroup)[0]
+    best = []
+    for _ in range(2):
+        search = Search(refiner, [molecule], chosen)
+        search.cost_of_step = 1e-9
+        search.round(np.random.default_rng(3), float("inf"))
+        best.append(search.pool[0].refined)
+    np.testing.assert_array_equal(*best)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["solve", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    crystal = read_cif("data/molecules/paracetamol.cif")
+    stem = tmp_path_factory.mktemp("job") / "paracetamol"
+    write_shelx(stem, calculated(crystal, 1.2), crystal.contents)
+    return stem.with_suffix(".hkl"), crystal
+
+
+def test_the_command_line_places_a_molecule_and_writes_its_files(job):
+    hkl, crystal = job
+    done = run(hkl, "--molecule", "CC(=O)Nc1ccc(O)cc1", "--d-min", 2.5, "--minutes", 0.3)
+    assert done.exit_code == 0, done.output
+    assert "1 C8H9NO2 in the asymmetric unit" in done.output
+    written = read_cif(hkl.parent / "paracetamol_xrd" / "paracetamol.cif")
+    assert solved(written.fract[written.heavy], crystal)
+    res = (hkl.parent / "paracetamol_xrd" / "paracetamol.res").read_text()
+    # C1 is the first atom drawn, CH3; O1 the second oxygen's neighbour in the drawing, C=O
+    assert all(f"\n{label} " in res for label in ("C1", "C8", "N1", "O1", "O2", "H9"))
+
+
+def test_the_space_group_is_searched_with_a_molecule(job):
+    hkl, crystal = job
+    done = run(hkl, "--molecule", "CC(=O)Nc1ccc(O)cc1", "--d-min", 2.0, "--minutes", 0.5, "--spacegroup", "search", "--out",
+               hkl.parent / "searched")
+    assert done.exit_code == 0, done.output
+    written = read_cif(hkl.parent / "searched" / "paracetamol.cif")
+    assert written.spacegroup.xhm() == crystal.spacegroup.xhm()
+    assert solved(written.fract[written.heavy], crystal)
+
+
+def test_a_fragment_is_completed(job):
+    hkl, crystal = job
+    done = run(hkl, "--fragment", "Nc1ccc(O)cc1", "--minutes", 0.1, "--out", hkl.parent / "fragment")
+    assert done.exit_code == 0, done.output
+    written = read_cif(hkl.parent / "fragment" / "paracetamol.cif")
+    assert solved(written.fract[written.heavy], crystal)
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--molecule", "CC(=O)Nc1ccc(O)cc1", "--fragment", "CC"], "either --molecule"),
+    (["--molecule", "C[NH3+]"], "counter-ion"), (["--molecule", "CCC("], "no SMILES")])
+def test_contradictions_on_the_command_line_are_sentences(job, arguments, says):
+    done = run(job[0], *arguments)
+    assert isinstance(done.exception, UserError) and says in str(done.exception)
