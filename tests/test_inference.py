@@ -134,9 +134,9 @@ def test_the_resolution_that_is_found_in_the_data():
     extended = inference.extend(whole, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, MONOCLINIC, 0.9)
     assert extended.d_complete == extended.merged.d_min
     assert ", 0 of them in holes" in inference.describe(extended, 0.9)
-    assert "kept, but not shown to the model" in inference.describe(extended, 0.9, 1.5)
-    assert "expect worse" in inference.describe(extended, 0.9, 1.0)
-    assert "expect worse" not in inference.describe(extended, 0.9, 1.5)
+    assert "kept, but not shown to the model" in inference.describe(extended, 0.9, (1.5, 1.5))
+    assert "expect worse" in inference.describe(extended, 0.9, (1.0, 1.0))
+    assert "expect worse" not in inference.describe(extended, 0.9, (1.5, 1.5))
 
 
 @pytest.mark.parametrize("group, cell, d_target, message", [

@@ -195,7 +195,9 @@ def evaluate(
     network: Network = [],
     solve: Annotated[int, typer.Option(min=0, help="Phase that many of the crystals from every method's amplitudes.")] = 0,
     trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping, in phase first too.")] = 16,
-    box: Annotated[str, typer.Option(help="Box of the models: monoclinic, orthorhombic or triclinic.")] = "monoclinic",
+    box: Annotated[
+        str, typer.Option(help="Box of the models: monoclinic, orthorhombic, triclinic, or own: a box for each crystal.")
+    ] = "monoclinic",
     d_input: Annotated[float, typer.Option(help="Resolution of the measured amplitudes, in Å.")] = 1.5,
     d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
     missing: Annotated[float, typer.Option(help="Hide up to this share of the measured reflections, as in 0.15.")] = 0,
@@ -272,13 +274,13 @@ def extend(
 
     _find_networks(network)
     measured, symbols = read_measured(file, about or None), _symbols(elements)
-    result, d_shown, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
+    result, trained, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
     stem = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_extended")
     if not (symbols or measured.elements):
         symbols = ["C", "H", "N", "O"]
         print("no file states the elements: C, H, N and O were taken; correct SFAC, or give --elements")
     paths = inference.write_extended(stem, result, symbols, csv, mtz)
-    print(inference.describe(result, d_target, d_shown))
+    print(inference.describe(result, d_target, trained))
     print(words)
     print("wrote " + ", ".join(map(str, paths)))
 

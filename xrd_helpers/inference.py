@@ -209,7 +209,8 @@ def extend_by(name, measured: Measured, elements=(), d_target=0.8, trials=TRIALS
 
     Returns
     -------
-    Extended, d_shown (Å: data beyond it were kept from the method), and in words what it is worth
+    Extended, the d_min (best, worst, Å) of the data that the method was trained on, and in words what it is worth; data beyond
+    the best were kept from the method, and zeros mean that it was trained on none
 
     Raises
     ------
@@ -220,15 +221,15 @@ def extend_by(name, measured: Measured, elements=(), d_target=0.8, trials=TRIALS
         result, solution = extend_by_structure(measured, elements, d_target, trials, seed)
         words = describe_solution(solution)
         if solution:
-            return result, 0.0, words
-        try:  # it is trained for some resolutions and sizes only
-            result, d_shown, more = extend_by("patterson_net", measured, d_target=d_target)
+            return result, (0.0, 0.0), words
+        try:
+            result, trained, more = extend_by("patterson_net", measured, d_target=d_target)
         except (WeightsError, CrystalError) as error:
-            result, d_shown, more = extend_by("shell_mean", measured, d_target=d_target)
+            result, trained, more = extend_by("shell_mean", measured, d_target=d_target)
             words += f" ({error}.)"
-        return result, d_shown, f"{words} Instead: {more}"
+        return result, trained, f"{words} Instead: {more}"
     if name == "shell_mean":
-        return extend_by_mean(measured, shell_mean(), d_target), 0.0, (
+        return extend_by_mean(measured, shell_mean(), d_target), (0.0, 0.0), (
             "Shell mean: the fall-off with resolution of random crystals, which knows nothing of this one. Do not expect "
             "these amplitudes to solve a structure.")
     (title, path), = find_weights([name]).items()
@@ -236,11 +237,10 @@ def extend_by(name, measured: Measured, elements=(), d_target=0.8, trials=TRIALS
     if not made.get("d_target", 0.8) <= d_target < made.get("d_input", 1.5):
         raise UserError(f"--d-target {d_target:g} is not between the {made.get('d_target', 0.8):g} and "
                         f"{made.get('d_input', 1.5):g} Å that {title} was trained for")
-    # a model that was trained on data of one resolution is shown no more than that
-    d_shown = min(made["d_min"]) if made.get("d_min") else made.get("d_input", 1.5)
+    trained = tuple(made.get("d_min") or [made.get("d_input", 1.5)] * 2)
     result = extend(measured, partial(predict, network), made.get("r_ext") or UNKNOWN_R,
-                    find_box(made.get("box", "monoclinic")), d_target, d_shown)
-    return result, d_shown, verdict(title, made)
+                    find_box(made.get("box", "monoclinic")), d_target, trained[0])
+    return result, trained, verdict(title, made)
 
 
 # --- files and words ---
@@ -280,21 +280,22 @@ def write_extended(stem, extended: Extended, elements=(), csv=False, mtz=False) 
     return paths
 
 
-def describe(extended: Extended, d_target, d_shown=0.0) -> str:
-    """What was measured and what was predicted, in words."""
+def describe(extended: Extended, d_target, trained=(0.0, 0.0)) -> str:
+    """What was measured and what was predicted, in words; trained : as ``extend_by`` returns it."""
     measured, merged, predicted = extended.measured, extended.merged, extended.predicted
     holes = int((predicted.d >= extended.d_complete).sum())
-    beyond = int((merged.d < d_shown).sum())
+    best, worst = trained
+    beyond = int((merged.d < best).sum())
     text = [f"{measured.files[0]} ({measured.kind}): {len(measured.hkl)} measurements of {len(merged)} reflections in "
             f"{merged.spacegroup.xhm()}, to {merged.d_min:.2f} Å"
             + (f", more than half of them to {extended.d_complete:.2f} Å only." if extended.d_complete > 1.02 * merged.d_min
                else "."),
             f"{len(predicted)} reflections predicted to {d_target:g} Å, {holes} of them in holes inside the measured data."]
     if beyond:
-        text.append(f"{beyond} measured beyond {d_shown:g} Å were kept, but not shown to the model, which was "
+        text.append(f"{beyond} measured beyond {best:g} Å were kept, but not shown to the model, which was "
                     "not trained on such.")
-    if merged.d_min > d_shown * 1.02 and d_shown:
-        text.append(f"The data end at {merged.d_min:.2f} Å, the model was trained on data to {d_shown:g} Å: expect "
+    if merged.d_min > worst * 1.02 and worst:
+        text.append(f"The data end at {merged.d_min:.2f} Å, the model was trained on data to {worst:g} Å: expect "
                     "worse than its validation.")
     if extended.scale != 1:
         text.append(f"All intensities in the .hkl file were multiplied by {extended.scale:.4g}, to fit its columns.")
