@@ -17,6 +17,7 @@ from xrd_helpers.inference import extend
 from xrd_helpers.models.patterson_net import Block, Fold, PattersonMap, PattersonNet, grid_points
 from xrd_helpers.reflections import Measured, unique_hkl
 from xrd_helpers.simulate import Faults
+from xrd_helpers.sources import Generated
 from xrd_helpers.structure_factors import structure_factors
 from xrd_helpers.training import Budget, Device, fit, train
 from xrd_helpers.weights import load_model, predict, save_model
@@ -285,3 +286,10 @@ def test_measured_data_are_extended_as_the_crystal_would_be():
     for (h, k, l), amplitude in zip(predicted.hkl.tolist(), predicted.F):
         image = next(i for i in ((l, -k, h), (l, k, h), (-l, k, -h), (-l, -k, -h)) if i in expected)
         assert amplitude == pytest.approx(expected[image], rel=0.02, abs=0.02)
+
+
+def test_crystals_of_any_symmetry_are_generated_by_other_processes():
+    with Generated(box=OWN, workers=1) as source:
+        drawn = source.batch(3, 0, 12, slice(0, 12))
+    assert len(drawn) == 12 and len({crystal.spacegroup.laue_str() for crystal in drawn}) > 1
+    assert [crystal.name for crystal in drawn] == [c.name for c in Generated(box=OWN, workers=0).batch(3, 0, 12, slice(0, 12))]

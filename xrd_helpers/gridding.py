@@ -114,6 +114,9 @@ class OwnBoxes:
         """All of some space groups."""
         return list(symbols)
 
+    def __reduce__(self):
+        return "OWN"  # there is one, in other processes too
+
 
 OWN = OwnBoxes()
 
