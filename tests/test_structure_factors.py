@@ -9,6 +9,7 @@ import torch
 
 from makers import REAL, TRICLINIC, make_crystal
 from xrd_helpers import ROOT
+from xrd_helpers import structure_factors as room
 from xrd_helpers import structure_factors as sf_module
 from xrd_helpers.cif import read_cif
 from xrd_helpers.crystals import Crystal, CrystalError, all_operators
@@ -375,3 +376,10 @@ def test_an_element_without_form_factor_is_named():
 def test_scale_of_least_squares():
     F, F_calc = np.array([2.0, 4.0, 9.0]), np.array([1.0, 2.0, 3.0])  # Σ F F_calc = 37, Σ F_calc² = 14
     assert fit_scale(F, F_calc) == pytest.approx(37 / 14) and fit_scale(F, 0 * F_calc) == 0
+
+
+@pytest.mark.parametrize("symbol", ["H", "D", "C", "Br", "U"])
+def test_form_factors_are_those_of_gemmi(symbol):
+    stol2 = np.linspace(0, 1.5, 7)
+    expected = [gemmi.Element("H" if symbol == "D" else symbol).it92.calculate_sf(stol2=x) for x in stol2]
+    np.testing.assert_allclose(room.form_factor(symbol, stol2), expected, rtol=1e-12)

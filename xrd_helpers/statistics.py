@@ -8,7 +8,7 @@ import pandas as pd
 
 from .bonds import SLACK, covalent_radii, neighbours
 from .crystals import Crystal
-from .structure_factors import structure_factors
+from .structure_factors import form_factor, structure_factors
 from .wilson import shells
 
 N_SHELLS = 12  # of equal numbers of reflections, for the Wilson plot and the normalisation of E
@@ -75,8 +75,7 @@ def _wilson(crystal, d_min):
     mean = np.bincount(shell, intensity, N_SHELLS) / count
     x = np.bincount(shell, stol2, N_SHELLS) / count
     e2 = np.abs(intensity / mean[shell] - 1).mean()
-    expected = sum(o * np.array([gemmi.Element("H" if e == "D" else e).it92.calculate_sf(stol2=s) for s in x]) ** 2
-                   for e, o in zip(crystal.elements, crystal.occ)) * len(group)
+    expected = sum(o * form_factor(e, x) ** 2 for e, o in zip(crystal.elements, crystal.occ)) * len(group)
     y = np.log(mean / expected)
     slope, offset = np.polyfit(x, y, 1)
     return e2, -slope / 2, np.sqrt(((y - slope * x - offset) ** 2).mean()), len(hkl)

@@ -353,6 +353,13 @@ def _form_factor(symbol):
     return (*coefficients.a, *coefficients.b, coefficients.c)
 
 
+def form_factor(symbol, stol2) -> np.ndarray:
+    """Form factor (n,) of a neutral atom at (sin θ / λ)² (n,) in Å⁻² (International Tables, Vol. C, table 6.1.1.4)."""
+    *gaussians, c = _form_factor(symbol)
+    half = len(gaussians) // 2
+    return sum(a * np.exp(-b * stol2) for a, b in zip(gaussians[:half], gaussians[half:])) + c
+
+
 def _anomalous(symbol, energy):
     """(f′, f″) in electrons at an energy in keV."""
     low, high = ENERGIES

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 
 from ..crystals import all_operators, without_inversion
-from ..structure_factors import fit_scale
+from ..structure_factors import fit_scale, form_factor
 from .fourier import MapGrid
 from .peaks import assign_elements, find_peaks, snap
 
@@ -63,11 +63,9 @@ class Refiner:
         return part
 
     def form_factor(self, element):
-        """IT92 form factor (n,) of a neutral atom (International Tables, Vol. C, table 6.1.1.4)."""
+        """``structure_factors.form_factor`` (n,), single precision."""
         if element not in self._form:
-            it92 = gemmi.Element(element).it92
-            form = sum(a * np.exp(-b * self.stol2) for a, b in zip(it92.a, it92.b)) + it92.c
-            self._form[element] = form.astype(np.float32)
+            self._form[element] = form_factor(element, self.stol2).astype(np.float32)
         return self._form[element]
 
     def weights(self, model):
