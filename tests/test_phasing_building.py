@@ -123,6 +123,7 @@ def test_an_unknown_effort_is_refused():
         flipping.solve(data_of(molecule(), 1.5), {"C": 5}, effort="great")
 
 
+@pytest.mark.slow
 def test_loops_compile_where_no_cache_can_be_written(tmp_path):
     """With neither the package's folder nor the user's to write to, numba refuses cache=True; the loops run all the same."""
     code = ("import numba.core.caching as c\n"

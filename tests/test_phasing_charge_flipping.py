@@ -36,6 +36,7 @@ def test_a_molecule_on_a_mirror_plane_is_found_from_its_formula():
     assert crystal.contents == {"S": 0.5, "O": 0.5, "N": 0.5, "C": 2}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_solved_is_not_accepted():
     reflections = reflections_of(random_crystal("P 1 21/c 1"), 0.9)
     shuffled = np.random.default_rng(0).permutation(reflections.F)
@@ -79,6 +80,7 @@ def test_another_real_space_step_can_be_given():
     assert len(set(calls)) == 1 and len(calls[0]) == 4
 
 
+@pytest.mark.slow
 def test_without_elements_the_volume_tells_how_many_atoms():
     crystal = random_crystal("P 1 21/c 1")
     found = solve(reflections_of(crystal, 0.9), trials=4, settings=Settings(cycles=50))

@@ -185,6 +185,7 @@ def test_paracetamol_is_found_from_its_drawing_at_two_and_a_half_angstrom():
     assert "1 C8H9NO2 in the asymmetric unit" in solution.evidence.in_words()
 
 
+@pytest.mark.slow
 def test_half_a_molecule_on_a_centre_and_water_are_found():
     """A flat molecule of our own on an inversion centre of a triclinic cell, water beside it."""
     ring = np.array([[1.39 * np.cos(a), 1.39 * np.sin(a), 0] for a in np.arange(6) * np.pi / 3])
@@ -252,6 +253,7 @@ def test_the_space_group_is_searched_with_a_molecule(job):
     assert solved(written.fract[written.heavy], crystal)
 
 
+@pytest.mark.slow
 def test_a_fragment_is_completed(job):
     hkl, crystal = job
     done = run(hkl, "--fragment", "Nc1ccc(O)cc1", "--minutes", 0.1, "--out", hkl.parent / "fragment")

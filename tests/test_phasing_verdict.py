@@ -143,6 +143,7 @@ def test_right_and_wrong_atoms_are_told_apart():
     assert np.isnan(quick.r_free) and weighed.probability <= quick.probability < 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", ["P -1", "P 1 21/c 1", "P 1 21 1"])
 def test_shuffled_amplitudes_are_never_solved(name, seed):
