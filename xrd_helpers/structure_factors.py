@@ -118,8 +118,9 @@ class CrystalBatch:
         f_double_prime = ()
         if energy is not None:
             f_prime, f_double_prime = zip(*[_anomalous(symbol, energy) for symbol in symbols])
-            form_factor[:, 8] += f_prime
-        heights, widths = form_factor[:, [0, 1, 2, 3, 8]], np.pad(form_factor[:, 4:8], ((0, 0), (0, 1)))
+            form_factor[:, -1] += f_prime
+        n = form_factor.shape[1] // 2  # Gaussians, beside the constant
+        heights, widths = np.delete(form_factor, slice(n, 2 * n), axis=1), np.pad(form_factor[:, n:2 * n], ((0, 0), (0, 1)))
         fract = np.concatenate([crystal.fract for crystal in crystals])
         return cls(metric=tensor(metric), fract=padded(fract - np.round(fract)), u_iso=padded(u_iso),
                    u_star=None if u_star is None else padded(u_star),
