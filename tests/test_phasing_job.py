@@ -376,3 +376,8 @@ def test_a_list_of_kinds_is_filled_up_with_carbon(monkeypatch):
     for elements in (["C", "H", "O"], {}, ["S", *"OONCCC", "H"]):
         job.phase(measured, elements)
     assert asked == [{"O": 1, "C": 6}, {"C": 7}, {"S": 1, "O": 2, "N": 1, "C": 3, "H": 1}]
+
+
+def test_an_effort_that_does_not_exist_is_no_crystal_without_an_answer():
+    with pytest.raises(UserError, match="effort 'lots' is none of quick, normal, thorough"):
+        job.phase(data_of(random_crystal("P 1 21/c 1"), d_min=1.0).merge(), effort="lots")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from ..config import UserError
 from ..crystals import count_elements
 from . import verdict
 from .building import Builder, Chain, build
@@ -102,7 +103,9 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
     Raises
     ------
     PhasingError
-        If the elements are hydrogen alone, or there is no such effort.
+        If the elements are hydrogen alone.
+    UserError
+        If there is no such effort.
     """
     began, elements = time.perf_counter(), count_elements(elements or ())
     grid, candidates = _prepared(reflections, elements, groups, predicted, settings, device)
@@ -237,9 +240,9 @@ class Found(NamedTuple):
 
 
 def minutes_of(effort) -> float:
-    """What a search may take in which starts are built on; PhasingError if there is no such effort."""
+    """What a search may take in which starts are built on; UserError if there is no such effort."""
     if effort not in MINUTES:
-        raise PhasingError(f"effort {effort!r} is none of {', '.join(MINUTES)}")
+        raise UserError(f"effort {effort!r} is none of {', '.join(MINUTES)}")
     return MINUTES[effort]
 
 

@@ -94,20 +94,21 @@ def solve_measured(measured: Measured, extra: Reflections | None = None, search=
         that of the hand in which the phases happened to come out.
     effort, minutes, watch : how far the search goes, and who is told of it (``charge_flipping.solve``)
     """
-    groups = [measured.spacegroup]
-    if search:
-        groups = candidates(measured)
-        measured = replace(measured, spacegroup=without_absences(measured.spacegroup))
+    measured, groups = _where(measured, search)
     solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra, effort, minutes, watch)
     return Solved(solution, list(solution.groups) if solution else [(group, float("nan")) for group in groups])
 
 
+def _where(measured, search):
+    """The data, and the space groups in which their structure may be: their own, or those that their absences allow."""
+    if not search:
+        return measured, [measured.spacegroup]
+    return replace(measured, spacegroup=without_absences(measured.spacegroup)), candidates(measured)
+
+
 def solve_with_molecules(measured: Measured, molecules, search=False, minutes=5.0, seed=0) -> Solved:
     """Known molecules placed in the cell; molecules as ``known_molecule.read_molecules`` gives them, see ``placing.place``."""
-    groups = [measured.spacegroup]
-    if search:
-        groups = candidates(measured)
-        measured = replace(measured, spacegroup=without_absences(measured.spacegroup))
+    measured, groups = _where(measured, search)
     known, counts = zip(*molecules)
     solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups)
     return Solved(solution, [(solution.spacegroup, float("nan"))])
