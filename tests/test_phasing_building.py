@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from xrd_helpers import ROOT
+from xrd_helpers.config import UserError
 from xrd_helpers.phasing import charge_flipping as flipping
 from xrd_helpers.phasing.building import Atoms, Builder, Chain, build, count_neighbours, heights_at
 from xrd_helpers.phasing.origin import match_atoms
@@ -119,7 +120,7 @@ def test_a_molecule_is_solved_at_1_5_angstrom(group):
 
 
 def test_an_unknown_effort_is_refused():
-    with pytest.raises(flipping.PhasingError, match="quick, normal, thorough"):
+    with pytest.raises(UserError, match="quick, normal, thorough"):
         flipping.solve(data_of(molecule(), 1.5), {"C": 5}, effort="great")
 
 
