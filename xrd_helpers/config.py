@@ -89,7 +89,7 @@ def write_result(profile, notebook, **values):
     Parameters
     ----------
     profile, notebook : str
-        For example ``"quick"`` and ``"05_infer_amplitudes"``.
+        For example ``"quick"`` and ``"06_infer_amplitudes"``.
     **values
         Scores: numbers, strings, lists, dicts of them; numpy scalars and arrays are converted.
         Two names are special: ``table``, a list of dicts, one a row, and ``figures``, a list of

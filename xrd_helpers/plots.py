@@ -172,7 +172,7 @@ def plot_building(chain, crystal):
     return fig
 
 
-# --- a molecule (notebook 06) ---
+# --- a molecule (notebook 07) ---
 
 GAP = 1.6      # Å, from the molecule to the edge of its picture, and from its atoms to where their density is drawn
 APART = 0.7    # Å, a molecule is tilted until no two atoms are nearer than this in the picture
@@ -384,7 +384,7 @@ def plot_distributions(tables):
     return fig
 
 
-# --- benchmarks of phasing (notebook 06, benchmarks/phasing.py) ---
+# --- benchmarks of phasing (notebook 07, benchmarks/phasing.py) ---
 
 OURS = "xrd_helpers"  # drawn as a solid line; other programs are dotted
 SIZES = (0, 10, 15, 20, 30, 45, 70, 10**6)  # edges of the classes of non-H atoms
@@ -481,7 +481,7 @@ def _line(program):
     return "-o" if program == OURS else ":s"
 
 
-# --- shifted crystals and their phases (notebooks 07 and 08) ---
+# --- shifted crystals and their phases (notebooks 09 and 10) ---
 
 
 def plot_reflections_3d(sf, title=""):
