@@ -1,11 +1,15 @@
 """Whole molecules out of an asymmetric unit: known molecules on special positions, over cell borders, and without end."""
 
+from dataclasses import replace
+
 import gemmi
 import numpy as np
 import pytest
+from scipy.sparse.csgraph import connected_components
 
+from makers import direct_sum
 from xrd_helpers import locate
-from xrd_helpers.bonds import neighbours, whole_molecules
+from xrd_helpers.bonds import assembled, neighbours, whole_molecules
 from xrd_helpers.cif import read_cif
 
 CELL = gemmi.UnitCell(7, 8, 9, 82, 95, 104)
@@ -96,3 +100,25 @@ def test_shipped_crystals_are_made_of_the_molecules_of_their_names(name, sizes, 
     found = whole_molecules(crystal.fract, crystal.elements, crystal.cell, crystal.spacegroup)
     assert [len(molecule.atom) for molecule in found] == sizes and [len(molecule.bonds) for molecule in found] == n_bonds
     assert sorted(np.concatenate([molecule.atom[molecule.own] for molecule in found])) == list(range(len(crystal.elements)))
+
+
+@pytest.mark.parametrize("name, n_pieces", [("paracetamol", 1), ("glycine_dihydrate", 3), ("dimethylquinacridone", 1),
+                                            ("ornithine_hydrochloride", 2)])
+def test_scattered_atoms_are_assembled(name, n_pieces):
+    """In one piece each and near each other without any symmetry; gemmi's structure factors are those of the crystal."""
+    crystal = read_cif(locate(f"data/molecules/{name}.cif"))
+    rng, ops = np.random.default_rng(3), list(crystal.spacegroup.operations())
+    scattered = [np.array(ops[rng.integers(len(ops))].apply_to_xyz(x.tolist())) + rng.integers(-2, 3, 3) for x in crystal.fract]
+    order, fract = assembled(scattered, crystal.elements, crystal.cell, crystal.spacegroup)
+    elements = tuple(crystal.elements[i] for i in order)
+    made = replace(crystal, fract=fract, elements=elements, u_iso=crystal.u_iso[order], occ=crystal.occ[order], u_aniso=None)
+    hkl = np.random.default_rng(4).integers(-5, 6, (40, 3))
+    np.testing.assert_allclose(np.abs(direct_sum(made, hkl)), np.abs(direct_sum(replace(crystal, u_aniso=None), hkl)), atol=1e-3)
+    xyz = np.array([crystal.cell.orthogonalize(gemmi.Fractional(*x)).tolist() for x in fract])
+    away = np.linalg.norm(xyz[:, None] - xyz, axis=-1)
+    reach = np.where([e == "H" for e in elements], 1.2, 1.9)
+    n, piece = connected_components(away < np.minimum(reach, reach[:, None]))
+    assert n == n_pieces and (np.diff(piece) != 0).sum() == n - 1, "one molecule after the other"
+    assert (fract[piece == piece[0]].mean(0) >= 0).all() and (fract[piece == piece[0]].mean(0) < 1).all()
+    for other in range(1, n):
+        assert away[piece == other][:, piece != other].min() < 3.6, "side by side"

@@ -118,6 +118,36 @@ def whole_molecules(fract, elements, cell, spacegroup) -> list[Molecule]:
     return sorted(found, key=lambda molecule: -len(molecule.atom))
 
 
+def assembled(fract, elements, cell, spacegroup):
+    """The atoms of an asymmetric unit at those of their images where molecules are in one piece and beside each other.
+
+    The largest molecule has its centre in the cell; each other one is the image with an atom nearest to those before it.
+
+    Returns
+    -------
+    order : (n,) int, rows of fract, one molecule after the other, along its bonds; fract : (n, 3) in that order
+    """
+    orth = np.array(cell.orth.mat.tolist())
+    rot, tran = all_operators(spacegroup)
+    around = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    order, placed = [], []
+    for molecule in whole_molecules(fract, elements, cell, spacegroup):
+        x = np.linalg.solve(orth, molecule.xyz[molecule.own].T).T
+        if not placed:
+            x = x - np.floor(x.mean(0))
+        else:
+            images = np.einsum("gij,nj->gni", rot, x) + tran[:, None]                        # (g, n, 3)
+            step = images.mean(1) - placed[0].mean(0)
+            images = images[:, None] - np.round(step)[:, None, None] + around[:, None]       # (g, 27, n, 3)
+            images = images.reshape(-1, *x.shape)
+            nearest, _ = cKDTree(np.concatenate(placed) @ orth.T).query(images @ orth.T)
+            away = np.linalg.norm((images.mean(1) - placed[0].mean(0)) @ orth.T, axis=1)
+            x = images[np.lexsort((away, nearest.min(1).round(2)))[0]]
+        order.append(molecule.atom[molecule.own])
+        placed.append(x)
+    return np.concatenate(order), np.concatenate(placed)
+
+
 def _length(step, orth, of_lattice=False):
     """Å, of a vector (3,) in fractions of the cell, or of what is left of it when lattice translations are taken off."""
     return float(np.linalg.norm(orth @ (step - np.round(step) if of_lattice else step)))

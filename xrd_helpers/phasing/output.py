@@ -11,6 +11,7 @@ import gemmi
 import numpy as np
 from tqdm import tqdm
 
+from ..bonds import assembled
 from ..config import atomic_path
 from ..reflection_files import write_mtz
 from ..reflections import Measured, Reflections
@@ -28,8 +29,16 @@ def labels(elements) -> list[str]:
     return [f"{element}{elements[:i].count(element) + 1}" for i, element in enumerate(elements)]
 
 
+def in_molecules(solution: Solution) -> Solution:
+    """The same atoms as ``bonds.assembled`` has them: whole molecules, one after the other and beside each other."""
+    order, fract = assembled(solution.fract, solution.elements, solution.cell, solution.spacegroup)
+    columns = {name: getattr(solution, name)[order] for name in ("heights", "u_iso", "occ")}
+    return replace(solution, fract=fract, elements=tuple(solution.elements[i] for i in order), **columns)
+
+
 def write_solution(stem, solution: Solution, measured: Measured) -> list[Path]:
-    """Write ``.hkl``, ``.ins`` (no atoms), ``.res``, ``.cif``, ``.mtz`` and, where there is a map, ``.ccp4``.
+    """Write ``.hkl``, ``.ins`` (no atoms), ``.res``, ``.cif``, ``.mtz`` and, where there is a map, ``.ccp4``; atoms stand as
+    ``in_molecules`` puts them.
 
     Parameters
     ----------
@@ -41,7 +50,8 @@ def write_solution(stem, solution: Solution, measured: Measured) -> list[Path]:
     -------
     list of Path
     """
-    stem, crystal = Path(stem), solution.as_crystal(Path(stem).name)
+    stem, solution = Path(stem), in_molecules(solution)
+    crystal = solution.as_crystal(stem.name)
     if solution.orientation != "as input" or not solution.cell.approx(measured.cell, 0.01):
         measured = _turned(measured, solution)
     measured = moved_to(measured, solution.spacegroup)
