@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from makers import REAL, direct_sum, random_crystal
-from xrd_helpers import ROOT, cli, reflections
+from xrd_helpers import ROOT, __version__, cli, reflections
 from xrd_helpers.cif import read_cif
 from xrd_helpers.config import UserError
 from xrd_helpers.phasing import PhasingError, in_group, job, match_solution, output, solve_measured, solved
@@ -76,6 +76,23 @@ def test_gemmi_reads_the_cif(done):
     crystal = read_cif(done[3][".cif"])
     assert match_solution(done[2], crystal).rms < 1e-3
     assert sorted(crystal.u_iso) == pytest.approx(sorted(done[2].u_iso), abs=1e-5)
+
+
+def test_what_is_known_of_it_stands_in_the_files(done):
+    crystal, data, solution, paths = done
+    merged = data.merge()
+    F = np.abs(direct_sum(solution.as_crystal(), merged.hkl))
+    off = np.abs(merged.F - F * (merged.F @ F) / (F @ F))
+    strong = merged.F**2 > 2 * merged.intensities()[1]
+    r1, r1_strong = off.sum() / merged.F.sum(), off[strong].sum() / merged.F[strong].sum()
+    text = " ".join(line[4:] for line in paths[".res"].read_text().splitlines() if line.startswith("REM "))
+    assert f"R1 {r1:.4f} for all {len(F)} data, {r1_strong:.4f} for {strong.sum()} with F > 4 sigma(F)" in text
+    assert text.startswith("SOLVED: probability 0.9") and f"XRD Phase {__version__}, charge flipping" in text
+    item = gemmi.cif.read(str(paths[".cif"])).sole_block().find_value
+    assert item("_refine_ls_R_factor_gt") == f"{r1_strong:.4f}" and item("_reflns_number_gt") == str(strong.sum())
+    assert item("_chemical_formula_sum") == "'C3 N O2 S'" and item("_xrd_phase_verdict") == "solved"
+    assert item("_cell_formula_units_Z") == str(len(crystal.spacegroup.operations()))
+    assert 0.9 < float(item("_xrd_phase_probability")) <= 1
 
 
 def test_shelxfile_reads_the_res(done):

@@ -132,6 +132,22 @@ def test_an_uncertainty_of_zero_is_named_with_its_file(tmp_path):
         read_measured(tmp_path / "a.hkl").merge()
 
 
+def test_the_header_is_read_from_wherever_it_stands(tmp_path):
+    (tmp_path / "a.hkl").write_text(shelx_text())
+    (tmp_path / "a.ins").write_text(INS.replace("UNIT", "TWIN\nBASF 0.3\nUNIT"))
+    measured = read_measured(tmp_path / "a.hkl")
+    assert measured.header["ZERR"] == ("ZERR 4 0.001 0.001 0.001 0 0.01 0",)
+    assert measured.header["SFAC"] == ("SFAC C H N =\n  O",)
+    assert len(measured.notes) == 1 and measured.notes[0].startswith("TWIN and BASF of the file: passed on")
+    text = CIFS["F²"].replace("length_a 10.1", "length_a 10.1000(12)").replace("angle_beta 99", "angle_beta 99.00(3)")
+    (tmp_path / "b.cif").write_text(text + "_diffrn_ambient_temperature 173(2)\n")
+    header = read_measured(tmp_path / "b.cif").header
+    assert header == {"CELL": ("CELL 1.54178 10.1000 6.2 8.3 90 99.00 90",), "ZERR": ("ZERR 4 0.0012 0 0 0 0.03 0",),
+                      "TEMP": ("TEMP -100.15",)}
+    (tmp_path / "c.cif").write_text(CIFS["text"] + f"_shelx_res_file\n;\n{INS}\n;\n")
+    assert read_measured(tmp_path / "c.cif").header["TITL"] == ("TITL made",)
+
+
 @pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}")
 def test_real_files_hold_as_many_reflections_as_their_authors_say():
     with open(MEASURED / "SOURCES.csv", encoding="utf-8") as table:

@@ -50,7 +50,7 @@ def test_shelx_files_read_back(table, tmp_path):
     lines = (tmp_path / "job.ins").read_text().splitlines()
     assert lines[0] == "TITL a test"
     assert lines[1] == "CELL 0.71073 7.3000 9.1000 8.4000 90.000 111.000 90.000"
-    assert lines[2] == "ZERR 4 0.001 0.001 0.001 0.000 0.010 0.000"
+    assert lines[2] == "ZERR 4 0 0 0 0 0 0", "what nobody stated"
     assert lines[3:] == ["LATT 1", "SYMM -X, 0.5+Y, 0.5-Z", "SFAC C H O", "UNIT 8 4 4", "HKLF 4", "END"]
     records = (tmp_path / "job.hkl").read_text().splitlines()
     assert all(len(record) == 32 for record in records) and len(records) == len(table) + 1
@@ -141,7 +141,8 @@ def test_a_res_file_holds_the_atoms_that_were_written(tmp_path):
     cell, spacegroup = gemmi.UnitCell(*CELLS["P 1 21/c 1"]), gemmi.SpaceGroup("P 1 21/c 1")
     crystal = Crystal("made", cell, spacegroup, ("Zn", "C"), np.array([[0.5, 0.5, 0], [-0.1, 0.65, 1.2]]),
                       np.array([0.02, 0.05]), np.array([0.5, 1.0]))
-    shelx.write_shelx_res(tmp_path / "a.b.res", crystal, ["Zn1", "C1"], crystal.contents | {"H": 1}, 0.71073, 3.2, "made: yes")
+    shelx.write_shelx_res(tmp_path / "a.b.res", crystal, ["Zn1", "C1"], crystal.contents | {"H": 1}, 0.71073, 3.2,
+                          ["made: yes"])
     lines = (tmp_path / "a.b.res").read_text().splitlines()
     assert lines[0] == "TITL a.b" and "SFAC C H ZN" in (line.upper() for line in lines) and "FVAR 3.20000" in lines
     assert "Zn1   3   0.50000   0.50000   0.00000  10.50000  0.02000" in lines  # as SHELXL has it: half, held fixed
@@ -152,3 +153,49 @@ def test_a_res_file_holds_the_atoms_that_were_written(tmp_path):
     np.testing.assert_allclose(atoms.fract, crystal.fract)
     np.testing.assert_allclose(atoms.occ, crystal.occ)
     np.testing.assert_allclose(atoms.u_iso, crystal.u_iso)
+
+
+HEADER = """TITL as it was = so
+CELL  1.54178   7.3000 9.1 8.40000  90 111 90
+ZERR 4.00 0.0012 0.0004 0.0011 0 0.006 0
+LATT  1
+SYMM -x, 1/2+y, 1/2-z
+SFAC  O C Zn
+DISP Zn 0.28 1.43 =
+  222
+UNIT 8 40 =
+  4
+TEMP -153.000
+SIZE 0.1 0.2 0.3
+TWIN -1 0 0 0 -1 0 0 0 1
+BASF 0.2
+OMIT -3 132
+OMIT 0 2 1
+MERG 2
+L.S. 20
+C9 2 0.1 0.2 0.3
+HKLF 4
+END
+"""
+
+
+def test_the_header_that_was_read_is_written_as_it_stood(tmp_path):
+    (tmp_path / "a.ins").write_text(HEADER)
+    found = shelx.read_instructions(tmp_path / "a.ins")
+    before = HEADER.splitlines()[:17]
+
+    def written(cell=found.cell, group="P 1 21/c 1", elements=("C", "O", "Zn")):
+        crystal = Crystal("a", cell, gemmi.SpaceGroup(group), ("O",), np.array([[0.1, 0.2, 0.3]]), np.array([0.02]), np.ones(1))
+        shelx.write_shelx_res(tmp_path / "b.res", crystal, ["O1"], elements, found.wavelength, 1.0, ["R1 " + "0.1234 " * 20],
+                              found.header, ["DFIX 1.4 O1 C1"])
+        return (tmp_path / "b.res").read_text().splitlines()
+
+    lines = written()
+    assert lines[:17] == before and lines[17].startswith("REM R1 0.1234") and max(map(len, lines)) <= 80
+    assert lines.index("DFIX 1.4 O1 C1") < lines.index("FVAR 1.00000") and any(line.startswith("O1    1 ") for line in lines)
+    more = written(elements={"C": 10, "O": 2, "Zn": 1, "N": 3})
+    assert "SFAC N" in more and "UNIT 8 40 4 12" in more and before[0] in more
+    other = written(gemmi.UnitCell(8.4, 9.1, 7.3, 90, 111, 90), "P 1 21/a 1")
+    assert "CELL 1.54178 8.4000 9.1000 7.3000 90.000 111.000 90.000" in other and "ZERR 4.00 0 0 0 0 0 0" in other
+    assert "SYMM 0.5-X, 0.5+Y, -Z" in other and "TEMP -153.000" in other and shelx.read_instructions(
+        tmp_path / "b.res").spacegroup.xhm() == "P 1 21/a 1"

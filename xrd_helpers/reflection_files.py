@@ -14,7 +14,7 @@ from .cif import spacegroup_of_cif
 from .config import atomic_path
 from .crystals import in_asymmetric_unit
 from .reflections import Measured, ReflectionError, squared
-from .shelx import parse_shelx_records, read_instructions, read_shelx_records
+from .shelx import ShelxError, parse_instructions, parse_shelx_records, read_instructions, read_shelx_records
 
 POWER = {3: 1, 4: 2}  # of F in the values of a SHELX file, by its HKLF
 # columns of reflection CIFs: value, its uncertainty, and whether the value is F² (2) or F (1)
@@ -28,13 +28,15 @@ CIF_COLUMNS = {"_refln_": (("F_squared_meas", "F_squared_sigma", 2), ("F_squared
 
 @dataclass(frozen=True)
 class About:
-    """What a file says of the crystal; None or empty where it says nothing. hklf: 3 or 4, how its .hkl is read, or 0."""
+    """What a file says of the crystal; None or empty where it says nothing. hklf: 3 or 4, how its .hkl is read, or 0;
+    header : as in ``shelx.Instructions``."""
 
     cell: gemmi.UnitCell | None = None
     spacegroup: gemmi.SpaceGroup | None = None
     elements: dict[str, float] = field(default_factory=dict)
     wavelength: float = 0.0
     hklf: int = 0
+    header: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Found(NamedTuple):
@@ -104,7 +106,7 @@ def read_measured(path, about=None) -> Measured:
         if lacking and (other.cell is None or other.spacegroup is None):
             raise ReflectionError(f"{about} states no cell or no symmetry, and {path} does not either")
         names = ("cell", "spacegroup", "elements", "wavelength")
-        own = About(*(getattr(own, name) or getattr(other, name) for name in names), hklf=other.hklf)
+        own = About(*(getattr(own, name) or getattr(other, name) for name in names), other.hklf, own.header or other.header)
     if not own.cell.is_crystal() or not own.cell.is_compatible_with_spacegroup(own.spacegroup, 0.1):
         raise ReflectionError(f"{files[-1]}: the cell {own.cell.parameters} does not have the symmetry of "
                               f"{own.spacegroup.xhm()}")
@@ -117,7 +119,14 @@ def read_measured(path, about=None) -> Measured:
         power = POWER.get(own.hklf, by_shape)
         kind += f", {'F' if power == 1 else 'F²'} " + (f"by HKLF {own.hklf}" if own.hklf else "by their distribution")
     return Measured(hkl, *(squared(value, sigma) if power == 1 else (value, sigma)), own.cell, own.spacegroup, own.elements,
-                    own.wavelength, tuple(files), kind)
+                    own.wavelength, tuple(files), kind, own.header, _not_honoured(own.header))
+
+
+def _not_honoured(header):
+    """A sentence on what a header asks for and no search here knows of."""
+    names = [name for name in ("TWIN", "BASF", "OMIT", "NEUT") if name in header]
+    return (f"{' and '.join(names)} of the file: passed on to what is written, but not honoured here, where one crystal, "
+            "X-rays and all reflections are assumed",) if names else ()
 
 
 def _reader(path):
@@ -133,7 +142,7 @@ def _reader(path):
 def _read_about(path):
     if path.suffix.lower() in (".ins", ".res"):
         found = read_instructions(path)
-        return About(found.cell, found.spacegroup, found.elements, found.wavelength, found.hklf)
+        return About(found.cell, found.spacegroup, found.elements, found.wavelength, found.hklf, found.header)
     # a file of several structures: the first with a cell
     return next((about for block in _cif_blocks(path) if (about := _about_block(block, path)).cell), About())
 
@@ -166,7 +175,36 @@ def _about_block(block, path):
     units = number("_cell_formula_units_Z") or len(spacegroup.operations())
     contents = [(symbol, float(n or 1) * units) for symbol, n in re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", formula)
                 if gemmi.Element(symbol).atomic_number]
-    return About(small.cell, spacegroup, in_asymmetric_unit(contents, spacegroup), wavelength)
+    elements = in_asymmetric_unit(contents, spacegroup)
+    return About(small.cell, spacegroup, elements, wavelength, header=_header(block, small, path))
+
+
+def _header(block, small, path):
+    """The instructions of the .res in a CIF block, or those that its items are the same as."""
+    if res := block.find_value("_shelx_res_file") or block.find_value("_iucr_refine_instructions_details"):
+        try:
+            found = parse_instructions(gemmi.cif.as_string(res), path)
+            if found.cell.approx(small.cell, 0.02):
+                return found.header
+        except ShelxError:  # a text for readers, or of an HKLF that does not concern the list of reflections
+            pass
+    items = [block.find_value(f"_cell_{name}") for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta",
+                                                            "angle_gamma")]
+    wavelength, z, kelvin = (gemmi.cif.as_number(block.find_value(tag) or "?") for tag in (
+        "_diffrn_radiation_wavelength", "_cell_formula_units_Z", "_diffrn_ambient_temperature"))
+    header = {}
+    if wavelength > 0 and z > 0 and all(items):
+        header = {"CELL": (f"CELL {wavelength:g} " + " ".join(item.split("(")[0] for item in items),),
+                  "ZERR": (f"ZERR {z:g} " + " ".join(map(_uncertainty, items)),)}
+    if kelvin > 0:
+        header["TEMP"] = (f"TEMP {kelvin - 273.15:.2f}",)
+    return header
+
+
+def _uncertainty(number):
+    """0.0012 of 3.9148(12), 0 of a number without."""
+    value, _, digits = number.rstrip(")").partition("(")
+    return f"{float('1e-%d' % len(value.partition('.')[2])) * int(digits):g}" if digits.isdigit() else "0"
 
 
 def _read_shelx(path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -187,6 +187,8 @@ class Measured:
     wavelength : Å, 0 where no file states it
     files : paths of what was read
     kind : where in the file the reflections stood, in words
+    header : {name: lines} of SHELX instructions as a file states them, for those that are written (``shelx.shelx_header``)
+    notes : sentences on what was left out or cannot be honoured
     """
 
     hkl: np.ndarray
@@ -198,6 +200,8 @@ class Measured:
     wavelength: float
     files: tuple[Path, ...]
     kind: str
+    header: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def quality(self, merged: Reflections) -> Quality:
         """How complete the data are, and how well equivalent measurements agree."""

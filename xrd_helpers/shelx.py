@@ -6,6 +6,7 @@ The formats are those of the SHELXL manual (Sheldrick, Acta Cryst. C71 (2015) 3)
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,8 @@ SHELX_LATT = {"P": 1, "I": 2, "R": 3, "F": 4, "A": 5, "B": 6, "C": 7}
 SHELX_LARGEST = 9999.0  # the largest intensity that fits F8.2 with room for the sign
 SHELX_MOST = 99999.99   # the largest number that fits F8.2
 U_EQUIVALENT = 0.05     # Å² for atoms whose U a .res file gives as a multiple of another one
+# what a file that is written takes over from the one that was read, besides its symmetry and elements
+PASSED_ON = ("TEMP", "SIZE", "TWIN", "BASF", "OMIT", "MERG")
 INSTRUCTIONS = set("""ABIN ACTA AFIX ANIS ANSC ANSR BASF BIND BLOC BOND BUMP CELL CGLS CHIV CONF CONN DAMP DANG DEFS DELU
 DFIX DISP EADP END EQIV EXTI EXYZ FEND FLAT FMAP FRAG FREE FVAR GRID HFIX HKLF HTAB INIT ISOR LATT LAUE LIST L.S. MERG
 MORE MOVE MPLA NCSY NEUT OMIT PART PLAN PRIG REM RESI RIGU RTAB SADI SAME SFAC SHEL SIMU SIZE SPEC STIR SUMP SWAT SYMM
@@ -102,6 +105,7 @@ class Instructions:
     elements : {symbol: atoms in the asymmetric unit} by SFAC and UNIT
     hklf : 3 or 4, how the .hkl beside it is read, or 0 where it does not say
     symbols : those of SFAC in their order; remarks : REM lines; atom_lines : of the others those that are no instruction
+    header : {name: the lines of that instruction as they stand in the file, with those that continue them}
     """
 
     path: Path
@@ -113,6 +117,7 @@ class Instructions:
     symbols: tuple[str, ...]
     remarks: tuple[str, ...]
     atom_lines: tuple[str, ...]
+    header: dict[str, tuple[str, ...]]
 
     def atoms(self) -> Atoms:
         """The atoms, Q peaks left out; ShelxError names a line that cannot be read.
@@ -140,14 +145,20 @@ def read_instructions(path) -> Instructions:
         If the file is absent, has no CELL, LATT and SYMM that can be read or form a space group of the tables, or an
         HKLF other than 3 or 4 on the axes of CELL.
     """
-    path, found, remarks, atoms = Path(path), {}, [], []
-    for line in _instruction_lines(_read_text(path)):
+    return parse_instructions(_read_text(path), path)
+
+
+def parse_instructions(text, path) -> Instructions:
+    """``read_instructions`` of the text of a file; errors name it by `path`."""
+    path, found, remarks, atoms, header = Path(path), {}, [], [], {}
+    for line, as_read in _instruction_lines(text):
         words = line.split()
         key = words[0].upper()[:4]
         if key == "REM":
             remarks.append(line)
         elif key in INSTRUCTIONS:
             found.setdefault(key, []).append(words[1:])
+            header.setdefault(key, []).append(as_read)
         elif not line[0].isspace() and not re.match(r"Q\d", words[0].upper()):
             atoms.append(line)
         if key in ("HKLF", "END"):
@@ -173,19 +184,21 @@ def read_instructions(path) -> Instructions:
     except ValueError as error:
         raise ShelxError(f"{path} has a UNIT line that cannot be read: {error}") from None
     return Instructions(path, cell, spacegroup, wavelength, in_asymmetric_unit(zip(symbols, units), spacegroup), hklf,
-                        symbols, tuple(remarks), tuple(atoms))
+                        symbols, tuple(remarks), tuple(atoms), {key: tuple(lines) for key, lines in header.items()})
 
 
 def _instruction_lines(text):
-    """The lines of instructions, those that an equals sign continues joined, without comments and empty lines."""
+    """(instruction, as it stands in the text): those that an equals sign continues in one, without comments and empty lines."""
     lines = iter(text.splitlines())
     for line in lines:
+        as_read = [line.rstrip()]
         if not re.match(r"REM|TITL", line, re.IGNORECASE):  # an equals sign is part of what these say
             line = line.split("!")[0]
             while "=" in line:
-                line = line.split("=")[0] + " " + next(lines, "").split("!")[0]
+                as_read.append(next(lines, "").rstrip())
+                line = line.split("=")[0] + " " + as_read[-1].split("!")[0]
         if line.strip():
-            yield line
+            yield line, "\n".join(as_read)
 
 
 def _symbols_of_sfac(words):
@@ -206,30 +219,68 @@ def _atom(words, symbols):
     return symbols[number - 1], fract, occ if 0 < occ <= 1 else 1.0, u_iso if u_iso > 0 else U_EQUIVALENT, height
 
 
-def shelx_header(cell, spacegroup, elements, title, wavelength=0.71073) -> list[str]:
-    """The lines of a SHELX file from TITL to UNIT; see ``write_shelx`` for the arguments."""
-    numbers = count_elements(elements)
+def shelx_header(cell, spacegroup, elements, title, wavelength=0.71073, header=None) -> list[str]:
+    """The lines of a SHELX file from TITL to what stands after UNIT; see ``write_shelx`` for the arguments.
+
+    header : {name: lines} as ``Instructions`` has it. They stand as they were read, CELL, LATT, SYMM, SFAC and UNIT as far as
+    they say what the other arguments do; no uncertainty of the cell is stated (ZERR of zeros) that was not read.
+    """
+    numbers, header = count_elements(elements), header or {}
     if not numbers:
         raise ShelxError("SHELX needs the elements of the crystal, and none was given")
-    latt, symm = shelx_symmetry(spacegroup)
-    n_ops, symbols = len(spacegroup.operations()), shelx_elements(elements)
     if "D" in numbers:
         numbers["H"] = numbers.get("H", 0) + numbers["D"]
-    edges, angles = cell.parameters[:3], cell.parameters[3:]
-    esds = [0.001] * 3 + [0.0 if angle in (90.0, 120.0) else 0.01 for angle in angles]
-    return [f"TITL {title}"[:80],
-            f"CELL {wavelength:.5f} " + " ".join([f"{x:.4f}" for x in edges] + [f"{x:.3f}" for x in angles]),
-            f"ZERR {n_ops} " + " ".join(f"{x:.3f}" for x in esds), f"LATT {latt}", *(f"SYMM {op}" for op in symm),
-            "SFAC " + " ".join(symbols), "UNIT " + " ".join(str(max(1, round(numbers[s] * n_ops))) for s in symbols)]
+    n_ops, symbols = len(spacegroup.operations()), shelx_elements(elements, header)
+    given = len(_symbols_read(header))
+    lines = [*header.get("TITL", [f"TITL {title}"[:80]])]
+    if _same_cell(header, cell, wavelength):
+        lines += [*header["CELL"], *header.get("ZERR", [f"ZERR {n_ops} 0 0 0 0 0 0"])]
+    else:
+        edges, angles = cell.parameters[:3], cell.parameters[3:]
+        z = header["ZERR"][0].split()[1] if header.get("ZERR") else n_ops
+        lines += [f"CELL {wavelength:.5f} " + " ".join([f"{x:.4f}" for x in edges] + [f"{x:.3f}" for x in angles]),
+                  f"ZERR {z} 0 0 0 0 0 0"]
+    symmetry = [*header.get("LATT", []), *header.get("SYMM", [])]
+    if not header.get("LATT") or _symmetry_read(header) != spacegroup.xhm():
+        latt, symm = shelx_symmetry(spacegroup)
+        symmetry = [f"LATT {latt}", *(f"SYMM {op}" for op in symm)]
+    lines += symmetry + [*header.get("SFAC", [])] * bool(given)
+    if symbols[given:]:
+        lines.append("SFAC " + " ".join(symbols[given:]))
+    lines += header.get("DISP", [])
+    units = header.get("UNIT", []) if given else []
+    if not units or symbols[given:]:
+        units = ["UNIT " + " ".join(str(max(1, round(numbers.get(s, 0) * n_ops))) for s in symbols)]
+    return lines + [*units, *(line for name in PASSED_ON for line in header.get(name, []))]
 
 
-def shelx_elements(elements) -> list[str]:
-    """The order of SFAC: carbon and hydrogen first, then by the alphabet, as formulas are written (Hill, 1900)."""
-    return sorted({"H" if symbol == "D" else symbol for symbol in elements},
-                  key=lambda symbol: (symbol != "C", symbol != "H", symbol))
+def shelx_elements(elements, header=None) -> list[str]:
+    """The order of SFAC: that of a header; then carbon and hydrogen first, and by the alphabet, as formulas are written
+    (Hill, 1900)."""
+    read = _symbols_read(header or {})
+    return read + sorted({"H" if symbol == "D" else symbol for symbol in elements} - set(read),
+                         key=lambda symbol: (symbol != "C", symbol != "H", symbol))
 
 
-def write_shelx_res(path, crystal, labels, elements, wavelength, scale, remark=""):
+def _symbols_read(header):
+    """Symbols of the SFAC lines of a header."""
+    return [symbol for line, _ in _instruction_lines("\n".join(header.get("SFAC", [])))
+            for symbol in _symbols_of_sfac(line.split()[1:])]
+
+
+def _same_cell(header, cell, wavelength):
+    """Whether the CELL line of a header is that of this cell, to the digits in which files give them."""
+    words = header.get("CELL", [""])[0].split()[1:8]
+    return len(words) == 7 and np.allclose([float(x) for x in words], [wavelength, *cell.parameters], atol=6e-4, rtol=0)
+
+
+def _symmetry_read(header):
+    """Symbol of the space group of a header's LATT and SYMM."""
+    found = spacegroup_of_shelx(int(header["LATT"][0].split()[1]), [line.split(None, 1)[1] for line in header.get("SYMM", [])])
+    return found and found.xhm()
+
+
+def write_shelx_res(path, crystal, labels, elements, wavelength, scale, remarks=(), header=None, extra=()):
     """Write a ``.res`` with atoms for SHELXL: occupancies held fixed (10 + occ), isotropic U free.
 
     Parameters
@@ -239,14 +290,22 @@ def write_shelx_res(path, crystal, labels, elements, wavelength, scale, remark="
     elements : as in ``write_shelx``, all of the crystal's among them
     wavelength : float, Å
     scale : float, of measured to calculated amplitudes, for FVAR
+    remarks : sentences for REM lines
+    header : as for ``shelx_header``
+    extra : lines of SHELXL that are to stand before the atoms, as DFIX
     """
     path = Path(path)
-    number = {symbol: i for i, symbol in enumerate(shelx_elements(elements), 1)}
+    number = {symbol: i for i, symbol in enumerate(shelx_elements(elements, header), 1)}
     atoms = [f"{label:<4} {number[element]:2d} " + " ".join(f"{x:9.5f}" for x in xyz) + f" {10 + occ:9.5f} {u:8.5f}"
              for label, element, xyz, occ, u in zip(labels, crystal.elements, crystal.fract, crystal.occ, crystal.u_iso)]
-    lines = [*shelx_header(crystal.cell, crystal.spacegroup, elements, path.stem, wavelength), f"REM {remark}", "L.S. 10",
-             "BOND", "FMAP 2", "PLAN 20", "WGHT 0.1", f"FVAR {scale:.5f}", *atoms, "HKLF 4", "END"]
+    lines = [*shelx_header(crystal.cell, crystal.spacegroup, elements, path.stem, wavelength, header), *_remarks(remarks),
+             "L.S. 10", "BOND", "FMAP 2", "PLAN 20", "WGHT 0.1", *extra, f"FVAR {scale:.5f}", *atoms, "HKLF 4", "END"]
     _write_text(path, "\n".join(lines) + "\n")
+
+
+def _remarks(sentences):
+    """REM lines of at most 80 characters."""
+    return [f"REM {line}" for sentence in sentences for line in textwrap.wrap(sentence, 76)]
 
 
 # --- .hkl ---
@@ -317,14 +376,16 @@ def write_shelx(path_stem, reflections, elements, title=None, wavelength=0.71073
                       elements, title, wavelength)
 
 
-def write_shelx_files(path_stem, hkl, intensity, sigma, batch, cell, spacegroup, elements, title=None, wavelength=0.71073):
+def write_shelx_files(path_stem, hkl, intensity, sigma, batch, cell, spacegroup, elements, title=None, wavelength=0.71073,
+                      remarks=(), header=None):
     """Write ``.ins`` and ``.hkl`` (HKLF 4) from intensities as they are: merged or not, negative ones too.
 
     hkl (n, 3); intensity and sigma (n,) within F8.2, -9999.99 to 99999.99; batch, a number or (n,) of them. See
-    ``write_shelx`` for the others.
+    ``write_shelx`` and ``write_shelx_res`` for the others.
     """
     path_stem = Path(path_stem)
-    lines = [*shelx_header(cell, spacegroup, elements, title or path_stem.name, wavelength), "HKLF 4", "END"]
+    lines = [*shelx_header(cell, spacegroup, elements, title or path_stem.name, wavelength, header), *_remarks(remarks),
+             "HKLF 4", "END"]
     rows = zip(np.asarray(hkl).tolist(), intensity, np.clip(sigma, 0.01, SHELX_MOST), np.broadcast_to(batch, len(hkl)))
     records = ["%4d%4d%4d%8.2f%8.2f%4d\n" % (*h, I, s, b) for h, I, s, b in rows]
     records.append("%4d%4d%4d%8.2f%8.2f%4d\n" % (0, 0, 0, 0, 0, 0))
@@ -349,4 +410,4 @@ def _read_text(path):
 
 def _write_text(path, text):
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="ascii", errors="replace")
+        temporary.write_text(text, encoding="utf-8")

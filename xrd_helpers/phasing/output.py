@@ -6,21 +6,25 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
 from tqdm import tqdm
 
+from .. import __version__
 from ..bonds import assembled
 from ..config import atomic_path
 from ..reflection_files import write_mtz
 from ..reflections import Measured, Reflections
-from ..shelx import shelx_scale, write_shelx_files, write_shelx_res
+from ..shelx import shelx_elements, shelx_scale, write_shelx_files, write_shelx_res
 from ..structure_factors import fit_scale, structure_factors
+from .peaks import without_hydrogen
 from .solution import PhasingError, Solution
 from .spacegroups import moved_to
 from .verdict import in_words, on_axes_of
 
+SOFTWARE = f"XRD Phase {__version__}"
 MOST_NAMED = 6  # space groups named with their agreement
 
 
@@ -29,14 +33,19 @@ def labels(elements) -> list[str]:
     return [f"{element}{elements[:i].count(element) + 1}" for i, element in enumerate(elements)]
 
 
-def in_molecules(solution: Solution) -> Solution:
-    """The same atoms as ``bonds.assembled`` has them: whole molecules, one after the other and beside each other."""
+def in_molecules(solution: Solution):
+    """The same atoms as ``bonds.assembled`` has them: whole molecules, one after the other and beside each other.
+
+    Returns
+    -------
+    Solution, and (n,) rows that its atoms had
+    """
     order, fract = assembled(solution.fract, solution.elements, solution.cell, solution.spacegroup)
     columns = {name: getattr(solution, name)[order] for name in ("heights", "u_iso", "occ")}
-    return replace(solution, fract=fract, elements=tuple(solution.elements[i] for i in order), **columns)
+    return replace(solution, fract=fract, elements=tuple(solution.elements[i] for i in order), **columns), order
 
 
-def write_solution(stem, solution: Solution, measured: Measured) -> list[Path]:
+def write_solution(stem, solution: Solution, measured: Measured, names=None, extra=()) -> list[Path]:
     """Write ``.hkl``, ``.ins`` (no atoms), ``.res``, ``.cif``, ``.mtz`` and, where there is a map, ``.ccp4``; atoms stand as
     ``in_molecules`` puts them.
 
@@ -44,31 +53,34 @@ def write_solution(stem, solution: Solution, measured: Measured) -> list[Path]:
     ----------
     stem : path of the files without their suffix
     solution : on the axes of the data or others of their lattice, to which the data are brought then
-    measured : the reflections it was found from; their elements are those of SFAC and UNIT, with those of the atoms
+    measured : the reflections it was found from; their elements are those of SFAC and UNIT, with those of the atoms, and
+        their header is passed on
+    names : (n,) of the atoms, by default ``labels`` of their elements
+    extra : lines of SHELXL for the .res, as DFIX
 
     Returns
     -------
     list of Path
     """
-    stem, solution = Path(stem), in_molecules(solution)
+    stem = Path(stem)
+    solution, order = in_molecules(solution)
+    names = labels(solution.elements) if names is None else [names[i] for i in order]
     crystal = solution.as_crystal(stem.name)
     if solution.orientation != "as input" or not solution.cell.approx(measured.cell, 0.01):
         measured = _turned(measured, solution)
     measured = moved_to(measured, solution.spacegroup)
     merged = measured.merge()
-    elements = {**crystal.contents, **measured.elements}
-    wavelength = measured.wavelength or 0.71073
+    elements, header, wavelength = _contents(crystal, measured), measured.header, measured.wavelength or 0.71073
     sf = structure_factors(crystal, merged.hkl)
-    scale = fit_scale(merged.F, np.abs(sf))
+    scale, fit = fit_scale(merged.F, np.abs(sf)), agreement(merged, np.abs(sf))
     fits = shelx_scale(measured.intensity, measured.sigma)
     write_shelx_files(stem, measured.hkl, measured.intensity * fits, measured.sigma * fits, 1, measured.cell,
-                      solution.spacegroup, elements, wavelength=wavelength)
+                      solution.spacegroup, elements, wavelength=wavelength, header=header)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".hkl", ".ins", ".res", ".cif", ".mtz")]
-    hydrogen = "with" if "H" in solution.elements else "without"
-    remark = f"{solution.engine}: R1 {solution.r1:.4f}, {len(solution.elements)} atoms, {hydrogen} hydrogen"
-    write_shelx_res(paths[2], crystal, labels(solution.elements), elements, wavelength, scale * np.sqrt(fits), remark)
+    write_shelx_res(paths[2], crystal, names, elements, wavelength, scale * np.sqrt(fits), _remarks(solution, fit), header,
+                    extra)
     with atomic_path(paths[3]) as temporary:
-        temporary.write_text(_cif(solution, stem.name, wavelength), encoding="utf-8")
+        temporary.write_text(_cif(solution, stem.name, names, wavelength, elements, header, fit), encoding="utf-8")
     # F and sigF as measured, and amplitude (on their scale) and phase of the atoms
     columns = {"F": ("F", merged.F), "SIGF": ("Q", merged.sigF), "FC": ("F", scale * np.abs(sf)),
                "PHIC": ("P", np.degrees(np.angle(sf)))}
@@ -80,6 +92,43 @@ def write_solution(stem, solution: Solution, measured: Measured) -> list[Path]:
     return paths
 
 
+class Agreement(NamedTuple):
+    """R1 = Σ |F - |Fcalc|| / Σ F of `n` reflections, and of the `n_strong` with F > 4 sigma(F), as SHELXL compares."""
+
+    r1: float
+    n: int
+    r1_strong: float
+    n_strong: int
+
+
+def agreement(merged: Reflections, F_calc) -> Agreement:
+    """``Agreement`` of amplitudes (n,) with the merged data, on one scale by least squares."""
+    off = np.abs(merged.F - fit_scale(merged.F, F_calc) * F_calc)
+    intensity, sigma = merged.intensities()
+    strong = intensity > 2 * sigma  # F > 4 sigma(F), where sigma(F) = sigma(I) / 2F
+    return Agreement(off.sum() / merged.F.sum(), len(off), off[strong].sum() / max(merged.F[strong].sum(), 1e-30),
+                     int(strong.sum()))
+
+
+def _contents(crystal, measured):
+    """{symbol: atoms in the asymmetric unit} for SFAC and UNIT: those stated, but where they are kinds rather than a formula
+    (as ``weigh_solution`` has it) those found."""
+    stated, found = measured.elements, crystal.contents
+    kinds = sum(without_hydrogen(stated).values()) < 0.6 * sum(without_hydrogen(found).values())
+    return {**stated, **found} if kinds else {**found, **stated}
+
+
+def _remarks(solution, fit):
+    """What is known of a solution, in sentences of ASCII."""
+    hydrogen = "with" if "H" in solution.elements else "without"
+    r_free = getattr(solution.evidence, "r_free", np.nan)
+    left_out = f", {r_free:.4f} for reflections left out of the refinement in turn" if np.isfinite(r_free) else ""
+    sure = "unknown" if np.isnan(solution.probability) else f"{solution.probability:.3f}"
+    return [f"{solution.verdict.upper()}: probability {sure}, by {SOFTWARE}, {solution.engine}, in {solution.spacegroup.xhm()}",
+            f"R1 {fit.r1:.4f} for all {fit.n} data, {fit.r1_strong:.4f} for {fit.n_strong} with F > 4 sigma(F){left_out}; "
+            f"{len(solution.elements)} atoms, {hydrogen} hydrogen"]
+
+
 def _turned(measured, solution):
     """The data on the axes of a solution for which the engine chose others."""
     fit = on_axes_of(solution, measured.merge())
@@ -89,26 +138,43 @@ def _turned(measured, solution):
     return replace(measured, hkl=np.round(measured.hkl @ fit[0].T).astype(measured.hkl.dtype), cell=solution.cell)
 
 
-def _cif(solution, title, wavelength):
+def _cif(solution, title, names, wavelength, elements, header, fit):
     block = gemmi.cif.Document().add_new_block(title.replace(" ", "_") or "solution")
+    n_ops = len(solution.spacegroup.operations())
+
+    def put(name, value):
+        block.set_pair(name, gemmi.cif.quote(str(value)))
+
+    put("_audit_creation_method", SOFTWARE)
+    put("_computing_structure_solution", f"{SOFTWARE}, {solution.engine}")
+    z = float(header["ZERR"][0].split()[1]) if "ZERR" in header else n_ops
+    numbers = {symbol: round(n * n_ops / z, 2) for symbol, n in elements.items()}
+    put("_chemical_formula_sum", " ".join(symbol if numbers[symbol] == 1 else f"{symbol}{numbers[symbol]:g}"
+                                          for symbol in shelx_elements(numbers)))
+    put("_cell_formula_units_Z", f"{z:g}")
     for name, value in zip(("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"),
                            solution.cell.parameters):
-        block.set_pair(f"_cell_{name}", f"{value:.6g}")
-    block.set_pair("_cell_volume", f"{solution.cell.volume:.3f}")
-    block.set_pair("_space_group_name_H-M_alt", gemmi.cif.quote(solution.spacegroup.xhm()))
-    block.set_pair("_space_group_IT_number", str(solution.spacegroup.number))
-    block.set_pair("_diffrn_radiation_wavelength", f"{wavelength:.5f}")
-    block.set_pair("_refine_ls_R_factor_all", f"{solution.r1:.4f}")
+        put(f"_cell_{name}", f"{value:.6g}")
+    put("_cell_volume", f"{solution.cell.volume:.3f}")
+    put("_space_group_name_H-M_alt", solution.spacegroup.xhm())
+    put("_space_group_IT_number", solution.spacegroup.number)
+    put("_diffrn_radiation_wavelength", f"{wavelength:.5f}")
+    put("_reflns_number_total", fit.n)
+    put("_reflns_number_gt", fit.n_strong)
+    put("_reflns_threshold_expression", "I > 2u(I)")
+    put("_refine_ls_R_factor_all", f"{fit.r1:.4f}")
+    put("_refine_ls_R_factor_gt", f"{fit.r1_strong:.4f}")
+    put("_xrd_phase_verdict", solution.verdict)
+    if np.isfinite(solution.probability):
+        put("_xrd_phase_probability", f"{solution.probability:.3f}")
     symmetry = block.init_loop("_space_group_symop_", ["operation_xyz"])
     for op in solution.spacegroup.operations():
         symmetry.add_row([gemmi.cif.quote(op.triplet())])
     sites = block.init_loop("_atom_site_", ["label", "type_symbol", "fract_x", "fract_y", "fract_z", "U_iso_or_equiv",
                                             "adp_type", "occupancy", "site_symmetry_multiplicity"])
-    n_ops = len(solution.spacegroup.operations())
-    for label, element, xyz, u, occ in zip(labels(solution.elements), solution.elements, solution.fract, solution.u_iso,
-                                           solution.occ):
+    for name, element, xyz, u, occ in zip(names, solution.elements, solution.fract, solution.u_iso, solution.occ):
         # CIF gives the share of the site that is filled: here all of it, and the site as often as symmetry repeats it
-        sites.add_row([label, element, *(f"{x:.5f}" for x in xyz), f"{u:.5f}", "Uiso", "1", str(round(n_ops * occ))])
+        sites.add_row([name, element, *(f"{x:.5f}" for x in xyz), f"{u:.5f}", "Uiso", "1", str(round(n_ops * occ))])
     return block.as_string()
 
 
