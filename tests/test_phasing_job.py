@@ -302,11 +302,33 @@ def test_the_contents_of_the_cell_stay_in_another_group():
         in_group(data, "P 1 21/q 1")
 
 
-def test_without_a_structure_it_says_so():
-    data = data_of(random_crystal("P 1 21/c 1"), d_min=1.0)
-    shuffled = np.random.default_rng(0).permutation(data.intensity)
-    solution, _ = solve_measured(replace(data, intensity=shuffled), trials=2)
+def shuffled(data):
+    """Data of no crystal."""
+    return replace(data, intensity=np.random.default_rng(0).permutation(data.intensity))
+
+
+def test_without_a_structure_it_says_so(tmp_path):
+    data = shuffled(data_of(random_crystal("P 1 21/c 1"), d_min=1.0))
+    solution, _ = solve_measured(data, trials=2)
     assert output.verdict(solution, []).startswith("Not solved") and output.verdict(None).startswith("Not solved")
+    paths = output.write_solution(tmp_path / "made", solution, data)
+    assert {path.stem for path in paths} == {"made_unsolved"} and "REM NOT SOLVED: probability 0.0" in paths[2].read_text()
+
+
+def test_no_structure_is_exit_code_1_and_nothing_is_overwritten_unasked(tmp_path, capsys):
+    data = shuffled(data_of(random_crystal("P 1 21/c 1"), d_min=1.0))
+    write_shelx_files(tmp_path / "job", data.hkl, data.intensity, data.sigma, 1, data.cell, data.spacegroup, data.elements)
+    solve = ["solve", str(tmp_path / "job.hkl"), "--engine", "charge_flipping", "--trials", "1", "--effort", "quick"]
+    folder = tmp_path / "job_xrd"
+    folder.mkdir()
+    (folder / "job.res").write_text("edited")
+    assert run(*solve) == 2
+    assert capsys.readouterr().err.endswith("job.res is there already: add --overwrite, or choose another --out\n")
+    assert run(*solve, "--overwrite") == 1
+    assert (folder / "job.res").read_text() == "edited", "what is no structure takes no structure's place"
+    assert {p.name for p in folder.iterdir()} >= {"job_unsolved.res", "job_unsolved.cif"}
+    (folder / "job.res").unlink()
+    assert run(*solve) == 2 and "job_unsolved.hkl is there already" in capsys.readouterr().err
 
 
 def test_what_is_read_is_described():

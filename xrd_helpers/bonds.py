@@ -125,14 +125,16 @@ def assembled(fract, elements, cell, spacegroup):
 
     Returns
     -------
-    order : (n,) int, rows of fract, one molecule after the other, along its bonds; fract : (n, 3) in that order
+    order : (n,) int, rows of fract, one molecule after the other, in each as they were; fract : (n, 3) in that order
     """
     orth = np.array(cell.orth.mat.tolist())
     rot, tran = all_operators(spacegroup)
     around = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3, indexing="ij"), -1).reshape(-1, 3)
     order, placed = [], []
     for molecule in whole_molecules(fract, elements, cell, spacegroup):
-        x = np.linalg.solve(orth, molecule.xyz[molecule.own].T).T
+        own = np.flatnonzero(molecule.own)
+        own = own[np.argsort(molecule.atom[own])]
+        x = np.linalg.solve(orth, molecule.xyz[own].T).T
         if not placed:
             x = x - np.floor(x.mean(0))
         else:
@@ -143,7 +145,7 @@ def assembled(fract, elements, cell, spacegroup):
             nearest, _ = cKDTree(np.concatenate(placed) @ orth.T).query(images @ orth.T)
             away = np.linalg.norm((images.mean(1) - placed[0].mean(0)) @ orth.T, axis=1)
             x = images[np.lexsort((away, nearest.min(1).round(2)))[0]]
-        order.append(molecule.atom[molecule.own])
+        order.append(molecule.atom[own])
         placed.append(x)
     return np.concatenate(order), np.concatenate(placed)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from xrd_helpers import __version__
-from xrd_helpers.config import UserError
+from xrd_helpers.config import UserError, refuse_to_overwrite
 
 KNOWN_MINUTES = 5  # that a search for known molecules may take
 
@@ -17,6 +17,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Network = Annotated[
     list[str], typer.Option(help="A network of your own that weights are of, as my_net.py:MyNet. May be given again.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of these names, if there are any.")]
 
 
 def _print_version(wanted: bool):
@@ -265,6 +266,7 @@ def extend(
     seed: Annotated[int, typer.Option(help="Of these starts.")] = 0,
     csv: Annotated[bool, typer.Option("--csv", help="Write a merged table with d, F and sigma, too.")] = False,
     mtz: Annotated[bool, typer.Option("--mtz", help="Write a merged MTZ file, too.")] = False,
+    overwrite: Overwrite = False,
 ):
     """Predict the reflections that were not measured. Measured ones stay as they are; predicted ones are batch 2."""
     from pathlib import Path
@@ -323,8 +325,12 @@ def solve(
     seed: Annotated[int, typer.Option(help="Of these starts.")] = 0,
     d_min: Annotated[float, typer.Option(min=0, help="Leave out what was measured beyond, in Å.")] = 0,
     out: Annotated[str, typer.Option(help="Folder for what is written. Default: FILE with _xrd.")] = "",
+    overwrite: Overwrite = False,
 ):
-    """From measured reflections to atoms. Writes .res, .ins, .hkl, .cif, .mtz and a map into a folder beside the file."""
+    """From measured reflections to atoms. Writes .res, .ins, .hkl, .cif, .mtz and a map into a folder beside the file.
+
+    The exit code is 0 if there is a structure, be it uncertain, 1 if there is none, and 2 if the files or options are wrong.
+    """
     from pathlib import Path
 
     from xrd_helpers.known_molecule import read_molecules
@@ -347,7 +353,7 @@ def solve(
     symbols, search = _symbols(elements), spacegroup == "search"
     measured = job.prepared(read_measured(file, about or None), symbols, "" if search else spacegroup, d_min)
     folder = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_xrd")
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_to_overwrite(output.may_be_written(folder / measured.files[0].stem), overwrite)
     merged = measured.merge()
     print(output.describe_data(measured, merged))
     extra = None
@@ -375,6 +381,8 @@ def solve(
     if solved.solution is not None:
         paths = output.write_solution(folder / measured.files[0].stem, solved.solution, measured)
         print(f"wrote {', '.join(path.name for path in paths)} into {folder}")
+    if solved.solution is None or solved.solution.verdict == "not solved":
+        raise typer.Exit(1)
 
 
 @app.command("fetch-cod", epilog="Example: xrd fetch-cod --spacegroup 'P 1 21/c 1' --max 2000 --out cod")

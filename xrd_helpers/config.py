@@ -54,6 +54,13 @@ def atomic_path(path):
         temporary.unlink(missing_ok=True)
 
 
+def refuse_to_overwrite(paths, overwrite=False):
+    """UserError if there is one of these files already; asked before the work, so that none of it is lost."""
+    there = [] if overwrite else [path for path in paths if Path(path).exists()]
+    if there:
+        raise UserError(f"{shown(there[0])} is there already: add --overwrite, or choose another --out")
+
+
 @contextmanager
 def locked(folder):
     """Keep a second process from writing to the folder. The system drops the lock with the process, however that ends."""

@@ -22,8 +22,10 @@ from ..structure_factors import fit_scale, structure_factors
 from .peaks import without_hydrogen
 from .solution import PhasingError, Solution
 from .spacegroups import moved_to
-from .verdict import in_words, on_axes_of
+from .verdict import WORDS, in_words, on_axes_of
 
+SUFFIXES = (".hkl", ".ins", ".res", ".cif", ".mtz", ".ccp4")
+UNSOLVED = "_unsolved"  # stands in the names of files that hold no structure
 SOFTWARE = f"XRD Phase {__version__}"
 MOST_NAMED = 6  # space groups named with their agreement
 
@@ -45,9 +47,15 @@ def in_molecules(solution: Solution):
     return replace(solution, fract=fract, elements=tuple(solution.elements[i] for i in order), **columns), order
 
 
+def may_be_written(stem) -> list[Path]:
+    """The files that ``write_solution`` may write for a stem, whatever comes of the search."""
+    stem = Path(stem)
+    return [stem.with_name(stem.name + end + suffix) for end in ("", UNSOLVED) for suffix in SUFFIXES]
+
+
 def write_solution(stem, solution: Solution, measured: Measured, names=None, extra=()) -> list[Path]:
     """Write ``.hkl``, ``.ins`` (no atoms), ``.res``, ``.cif``, ``.mtz`` and, where there is a map, ``.ccp4``; atoms stand as
-    ``in_molecules`` puts them.
+    ``in_molecules`` puts them. What is "not solved" stands in files whose names say so (UNSOLVED).
 
     Parameters
     ----------
@@ -62,7 +70,7 @@ def write_solution(stem, solution: Solution, measured: Measured, names=None, ext
     -------
     list of Path
     """
-    stem = Path(stem)
+    stem = Path(f"{stem}{UNSOLVED if solution.verdict == WORDS[0] else ''}")
     solution, order = in_molecules(solution)
     names = labels(solution.elements) if names is None else [names[i] for i in order]
     crystal = solution.as_crystal(stem.name)
@@ -76,7 +84,7 @@ def write_solution(stem, solution: Solution, measured: Measured, names=None, ext
     fits = shelx_scale(measured.intensity, measured.sigma)
     write_shelx_files(stem, measured.hkl, measured.intensity * fits, measured.sigma * fits, 1, measured.cell,
                       solution.spacegroup, elements, wavelength=wavelength, header=header)
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".hkl", ".ins", ".res", ".cif", ".mtz")]
+    paths = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES[:5 if solution.rho is None else 6]]
     write_shelx_res(paths[2], crystal, names, elements, wavelength, scale * np.sqrt(fits), _remarks(solution, fit), header,
                     extra)
     with atomic_path(paths[3]) as temporary:
@@ -86,7 +94,6 @@ def write_solution(stem, solution: Solution, measured: Measured, names=None, ext
                "PHIC": ("P", np.degrees(np.angle(sf)))}
     write_mtz(paths[4], merged.hkl, columns, merged.cell, solution.spacegroup, wavelength, "solution")
     if solution.rho is not None:
-        paths.append(stem.with_name(stem.name + ".ccp4"))
         with atomic_path(paths[5]) as temporary:
             _ccp4(solution).write_ccp4_map(str(temporary))
     return paths
