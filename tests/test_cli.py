@@ -377,7 +377,16 @@ def test_extend_writes_beside_the_file_and_says_what_the_model_is_worth(xrd, cap
     assert job.read_text() == before and (job.parent / "job.ins").read_text() == EXTEND_INS
     assert "260 measurements of" in printed and "P 1 21/a 1" in printed and "reflections predicted to 0.8 Å" in printed
     assert "r_ext 0.600, cc_ext 0.450" in printed and "nothing beyond the fall-off" in printed
-    assert "SYMM 0.5-X, 0.5+Y, -Z" in (job.parent / "job_extended.ins").read_text()
+    assert "SYMM -X+1/2, Y+1/2, -Z" in (job.parent / "job_extended.ins").read_text()
+
+
+def test_extend_replaces_nothing_unasked(xrd, capsys, job, small_unet):
+    extend = ["extend", str(job), "--model", str(small_unet)]
+    (job.parent / "job_extended.ins").write_text("edited")
+    assert xrd(*extend) == 2
+    assert capsys.readouterr().err.endswith("job_extended.ins is there already: add --overwrite, or choose another --out\n")
+    assert (job.parent / "job_extended.ins").read_text() == "edited" and not (job.parent / "job_extended.hkl").exists()
+    assert xrd(*extend, "--overwrite") == 0 and "REM EXTENDED: 260 measured" in (job.parent / "job_extended.ins").read_text()
 
 
 def test_extend_looks_for_atoms_unless_told_otherwise(xrd, capsys, job):

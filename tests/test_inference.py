@@ -54,7 +54,7 @@ def made_data(group, d_min=1.5, seed=0):
     F = np.abs(direct_sum(crystal, hkl))
     inside = cell.calculate_d_array(hkl) >= d_min
     measured = Measured(hkl[inside].astype(np.int64), F[inside] ** 2, 0.02 * F[inside] ** 2 + 0.01, cell, spacegroup,
-                        crystal.contents, 0.71073, (Path("made.hkl"),), "made")
+                        crystal.contents, 0.71073, (Path("made.hkl"),), "SHELX")
     return crystal, dict(zip(map(tuple, hkl.tolist()), F)), measured
 
 
@@ -166,11 +166,13 @@ def test_written_files(tmp_path):
                        intensity=np.concatenate([[-0.37], measured.intensity]),
                        sigma=np.concatenate([[1.25], measured.sigma]))
     extended = inference.extend(measured, lambda boxes: np.full(boxes.F.shape, 0.1), 0.5, MONOCLINIC, 0.9)
-    paths = inference.write_extended(tmp_path / "out" / "b", extended, csv=True, mtz=True)
+    paths = inference.write_extended(tmp_path / "out" / "b", extended, csv=True, mtz=True, cif=True)
     assert sorted(paths) == sorted((tmp_path / "out").iterdir())
-    assert [path.name for path in paths] == ["b.hkl", "b.ins", "b.csv", "b.mtz"]
-    lines = paths[0].read_text().splitlines()
+    assert [path.name for path in paths] == ["b.hkl", "b.ins", "b.csv", "b.cif", "b.mtz"]
+    remark = " ".join(line[4:] for line in paths[1].read_text().splitlines() if line.startswith("REM"))
     n, m = len(measured.hkl), len(extended.predicted)
+    assert f"EXTENDED: {n} measured reflections (batch number 1), then {m} PREDICTED by a model (batch number 2)" in remark
+    lines = paths[0].read_text().splitlines()
     assert len(lines) == n + m + 1 and lines[-1].split() == ["0", "0", "0", "0.00", "0.00", "0"]
     assert {line[28:32] for line in lines[:n]} == {"   1"} and {line[28:32] for line in lines[n:-1]} == {"   2"}
     assert lines[0][12:28] == "   -0.37    1.25"
@@ -181,17 +183,29 @@ def test_written_files(tmp_path):
     sigma = 1.25 * 0.5 * level
     assert float(lines[n][12:20]) == pytest.approx(level**2, rel=0.01)
     assert float(lines[n][20:28]) == pytest.approx((level + sigma) ** 2 - level**2, rel=0.01)
-    again = read_measured(paths[1])
-    assert again.spacegroup.xhm() == "P 1 21/a 1" and len(again.merge()) == len(extended.merged) + m
+    for path in (paths[1], paths[3], paths[4]):  # what was predicted is never read as measured
+        again = read_measured(path)
+        assert again.spacegroup.xhm() == "P 1 21/a 1" and len(again.merge()) == len(extended.merged)
+        assert len(again.hkl) == (n if path is paths[1] else len(extended.merged))
+    assert f"{m} predicted reflections of the file are left out" in read_measured(paths[1]).notes
     table = np.genfromtxt(paths[2], delimiter=",", names=True)
     assert table["measured"].sum() == len(extended.merged) and len(table) == len(extended.merged) + m
-    mtz = gemmi.read_mtz_file(str(paths[3]))
+    mtz = gemmi.read_mtz_file(str(paths[4]))
     assert mtz.spacegroup.xhm() == "P 1 21/a 1" and mtz.nreflections == len(table)
-    np.testing.assert_allclose(mtz.column_with_label("F").array, table["F"], rtol=1e-5)
+    for label, name, known in (("F", "F", 1), ("SIGF", "sigF", 1), ("FEXT", "F", 0), ("SIGFEXT", "sigF", 0)):
+        values, its_own = mtz.column_with_label(label).array, table["measured"] == known
+        np.testing.assert_allclose(values[its_own], table[name][its_own], rtol=1e-5)
+        assert np.isnan(values[~its_own]).all()
+    loop = gemmi.cif.read(str(paths[3])).sole_block().find("_refln_", ["F_meas", "xrd_phase_F_predicted"])
+    assert [(row[0] == "?", row[1] == "?") for row in loop] == [(not known, bool(known)) for known in table["measured"]]
     for stem in (tmp_path / "a", tmp_path / "out" / ".." / "a"):
         with pytest.raises(UserError, match="a.hkl is a file that was read, and is not overwritten"):
             inference.write_extended(stem, extended)
     assert not (tmp_path / "a.ins").exists()
+    from_cif = replace(extended, measured=replace(measured, kind="_refln_F_squared_meas", files=(tmp_path / "c.cif",)))
+    names = [path.name for path in inference.write_extended(tmp_path / "c_extended", from_cif)]
+    assert names == ["c_extended.hkl", "c_extended.ins", "c_measured.hkl"]
+    assert len(read_measured(tmp_path / "c_measured.hkl").hkl) == n
 
 
 def test_intensities_that_shelx_has_no_room_for_are_scaled(tmp_path):

@@ -265,7 +265,8 @@ def extend(
     trials: Annotated[int, typer.Option(min=1, help="Random starts of phase_first; more find more, in more time.")] = 32,
     seed: Annotated[int, typer.Option(help="Of these starts.")] = 0,
     csv: Annotated[bool, typer.Option("--csv", help="Write a merged table with d, F and sigma, too.")] = False,
-    mtz: Annotated[bool, typer.Option("--mtz", help="Write a merged MTZ file, too.")] = False,
+    mtz: Annotated[bool, typer.Option("--mtz", help="Write a merged MTZ file, too: predicted F are FEXT.")] = False,
+    cif: Annotated[bool, typer.Option("--cif", help="Write a merged CIF file, too.")] = False,
     overwrite: Overwrite = False,
 ):
     """Predict the reflections that were not measured. Measured ones stay as they are; predicted ones are batch 2."""
@@ -276,12 +277,13 @@ def extend(
 
     _find_networks(network)
     measured, symbols = read_measured(file, about or None), _symbols(elements)
-    result, trained, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
     stem = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_extended")
+    refuse_to_overwrite(inference.extended_files(stem, measured, csv, cif, mtz).values(), overwrite)
+    result, trained, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
     if not (symbols or measured.elements):
         symbols = ["C", "H", "N", "O"]
         print("no file states the elements: C, H, N and O were taken; correct SFAC, or give --elements")
-    paths = inference.write_extended(stem, result, symbols, csv, mtz)
+    paths = inference.write_extended(stem, result, symbols, csv, mtz, cif, model)
     print(inference.describe(result, d_target, trained))
     print(words)
     print("wrote " + ", ".join(map(str, paths)))

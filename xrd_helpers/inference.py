@@ -246,38 +246,82 @@ def extend_by(name, measured: Measured, elements=(), d_target=0.8, trials=TRIALS
 # --- files and words ---
 
 
-def write_extended(stem, extended: Extended, elements=(), csv=False, mtz=False) -> list[Path]:
-    """Write ``.hkl`` and ``.ins`` for SHELX, on request a table as ``.csv`` and an ``.mtz``; returns their paths.
+def extended_files(stem, measured: Measured, csv=False, cif=False, mtz=False) -> dict[str, Path]:
+    """The files that ``write_extended`` writes, by what they hold: hkl, ins, csv, cif, mtz; and measured, where the data came
+    in no ``.hkl`` of SHELX, which stays as it is. ReflectionError if one of them is a file that was read."""
+    stem = Path(stem)
+    wanted = {"hkl": True, "ins": True, "csv": csv, "cif": cif, "mtz": mtz}
+    files = {name: stem.with_name(f"{stem.name}.{name}") for name in wanted if wanted[name]}
+    if not (measured.files[0].suffix.lower() == ".hkl" and measured.kind.startswith("SHELX")):
+        files["measured"] = stem.with_name(stem.name.removesuffix("_extended") + "_measured.hkl")
+    read = {Path(path).resolve() for path in measured.files}
+    if clash := [path for path in files.values() if path.resolve() in read]:
+        raise ReflectionError(f"{shown(clash[0])} is a file that was read, and is not overwritten: choose another --out")
+    return files
+
+
+def write_extended(stem, extended: Extended, elements=(), csv=False, mtz=False, cif=False, method="a model") -> list[Path]:
+    """Write ``.hkl`` and ``.ins`` for SHELX, on request a table as ``.csv``, a ``.cif`` and an ``.mtz``; returns their paths.
 
     The measured reflections come as they were read, not merged, with their uncertainties and batch number 1; predicted ones
-    have batch number 2, in the other files ``measured`` 0.
+    have batch number 2, and the .ins says how many there are of each, so that ``read_measured`` takes the measured ones alone.
+    The other files are merged: measured amplitudes are F and SIGF, predicted ones FEXT and SIGFEXT in the MTZ file and
+    columns of their own in the CIF file; the table has ``measured`` 0 for them. Data that came in another format are written
+    as SHELX files without predicted ones, too (``extended_files``).
 
     Raises
     ------
     ReflectionError
-        If one of them is a file that was read, or no elements are known.
+        As ``extended_files``, or if no elements are known.
     """
-    stem, measured, predicted = Path(stem), extended.measured, extended.predicted
-    suffixes = [".hkl", ".ins", *([".csv"] if csv else []), *([".mtz"] if mtz else [])]
-    paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
-    read = {Path(path).resolve() for path in measured.files}
-    if clash := [path for path in paths if path.resolve() in read]:
-        raise ReflectionError(f"{shown(clash[0])} is a file that was read, and is not overwritten: choose another --out")
+    measured, predicted = extended.measured, extended.predicted
+    files = extended_files(stem, measured, csv, cif, mtz)
+    about = dict(cell=measured.cell, spacegroup=measured.spacegroup, elements=elements or measured.elements,
+                 wavelength=measured.wavelength or 0.71073, header=measured.header)
     intensity, sigma = (np.concatenate(parts) * extended.scale
                         for parts in zip((measured.intensity, measured.sigma), predicted.intensities()))
     batch = np.repeat([1, 2], [len(measured.hkl), len(predicted)])
-    write_shelx_files(stem, np.concatenate([measured.hkl, predicted.hkl]), intensity, sigma, batch, measured.cell,
-                      measured.spacegroup, elements or measured.elements, wavelength=measured.wavelength or 0.71073)
+    remark = (f"EXTENDED: {len(measured.hkl)} measured reflections (batch number 1), then {len(predicted)} PREDICTED by "
+              f"{method} (batch number 2). Those were never measured: use them for maps and phasing, and refine against the "
+              "measured ones")
+    write_shelx_files(files["hkl"].with_suffix(""), np.concatenate([measured.hkl, predicted.hkl]), intensity, sigma, batch,
+                      **about, remarks=[remark])
+    if "measured" in files:
+        scale = shelx_scale(measured.intensity, measured.sigma)
+        write_shelx_files(files["measured"].with_suffix(""), measured.hkl, measured.intensity * scale, measured.sigma * scale,
+                          1, **about)
     table = extended.table()
-    table["measured"] = table["measured"].astype(int)
+    columns = [table[name].where(table["measured"] == known) for known in (True, False) for name in ("F", "sigF")]
     if csv:
-        with atomic_path(paths[2]) as temporary:
-            table.to_csv(temporary, index=False)
+        with atomic_path(files["csv"]) as temporary:
+            table.assign(measured=table["measured"].astype(int)).to_csv(temporary, index=False)
+    if cif:
+        with atomic_path(files["cif"]) as temporary:
+            temporary.write_text(_cif(files["cif"].stem, measured, method, table[["h", "k", "l"]], columns), encoding="utf-8")
     if mtz:
-        columns = {"F": ("F", table["F"]), "SIGF": ("Q", table["sigF"]), "MEASURED": ("I", table["measured"])}
-        write_mtz(paths[-1], table[["h", "k", "l"]], columns, measured.cell, measured.spacegroup, measured.wavelength,
+        labelled = dict(zip(("F", "SIGF", "FEXT", "SIGFEXT"), zip("FQFQ", columns)))
+        write_mtz(files["mtz"], table[["h", "k", "l"]], labelled, measured.cell, measured.spacegroup, measured.wavelength,
                   "extended")
-    return paths
+    return list(files.values())
+
+
+def _cif(name, measured, method, hkl, columns):
+    """Text of a CIF file of merged reflections, measured amplitudes and predicted ones in columns of their own."""
+    block = gemmi.cif.Document().add_new_block(name.replace(" ", "_") or "extended")
+    for item, value in zip(("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"),
+                           measured.cell.parameters):
+        block.set_pair(f"_cell_{item}", f"{value:.6g}")
+    block.set_pair("_space_group_name_H-M_alt", gemmi.cif.quote(measured.spacegroup.xhm()))
+    symmetry = block.init_loop("_space_group_symop_", ["operation_xyz"])
+    for op in measured.spacegroup.operations():
+        symmetry.add_row([gemmi.cif.quote(op.triplet())])
+    block.set_pair("_reflns_special_details", gemmi.cif.quote(f"F_predicted was not measured but predicted by {method}"))
+    names = ["index_h", "index_k", "index_l", "F_meas", "F_sigma", "xrd_phase_F_predicted", "xrd_phase_F_predicted_su"]
+    rows = block.init_loop("_refln_", names)
+    for *indices, F, sigma, P, sigma_P in np.column_stack([hkl, *columns]).tolist():
+        numbers = ["?" if np.isnan(x) else f"{x:.3f}" for x in (F, sigma, P, sigma_P)]
+        rows.add_row([*(str(int(index)) for index in indices), *numbers])
+    return block.as_string()
 
 
 def describe(extended: Extended, d_target, trained=(0.0, 0.0)) -> str:

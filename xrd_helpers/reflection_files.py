@@ -16,6 +16,7 @@ from .crystals import in_asymmetric_unit
 from .reflections import Measured, ReflectionError, squared
 from .shelx import ShelxError, parse_instructions, parse_shelx_records, read_instructions, read_shelx_records
 
+EXTENDED = r"EXTENDED: (\d+) measured"  # a remark of the .ins beside a .hkl in which predicted reflections follow
 POWER = {3: 1, 4: 2}  # of F in the values of a SHELX file, by its HKLF
 # columns of reflection CIFs: value, its uncertainty, and whether the value is F² (2) or F (1)
 CIF_COLUMNS = {"_refln_": (("F_squared_meas", "F_squared_sigma", 2), ("F_squared_meas", "F_squared_meas_su", 2),
@@ -29,7 +30,7 @@ CIF_COLUMNS = {"_refln_": (("F_squared_meas", "F_squared_sigma", 2), ("F_squared
 @dataclass(frozen=True)
 class About:
     """What a file says of the crystal; None or empty where it says nothing. hklf: 3 or 4, how its .hkl is read, or 0;
-    header : as in ``shelx.Instructions``."""
+    header : as in ``shelx.Instructions``; n_measured : records of the .hkl before predicted ones, 0 where there are none."""
 
     cell: gemmi.UnitCell | None = None
     spacegroup: gemmi.SpaceGroup | None = None
@@ -37,6 +38,7 @@ class About:
     wavelength: float = 0.0
     hklf: int = 0
     header: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    n_measured: int = 0
 
 
 class Found(NamedTuple):
@@ -106,11 +108,16 @@ def read_measured(path, about=None) -> Measured:
         if lacking and (other.cell is None or other.spacegroup is None):
             raise ReflectionError(f"{about} states no cell or no symmetry, and {path} does not either")
         names = ("cell", "spacegroup", "elements", "wavelength")
-        own = About(*(getattr(own, name) or getattr(other, name) for name in names), other.hklf, own.header or other.header)
+        own = About(*(getattr(own, name) or getattr(other, name) for name in names), other.hklf, own.header or other.header,
+                    other.n_measured)
     if not own.cell.is_crystal() or not own.cell.is_compatible_with_spacegroup(own.spacegroup, 0.1):
         raise ReflectionError(f"{files[-1]}: the cell {own.cell.parameters} does not have the symmetry of "
                               f"{own.spacegroup.xhm()}")
+    notes = _not_honoured(own.header)
     known = np.isfinite(found.value) & np.isfinite(found.sigma) & (found.hkl != 0).any(axis=1)
+    if 0 < own.n_measured < len(known):
+        notes += (f"{len(known) - own.n_measured} predicted reflections of the file are left out",)
+        known[own.n_measured:] = False
     if not known.any():
         raise ReflectionError(f"{path} holds no reflection with a value and its uncertainty")
     hkl, value, sigma, power, kind = found.hkl[known], found.value[known], found.sigma[known], found.power, found.kind
@@ -119,7 +126,7 @@ def read_measured(path, about=None) -> Measured:
         power = POWER.get(own.hklf, by_shape)
         kind += f", {'F' if power == 1 else 'F²'} " + (f"by HKLF {own.hklf}" if own.hklf else "by their distribution")
     return Measured(hkl, *(squared(value, sigma) if power == 1 else (value, sigma)), own.cell, own.spacegroup, own.elements,
-                    own.wavelength, tuple(files), kind, own.header, _not_honoured(own.header))
+                    own.wavelength, tuple(files), kind, own.header, notes)
 
 
 def _not_honoured(header):
@@ -142,7 +149,9 @@ def _reader(path):
 def _read_about(path):
     if path.suffix.lower() in (".ins", ".res"):
         found = read_instructions(path)
-        return About(found.cell, found.spacegroup, found.elements, found.wavelength, found.hklf, found.header)
+        extended = re.search(EXTENDED, " ".join(found.remarks))
+        return About(found.cell, found.spacegroup, found.elements, found.wavelength, found.hklf, found.header,
+                     int(extended[1]) if extended else 0)
     # a file of several structures: the first with a cell
     return next((about for block in _cif_blocks(path) if (about := _about_block(block, path)).cell), About())
 
