@@ -125,11 +125,74 @@ def test_broken_files_are_a_sentence(name, content, message, tmp_path):
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_an_uncertainty_of_zero_is_named_with_its_file(tmp_path):
-    (tmp_path / "a.hkl").write_text(shelx_text([*ROWS, (4, 1, 1, 3.0, 0.0)]))
+def test_reflections_without_an_uncertainty_are_left_out_and_counted(tmp_path):
+    (tmp_path / "a.hkl").write_text(shelx_text([*ROWS, (4, 1, 1, 3.0, 0.0), (5, 1, 1, 3.0, -0.2)]))
     (tmp_path / "a.ins").write_text(INS)
-    with pytest.raises(ReflectionError, match=r"a.hkl: reflection \(4, 1, 1\) has sigma 0: give it a positive one"):
-        read_measured(tmp_path / "a.hkl").merge()
+    measured = read_measured(tmp_path / "a.hkl")
+    check_made(measured)
+    assert measured.notes == ("2 of 7 reflections have no uncertainty above zero and are left out",)
+    (tmp_path / "a.hkl").write_text(shelx_text([(h, 1, 1, 3.0, 0.0) for h in range(1, 7)] + ROWS))
+    with pytest.raises(ReflectionError, match=r"a.hkl: 6 of 11 reflections .* as \(1, 1, 1\) with sigma 0: give them"):
+        read_measured(tmp_path / "a.hkl")
+
+
+LAYOUTS = {"free": "%d %d %d %.3f %.3f\n", "free, with commas and a batch": "%d,%d,%d, %.2f ,%.2f, %d\n",
+           "wide values": "%4d%4d%4d%10.2f%10.2f%4d\n", "wide indices": "%5d%5d%5d%8.2f%8.2f\n",
+           "with direction cosines": "%4d%4d%4d%8.2f%8.2f%4d 0.1234-0.5678 0.12345\n"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("end", ["", "0 0 0 0.00 0.00 0\n TITL what follows the end\n"])
+def test_other_columns_than_those_of_shelx(layout, end, tmp_path):
+    form = LAYOUTS[layout]
+    rows = [(*row, 1) if form.count("%") == 6 else row for row in ROWS]
+    (tmp_path / "a.hkl").write_text("".join(form % row for row in rows) + end)
+    (tmp_path / "a.ins").write_text(INS)
+    check_made(read_measured(tmp_path / "a.hkl"))
+
+
+def test_columns_that_touch_and_numbers_without_a_point(tmp_path):
+    (tmp_path / "a.hkl").write_text(" -10 -12-103-1234.56 1234.561000\n   1   2   399999.9999999.99-101\n"
+                                    "   0   1   1    1200      10\n")
+    (tmp_path / "a.ins").write_text(INS.replace(CELL, "50.5 31.0 41.5 90 99 90"))
+    measured = read_measured(tmp_path / "a.hkl")
+    assert measured.hkl.tolist() == [[-10, -12, -103], [1, 2, 3], [0, 1, 1]]
+    assert measured.intensity.tolist() == [-1234.56, 99999.99, 12.0] and measured.sigma.tolist() == [1234.56, 99999.99, 0.1]
+
+
+def embedded(tag, text):
+    return f"{tag}\n;\n{text}\n;\n"
+
+
+HKL, FCF = shelx_text(), "data_x\n" + loop(*hkl_of("_refln_"), "_refln_F_squared_meas", "_refln_F_squared_sigma")
+LATER, DETAILS = "data_global\n_journal_year 2020\n" + CIF_HEAD + "data_b\n", "_iucr_refine_reflections_details"
+OTHER = CIF_HEAD.replace("data_a", "data_b").replace("10.1", "11.1") + embedded("_shelx_hkl_file", shelx_text(ROWS[1:]))
+WORDS = "The reflections are kept by the authors, who send them on request."
+PLACES = {"hkl": CIF_HEAD + embedded(DETAILS, HKL), "fcf": CIF_HEAD + embedded("_iucr_refine_fcf_details", FCF),
+          "fcf as reflections": CIF_HEAD + embedded(DETAILS, FCF), "in a later block": LATER + embedded("_shelx_hkl_file", HKL),
+          "words, then fcf": CIF_HEAD + embedded(DETAILS, WORDS) + embedded("_iucr_refine_fcf_details", FCF),
+          "twice": CIF_HEAD + 2 * embedded("_shelx_hkl_file", HKL),
+          "two structures": CIF_HEAD + embedded("_shelx_hkl_file", HKL) + OTHER}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_where_programs_put_reflections_into_a_cif(place, tmp_path):
+    (tmp_path / "a.cif").write_text(PLACES[place])
+    measured = read_measured(tmp_path / "a.cif")
+    check_made(measured)
+    assert ("(the first of 2 lists, in block a)" in measured.kind) == (place in ("twice", "two structures", "words, then fcf"))
+
+
+@pytest.mark.parametrize("encode", [lambda text: b"\xef\xbb\xbf" + text.encode(), lambda text: text.encode("latin-1"),
+                                    lambda text: text.encode("utf-16"), lambda text: text.replace("\n", "\r\n").encode(),
+                                    lambda text: text.replace("\n", "\r").encode()])
+def test_texts_of_any_encoding(encode, tmp_path):
+    text = CIFS["F²"] + "_publ_author 'Müller'\n" + embedded("_shelx_res_file", INS + "REM Å\n")
+    (tmp_path / "a.cif").write_bytes(encode(text))
+    check_made(read_measured(tmp_path / "a.cif"))
+    (tmp_path / "b.hkl").write_bytes(encode(shelx_text()))
+    (tmp_path / "b.ins").write_bytes(encode(INS.replace("TITL made", "TITL Müller, a =\nREM so =")))
+    check_made(read_measured(tmp_path / "b.hkl"))
 
 
 def test_the_header_is_read_from_wherever_it_stands(tmp_path):

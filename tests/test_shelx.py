@@ -196,6 +196,6 @@ def test_the_header_that_was_read_is_written_as_it_stood(tmp_path):
     more = written(elements={"C": 10, "O": 2, "Zn": 1, "N": 3})
     assert "SFAC N" in more and "UNIT 8 40 4 12" in more and before[0] in more
     other = written(gemmi.UnitCell(8.4, 9.1, 7.3, 90, 111, 90), "P 1 21/a 1")
-    assert "CELL 1.54178 8.4000 9.1000 7.3000 90.000 111.000 90.000" in other and "ZERR 4.00 0 0 0 0 0 0" in other
+    assert "CELL 1.54178 8.4000 9.1000 7.3000 90.000 111.000 90.000" in other and "ZERR 4 0 0 0 0 0 0" in other
     assert "SYMM 0.5-X, 0.5+Y, -Z" in other and "TEMP -153.000" in other and shelx.read_instructions(
         tmp_path / "b.res").spacegroup.xhm() == "P 1 21/a 1"

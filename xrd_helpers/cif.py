@@ -10,7 +10,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
-from .crystals import Crystal, CrystalError
+from .crystals import Crystal, CrystalError, checked_cell
 
 MAX_U = 0.5  # Å², of half the atoms: five times the U of a soft crystal at room temperature, a low B
 DEFAULT_U = 0.05  # Å², of a site for which the file states none: a light atom of a molecular crystal at room temperature
@@ -124,8 +124,10 @@ def _read_block(block, path, name, keep_disordered):
     kept = [i for i, site in enumerate(small.sites) if site.occ > 0 and flags[i][0].lower() != "dum"]
     if not kept:
         raise CifError(f"{path}: none of its atom sites is occupied", "no coordinates")
-    if not cell.is_crystal() or not cell.volume >= 1:  # angles that no cell can have give a volume of nan
-        raise CifError(f"{path} has no usable unit cell", "no cell")
+    try:
+        checked_cell(cell.parameters, path)
+    except CrystalError as error:
+        raise CifError(str(error), "no cell") from None
     if not cell.is_compatible_with_spacegroup(spacegroup, 0.1):
         raise CifError(f"{path}: its cell {cell.parameters} does not have the symmetry of {spacegroup.xhm()}", "symmetry")
     sites, groups, occupancy = [small.sites[i] for i in kept], {flags[i][1] for i in kept} - {""}, occupancy[kept]

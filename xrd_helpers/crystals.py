@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 
 import gemmi
@@ -10,10 +11,26 @@ import numpy as np
 
 from .config import UserError
 
+EDGES, ANGLES = (1.5, 1000.0), (5.0, 175.0)  # Å and degrees, between which those of any cell lie
+FLAT = 0.01                                  # volume over the product of the edges, below which angles make no cell
+
 
 class CrystalError(UserError):
     """A crystal that cannot be read or used, and why."""
 
+
+def checked_cell(parameters, where) -> gemmi.UnitCell:
+    """The cell of three edges (Å) and three angles (degrees); CrystalError, which begins with `where`, if they make none."""
+    numbers = [float(x) for x in parameters]
+    shown = " ".join(f"{x:.6g}" for x in numbers)
+    if len(numbers) != 6 or not all(map(math.isfinite, numbers)):
+        raise CrystalError(f"{where} has no usable unit cell: it takes three edges (Å) and three angles (degrees), not {shown}")
+    if not all(EDGES[0] <= x <= EDGES[1] for x in numbers[:3]):
+        raise CrystalError(f"{where} has no usable unit cell: edges are {EDGES[0]:g} to {EDGES[1]:g} Å long, not as in {shown}")
+    a, b, c = (math.cos(math.radians(x)) for x in numbers[3:])
+    if not all(ANGLES[0] <= x <= ANGLES[1] for x in numbers[3:]) or 1 - a * a - b * b - c * c + 2 * a * b * c < FLAT**2:
+        raise CrystalError(f"{where} has no usable unit cell: no cell has the angles of {shown}")
+    return gemmi.UnitCell(*numbers)
 
 
 def count_elements(elements, amounts=None) -> dict[str, float]:

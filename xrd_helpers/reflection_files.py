@@ -12,16 +12,27 @@ import numpy as np
 
 from .cif import spacegroup_of_cif
 from .config import atomic_path
-from .crystals import in_asymmetric_unit
+from .crystals import checked_cell, in_asymmetric_unit
 from .reflections import Measured, ReflectionError, squared
-from .shelx import ShelxError, parse_instructions, parse_shelx_records, read_instructions, read_shelx_records
+from .shelx import (
+    MOST_UNITS,
+    ShelxError,
+    as_text,
+    file_content,
+    parse_instructions,
+    parse_shelx_records,
+    read_instructions,
+    read_shelx_records,
+)
 
 EXTENDED = r"EXTENDED: (\d+) measured"  # a remark of the .ins beside a .hkl in which predicted reflections follow
+MOST_INDEX, LEAST_D = 9999, 0.2  # Å; half a wavelength is the least d
 POWER = {3: 1, 4: 2}  # of F in the values of a SHELX file, by its HKLF
 # columns of reflection CIFs: value, its uncertainty, and whether the value is F² (2) or F (1)
 CIF_COLUMNS = {"_refln_": (("F_squared_meas", "F_squared_sigma", 2), ("F_squared_meas", "F_squared_meas_su", 2),
                            ("intensity_meas", "intensity_sigma", 2), ("intensity_meas", "intensity_meas_su", 2),
                            ("F_meas", "F_sigma", 1), ("F_meas", "F_meas_su", 1), ("F_meas", "F_meas_sigma", 1)),
+               "_diffrn_refln.": (("intensity_net", "intensity_sigma", 2),),
                "_refln.": (("intensity_meas", "intensity_sigma", 2), ("F_meas_au", "F_meas_sigma_au", 1)),
                "_diffrn_refln_": (("intensity_net", "intensity_sigma", 2), ("intensity_net", "intensity_u", 2),
                                   ("intensity_net", "intensity_net_su", 2))}
@@ -110,7 +121,7 @@ def read_measured(path, about=None) -> Measured:
         names = ("cell", "spacegroup", "elements", "wavelength")
         own = About(*(getattr(own, name) or getattr(other, name) for name in names), other.hklf, own.header or other.header,
                     other.n_measured)
-    if not own.cell.is_crystal() or not own.cell.is_compatible_with_spacegroup(own.spacegroup, 0.1):
+    if not own.cell.is_compatible_with_spacegroup(own.spacegroup, 0.1):
         raise ReflectionError(f"{files[-1]}: the cell {own.cell.parameters} does not have the symmetry of "
                               f"{own.spacegroup.xhm()}")
     notes = _not_honoured(own.header)
@@ -121,12 +132,36 @@ def read_measured(path, about=None) -> Measured:
     if not known.any():
         raise ReflectionError(f"{path} holds no reflection with a value and its uncertainty")
     hkl, value, sigma, power, kind = found.hkl[known], found.value[known], found.sigma[known], found.power, found.kind
+    _check_indices(path, hkl, own.cell)
     if not power:
         by_shape = 1 if look_like_amplitudes(value, own.cell.calculate_d_array(hkl.astype(np.int32))) else 2
         power = POWER.get(own.hklf, by_shape)
         kind += f", {'F' if power == 1 else 'F²'} " + (f"by HKLF {own.hklf}" if own.hklf else "by their distribution")
+    good = sigma > 0
+    if 2 * good.sum() < len(good):
+        worst = int(np.flatnonzero(~good)[0])
+        raise ReflectionError(f"{path}: {(~good).sum()} of {len(good)} reflections have no uncertainty above zero, as "
+                              f"{tuple(hkl[worst].tolist())} with sigma {sigma[worst]:g}: give them positive ones")
+    if not good.all():
+        notes += (f"{(~good).sum()} of {len(good)} reflections have no uncertainty above zero and are left out",)
+        hkl, value, sigma = hkl[good], value[good], sigma[good]
+    if not (value > 0).any():
+        raise ReflectionError(f"{path}: no reflection is above zero: there is nothing to solve a structure from")
     return Measured(hkl, *(squared(value, sigma) if power == 1 else (value, sigma)), own.cell, own.spacegroup, own.elements,
                     own.wavelength, tuple(files), kind, own.header, notes)
+
+
+def _check_indices(path, hkl, cell):
+    """ReflectionError if there are indices that nobody can have measured in this cell."""
+    largest = hkl[np.abs(hkl).max(axis=1).argmax()].tolist()
+    if max(map(abs, largest)) <= MOST_INDEX:
+        d = cell.calculate_d_array(hkl.astype(np.int32))
+        largest, beyond = hkl[d.argmin()].tolist(), d.min() < LEAST_D
+    else:
+        beyond = True
+    if beyond:
+        raise ReflectionError(f"{path}: no X-rays are short enough for reflection {tuple(largest)} of this cell: its indices "
+                              "or the cell are wrong")
 
 
 def _not_honoured(header):
@@ -138,10 +173,9 @@ def _not_honoured(header):
 
 def _reader(path):
     """The reader of a file, by what it holds where that tells, else by its suffix, else that of SHELX files."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ReflectionError(f"{path} cannot be read: {error.strerror}") from None
+    content = file_content(path)
+    if not content.startswith(b"MTZ "):
+        content = as_text(content).encode()
     told = (suffix for suffix, signature in SIGNATURES.items() if re.search(signature, content))
     return READERS.get(next(told, path.suffix.lower()), _read_shelx)
 
@@ -157,10 +191,15 @@ def _read_about(path):
 
 
 def _cif_blocks(path):
+    return _parse_cif(as_text(file_content(path)), path)
+
+
+def _parse_cif(text, path):
     try:
-        return gemmi.cif.read(str(path))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ReflectionError(f"{path} is not a CIF file that can be read: {str(error).splitlines()[0]}") from None
+        return gemmi.cif.read_string(text, check_level=0)  # an item that stands there twice does not hide the others
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ReflectionError(f"{path} is not a CIF file that can be read: {reason}") from None
 
 
 def _about_block(block, path):
@@ -176,12 +215,13 @@ def _about_block(block, path):
         small = gemmi.make_small_structure_from_block(block)
     except RuntimeError as error:  # a cell angle of zero
         raise ReflectionError(f"{path} has no usable unit cell: {error}") from None
-    stated = small.symops or small.spacegroup_hall or small.spacegroup_hm or small.spacegroup_number
-    if not stated or not small.cell.is_crystal() or not small.cell.volume >= 1:
+    if not (small.symops or small.spacegroup_hall or small.spacegroup_hm or small.spacegroup_number):
         return About(wavelength=wavelength)
+    checked_cell(small.cell.parameters, path)
     spacegroup = spacegroup_of_cif(small, path)[0]
     formula = gemmi.cif.as_string(block.find_value("_chemical_formula_sum") or "?")
-    units = number("_cell_formula_units_Z") or len(spacegroup.operations())
+    units = number("_cell_formula_units_Z")
+    units = units if 0 < units < MOST_UNITS else len(spacegroup.operations())
     contents = [(symbol, float(n or 1) * units) for symbol, n in re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", formula)
                 if gemmi.Element(symbol).atomic_number]
     elements = in_asymmetric_unit(contents, spacegroup)
@@ -202,7 +242,7 @@ def _header(block, small, path):
     wavelength, z, kelvin = (gemmi.cif.as_number(block.find_value(tag) or "?") for tag in (
         "_diffrn_radiation_wavelength", "_cell_formula_units_Z", "_diffrn_ambient_temperature"))
     header = {}
-    if wavelength > 0 and z > 0 and all(items):
+    if 0 < wavelength < 100 and 0 < z < MOST_UNITS and all(items):
         header = {"CELL": (f"CELL {wavelength:g} " + " ".join(item.split("(")[0] for item in items),),
                   "ZERR": (f"ZERR {z:g} " + " ".join(map(_uncertainty, items)),)}
     if kelvin > 0:
@@ -221,21 +261,23 @@ def _read_shelx(path):
 
 
 def _read_cif(path):
-    """The first block with reflections."""
+    """The first list of reflections."""
     blocks = _cif_blocks(path)
-    for block in blocks:
-        found = _listed(block) or _embedded(block, path)
-        if found is None:
-            continue
-        about = _about_block(block, path)
-        if about.cell is None:  # a list of its own, after the block of the structure
-            about = next((a for other in blocks if (a := _about_block(other, path)).cell), about)
-        return found._replace(about=about)
-    raise ReflectionError(f"{path} holds no measured reflections: no list of F², intensities or F with their uncertainties, "
-                          "and no SHELX file as text")
+    lists = [(block, found) for block in blocks for found in [_listed(block, path), *_embedded(block, path)] if found]
+    if not lists:
+        raise ReflectionError(f"{path} holds no measured reflections: no list of F², intensities or F with their "
+                              "uncertainties, and no SHELX file as text")
+    block, found = lists[0]
+    if isinstance(found, ReflectionError):
+        raise found
+    about = _about_block(block, path)
+    if about.cell is None:  # a list of its own, after the block of the structure
+        about = next((a for other in blocks if (a := _about_block(other, path)).cell), about)
+    several = f" (the first of {len(lists)} lists, in block {block.name})" if len(lists) > 1 else ""
+    return found._replace(about=about, kind=found.kind + several)
 
 
-def _listed(block):
+def _listed(block, path):
     for prefix, names in CIF_COLUMNS.items():
         for value, sigma, power in names:
             table = block.find(prefix, ["index_h", "index_k", "index_l", value, sigma, "?observed_status"])
@@ -243,24 +285,42 @@ def _listed(block):
                 good = [row for row in table if not row.has(5) or row.str(5) != "x"]
                 numbers = np.array([[gemmi.cif.as_number(row[i]) for i in range(5)] for row in good]).reshape(-1, 5)
                 numbers = numbers[np.isfinite(numbers).all(axis=1)]
-                return Found(numbers[:, :3].astype(np.int64), numbers[:, 3], numbers[:, 4], power, prefix + value)
+                return Found(_whole(numbers[:, :3], path), numbers[:, 3], numbers[:, 4], power, prefix + value)
     return None
 
 
+def _whole(hkl, path):
+    """Indices (n, 3) int of numbers, ReflectionError if they are none."""
+    hkl = np.asarray(hkl, float)
+    if not (np.abs(hkl) < 2**31).all() or (hkl != np.round(hkl)).any():
+        raise ReflectionError(f"{path} holds indices that are no whole numbers: it is damaged")
+    return hkl.astype(np.int64)
+
+
 def _embedded(block, path):
-    text = next((gemmi.cif.as_string(value) for tag in ("_shelx_hkl_file", "_iucr_refine_reflections_details")
-                 if (value := block.find_value(tag)) and len(value) > 40), None)
-    if text is None:
-        return None
+    """What is found in the SHELX and CIF files that stand as texts in a block: Found, or the ReflectionError it is."""
+    found, where = [], f"{path}, the reflections in it"
+    tags = ("_shelx_hkl_file", "_iucr_refine_reflections_details", "_shelx_fcf_file", "_iucr_refine_fcf_details")
+    texts = [(tag, gemmi.cif.as_string(item.pair[1])) for tag in tags for item in block
+             if item.pair and item.pair[0].lower() == tag and len(item.pair[1]) > 40]
     hklf = 4
     if res := block.find_value("_shelx_res_file") or block.find_value("_iucr_refine_instructions_details"):
-        found = re.search(r"^HKLF +(\d)", gemmi.cif.as_string(res), re.MULTILINE | re.IGNORECASE)
-        hklf = int(found[1]) if found else 4
-        if hklf not in POWER:
-            raise ReflectionError(f"{path} holds reflections of HKLF {hklf}, which is not supported: "
-                                  "4 (F squared) or 3 (F) is")
-    rows = parse_shelx_records(text.strip("\r\n").splitlines(), f"{path}, the SHELX reflections in it")
-    return Found(*rows, POWER[hklf], f"SHELX, HKLF {hklf}, in the CIF")
+        stated = re.search(r"^HKLF +(\d)", gemmi.cif.as_string(res), re.MULTILINE | re.IGNORECASE)
+        hklf = int(stated[1]) if stated else 4
+    for tag, text in texts:
+        try:
+            if re.search(SIGNATURES[".cif"].decode(), text):  # an .fcf
+                found += [listed._replace(kind=f"{listed.kind} in {tag}") for inner in _parse_cif(text, where)
+                          if (listed := _listed(inner, where))]
+            elif hklf not in POWER:
+                raise ReflectionError(f"{path} holds reflections of HKLF {hklf}, which is not supported: "
+                                      "4 (F squared) or 3 (F) is")
+            else:
+                rows = parse_shelx_records(text.strip("\r\n").splitlines(), where)
+                found.append(Found(*rows, POWER[hklf], f"SHELX, HKLF {hklf}, in the CIF"))
+        except ReflectionError as error:
+            found.append(error)
+    return sorted(found, key=lambda one: isinstance(one, ReflectionError))  # what cannot be read comes last
 
 
 def _read_mtz(path):
@@ -274,22 +334,23 @@ def _read_mtz(path):
             break
     else:
         raise ReflectionError(f"{path} holds neither intensities nor amplitudes with their uncertainties beside them")
-    hkl, parts = mtz.make_miller_array().astype(np.int64), []
+    hkl, parts = _whole(np.stack([column.array for column in mtz.columns[:3]], axis=1), path), []
     # (+) and (-) stand in columns of their own; of others the first pair counts
     for sign, (value, sigma) in zip((1, -1), pairs[:2 if types in ("KM", "GL") else 1]):
         value, sigma = value.array.astype(float), sigma.array.astype(float)
         known = np.isfinite(value) & np.isfinite(sigma) & ((sign > 0) | (sigma > 0))
         parts.append((sign * hkl[known], value[known], sigma[known]))
     rows = (np.concatenate(part) for part in zip(*parts))
-    wavelength = next((x.wavelength for x in mtz.datasets if x.wavelength > 0), 0.0)
-    about = About(mtz.cell if mtz.cell.is_crystal() else None, mtz.spacegroup, {}, wavelength)
+    wavelength = next((x.wavelength for x in mtz.datasets if 0 < x.wavelength < 100), 0.0)
+    unknown = mtz.cell.parameters in (gemmi.UnitCell().parameters, (0,) * 6)
+    about = About(None if unknown else checked_cell(mtz.cell.parameters, path), mtz.spacegroup, {}, wavelength)
     return Found(*rows, power, f"MTZ, {pairs[0][0].label}", about)
 
 
 # A format more is a function path -> Found above, and its suffix here.
 READERS = {".hkl": _read_shelx, ".cif": _read_cif, ".fcf": _read_cif, ".mtz": _read_mtz}
 # what tells a file whatever its name; the COD names reflection CIFs .hkl
-SIGNATURES = {".mtz": rb"\AMTZ ", ".cif": rb"(?mi)^\s*data_"}
+SIGNATURES = {".mtz": rb"\AMTZ ", ".cif": rb"(?i)(?:\A|[\r\n])[ \t]*data_"}
 
 
 def write_mtz(path, hkl, columns, cell, spacegroup, wavelength, dataset):

@@ -13,6 +13,8 @@ import numpy as np
 from .config import UserError
 from .crystals import rotations_and_translations
 
+MOST_POSSIBLE = 2e7  # reflections in the sphere, those of a large protein at atomic resolution
+
 
 class ReflectionError(UserError):
     """Reflections that cannot be read, written or used, and why."""
@@ -105,8 +107,13 @@ class P1Expansion:
 def unique_hkl(cell, spacegroup, d_min) -> np.ndarray:
     """Reflections of the asymmetric unit with d >= d_min, without F000 and systematic absences -> (n, 3) int64.
 
-    d_min in Å. The asymmetric unit is gemmi's, which is that of CCP4.
+    d_min in Å. The asymmetric unit is gemmi's, which is that of CCP4. ReflectionError if there are more than any crystal of
+    molecules has (MOST_POSSIBLE in the sphere): millions would take minutes and gigabytes to list.
     """
+    sphere = 4 / 3 * np.pi * cell.volume / d_min**3
+    if not sphere < MOST_POSSIBLE:
+        raise ReflectionError(f"a cell of {cell.volume:.0f} Å³ has {sphere:.2g} reflections to {d_min:.2g} Å, more than can be "
+                              "treated here: correct the cell or the indices, or cut the data")
     return gemmi.make_miller_array(cell, spacegroup, d_min).astype(np.int64)
 
 
@@ -158,6 +165,8 @@ def merge(hkl, intensity, sigma, cell, spacegroup) -> Reflections:
         indices = tuple(np.asarray(hkl)[row].tolist())
         raise ReflectionError(f"reflection {indices} has sigma {sigma[row]:g}: give it a positive one")
     data = _without_absences(hkl, intensity, sigma, cell, spacegroup)
+    if not len(data):
+        raise ReflectionError(f"all reflections are absent in {spacegroup.xhm()}: the space group is another one")
     data.merge_in_place(gemmi.DataType.Mean)
     keep = (data.miller_array != 0).any(axis=1)
     mean, sigma = data.value_array[keep].clip(min=0), data.sigma_array[keep]

@@ -5,8 +5,11 @@ The formats are those of the SHELXL manual (Sheldrick, Acta Cryst. C71 (2015) 3)
 
 from __future__ import annotations
 
+import codecs
 import re
+import stat
 import textwrap
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +18,18 @@ import gemmi
 import numpy as np
 
 from .config import atomic_path
-from .crystals import count_elements, in_asymmetric_unit, without_inversion
+from .crystals import checked_cell, count_elements, in_asymmetric_unit, without_inversion
 from .reflections import ReflectionError
 
 SHELX_LATT = {"P": 1, "I": 2, "R": 3, "F": 4, "A": 5, "B": 6, "C": 7}
 SHELX_LARGEST = 9999.0  # the largest intensity that fits F8.2 with room for the sign
 SHELX_MOST = 99999.99   # the largest number that fits F8.2
 U_EQUIVALENT = 0.05     # Å² for atoms whose U a .res file gives as a multiple of another one
+COLUMNS = 0, 4, 8, 12, 20, 28  # of h, k, l, value, sigma, and their end
+DIGITS = [b"%d" % i for i in range(10)] + [b"."]
+MOST_UNITS = 10_000     # formula units in a cell
+MOST_LETTERS = 10_000   # of a line
+LARGEST_FILE = 2**30    # bytes: thirty million reflections
 # what a file that is written takes over from the one that was read, besides its symmetry and elements
 PASSED_ON = ("TEMP", "SIZE", "TWIN", "BASF", "OMIT", "MERG")
 INSTRUCTIONS = set("""ABIN ACTA AFIX ANIS ANSC ANSR BASF BIND BLOC BOND BUMP CELL CGLS CHIV CONF CONN DAMP DANG DEFS DELU
@@ -163,48 +171,69 @@ def parse_instructions(text, path) -> Instructions:
             atoms.append(line)
         if key in ("HKLF", "END"):
             break
+    unreadable = f"{path} has no CELL, LATT and SYMM that can be read"
     try:
         wavelength, *cell = [float(x) for x in found["CELL"][0][:7]]
-        cell = gemmi.UnitCell(*cell)
         latt = int(found.get("LATT", [["1"]])[0][0])
         spacegroup = spacegroup_of_shelx(latt, [" ".join(words) for words in found.get("SYMM", [])])
         hklf = found.get("HKLF", [["0"]])[0] or ["4"]
         hklf, matrix = int(hklf[0]), [float(x) for x in hklf[2:11]]
-    except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ShelxError(f"{path} has no CELL, LATT and SYMM that can be read: {reason}") from None
+    except KeyError:
+        raise ShelxError(f"{unreadable}: there is no CELL in it") from None
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise ShelxError(f"{unreadable}: {' '.join(str(error).split())[:80]}") from None
+    if len(cell) < 6 or not 0 < wavelength < 100:
+        raise ShelxError(f"{unreadable}: CELL is a wavelength, three edges and three angles")
+    cell = checked_cell(cell, path)
     if spacegroup is None:
         raise ShelxError(f"{path}: LATT {latt} and its SYMM lines form no space group in a setting of the tables")
     if hklf not in (0, 3, 4) or matrix not in ([], [1, 0, 0, 0, 1, 0, 0, 0, 1]):
         raise ShelxError(f"{path}: HKLF {hklf}{' with a matrix' if matrix else ''} is not supported: write the "
                          "reflections as HKLF 4 (F squared) or 3 (F) on the axes of CELL")
-    symbols = tuple(symbol for words in found.get("SFAC", []) for symbol in _symbols_of_sfac(words))
-    try:
-        units = [float(x) for words in found.get("UNIT", []) for x in words]
-    except ValueError as error:
-        raise ShelxError(f"{path} has a UNIT line that cannot be read: {error}") from None
+    symbols = tuple(symbol for words in found.get("SFAC", []) for symbol in _symbols_of_sfac(words, path))
+    units = [_count_of_unit(word, path) for words in found.get("UNIT", []) for word in words]
     return Instructions(path, cell, spacegroup, wavelength, in_asymmetric_unit(zip(symbols, units), spacegroup), hklf,
                         symbols, tuple(remarks), tuple(atoms), {key: tuple(lines) for key, lines in header.items()})
 
 
 def _instruction_lines(text):
     """(instruction, as it stands in the text): those that an equals sign continues in one, without comments and empty lines."""
-    lines = iter(text.splitlines())
-    for line in lines:
+    lines = deque(text.splitlines())
+    while lines:
+        line = lines.popleft()
         as_read = [line.rstrip()]
-        if not re.match(r"REM|TITL", line, re.IGNORECASE):  # an equals sign is part of what these say
+        if re.match(r"REM|TITL", line, re.IGNORECASE):  # an equals sign is part of what these say, unless more is indented
+            while as_read[-1].endswith("=") and lines and lines[0][:1].isspace():
+                as_read.append(lines.popleft().rstrip())
+        else:
             line = line.split("!")[0]
             while "=" in line:
-                as_read.append(next(lines, "").rstrip())
+                as_read.append(lines.popleft().rstrip() if lines else "")
                 line = line.split("=")[0] + " " + as_read[-1].split("!")[0]
         if line.strip():
             yield line, "\n".join(as_read)
 
 
-def _symbols_of_sfac(words):
+def _symbols_of_sfac(words, path):
     """The symbols of an SFAC line: several, or one that scattering factors follow."""
-    words = [word.lstrip("$").capitalize() for word in words]
-    return [word for word in words if gemmi.Element(word).atomic_number]
+    symbols = []
+    for word in words:
+        if letters := re.match(r"\$?([A-Za-z]+)", word):
+            symbol = letters[1].capitalize()
+            if not gemmi.Element(symbol).atomic_number:
+                raise ShelxError(f"{path}: SFAC names {word[:20]!r}, which is no element")
+            symbols.append(symbol)
+    return symbols
+
+
+def _count_of_unit(word, path):
+    try:
+        number = float(word)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < np.inf:
+        raise ShelxError(f"{path} has a UNIT line that cannot be read: {word[:20]!r} is no number of atoms")
+    return number
 
 
 def _atom(words, symbols):
@@ -237,9 +266,8 @@ def shelx_header(cell, spacegroup, elements, title, wavelength=0.71073, header=N
         lines += [*header["CELL"], *header.get("ZERR", [f"ZERR {n_ops} 0 0 0 0 0 0"])]
     else:
         edges, angles = cell.parameters[:3], cell.parameters[3:]
-        z = header["ZERR"][0].split()[1] if header.get("ZERR") else n_ops
         lines += [f"CELL {wavelength:.5f} " + " ".join([f"{x:.4f}" for x in edges] + [f"{x:.3f}" for x in angles]),
-                  f"ZERR {z} 0 0 0 0 0 0"]
+                  f"ZERR {formula_units(header) or n_ops:g} 0 0 0 0 0 0"]
     symmetry = [*header.get("LATT", []), *header.get("SYMM", [])]
     if not header.get("LATT") or _symmetry_read(header) != spacegroup.xhm():
         latt, symm = shelx_symmetry(spacegroup)
@@ -262,10 +290,19 @@ def shelx_elements(elements, header=None) -> list[str]:
                          key=lambda symbol: (symbol != "C", symbol != "H", symbol))
 
 
+def formula_units(header) -> float:
+    """Formula units in the cell, by the ZERR line of a header; 0 where none states them."""
+    try:
+        z = float(header["ZERR"][0].split()[1])
+    except (KeyError, ValueError, IndexError):
+        return 0.0
+    return z if 0 < z < MOST_UNITS else 0.0
+
+
 def _symbols_read(header):
     """Symbols of the SFAC lines of a header."""
     return [symbol for line, _ in _instruction_lines("\n".join(header.get("SFAC", [])))
-            for symbol in _symbols_of_sfac(line.split()[1:])]
+            for symbol in _symbols_of_sfac(line.split()[1:], "the header")]
 
 
 def _same_cell(header, cell, wavelength):
@@ -314,6 +351,8 @@ def _remarks(sentences):
 def read_shelx_records(path):
     """Read a SHELX reflection file as it stands: FORMAT(3I4,2F8.2,I4), ended by a record of zeros or an empty line.
 
+    Numbers in other columns are read, too, where spaces part them on every line and columns would cut them (free format).
+
     Returns
     -------
     hkl : (n, 3) int; value, sigma : (n,) float, F² (HKLF 4) or F (HKLF 3), the file does not say which
@@ -328,30 +367,68 @@ def read_shelx_records(path):
 
 def parse_shelx_records(lines, path):
     """``read_shelx_records`` of the lines of a file; errors name it by `path`."""
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            break
-        try:
-            row = [*(int(line[i:i + 4]) for i in (0, 4, 8)), *(_fortran_f8_2(line[i:i + 8]) for i in (12, 20))]
-        except ValueError:
-            raise ShelxError(f"{path}, line {number}: {line[:32]!r} is not h k l value sigma in the columns "
-                                  "3I4,2F8.2: correct or remove it") from None
-        if row[:3] == [0, 0, 0]:
-            break
-        rows.append(row)
-    if not rows:
+    end = next((i for i, line in enumerate(lines) if not line[:12].strip(" \t0")), len(lines))
+    if not end:
         raise ShelxError(f"{path} holds no reflections")
-    table = np.array(rows, float)
+    table = _in_columns(lines[:end])
+    if table is None:
+        table = _line_by_line(lines[:end], path)
     return table[:, :3].astype(np.int64), table[:, 3], table[:, 4]
 
 
-def _fortran_f8_2(field):
-    """A number as Fortran reads F8.2: without a decimal point the last two digits are decimals."""
-    value = float(field)
-    if not np.isfinite(value):
-        raise ValueError(field)
-    return value if "." in field or "e" in field.lower() else value / 100
+def _in_columns(lines):
+    """(n, 5) of lines that follow the columns beyond doubt, all at once; None if some do not, or have to be looked at."""
+    try:
+        lines = np.array(lines, f"S{COLUMNS[-1] + 1}")
+    except UnicodeEncodeError:
+        return None
+    letters = lines.view("S1").reshape(len(lines), -1)
+    letters = np.where(letters == b"", b" ", letters)
+    for column in COLUMNS[1:]:
+        if ((letters[:, column - 1] != b" ") & np.isin(letters[:, column], DIGITS)).any():
+            return None  # a number ends where another begins, or is cut
+    fields = [np.ascontiguousarray(letters[:, i:j]).view(f"S{j - i}").ravel() for i, j in zip(COLUMNS, COLUMNS[1:])]
+    if any((np.char.find(field, b".") < 0).any() for field in fields[3:]):
+        return None
+    try:
+        table = np.stack([field.astype(np.int64 if i < 3 else float) for i, field in enumerate(fields)], axis=1)
+    except ValueError:
+        return None
+    return table if np.isfinite(table).all() else None
+
+
+def _line_by_line(lines, path):
+    """(n, 5), by columns, or free where these do not fit."""
+    in_columns, free, cut = [], [], False
+    for line in lines:
+        words = [line[i:j].strip() for i, j in zip(COLUMNS, COLUMNS[1:])]
+        in_columns.append(_record(words, "fortran"))
+        words_free = line[:MOST_LETTERS].replace(",", " ").split()[:5]
+        free.append(_record(words_free))
+        if free[-1] and free[-1][:3] == [0, 0, 0]:
+            in_columns.pop(), free.pop()
+            break
+        # the number after the last one may touch it in columns
+        cut = cut or bool(free[-1]) and (words[:4] != words_free[:4] or not words_free[4].startswith(words[4]))
+    wrong = next((i for i, row in enumerate(in_columns) if row is None), None)
+    if None not in free and (cut or wrong is not None):
+        return np.array(free, float)
+    if wrong is not None:
+        raise ShelxError(f"{path}, line {wrong + 1}: {lines[wrong][:32]!r} is not h k l value sigma in the columns 3I4,2F8.2, "
+                         "nor are they parted by spaces on every line: correct or remove it")
+    return np.array(in_columns, float)
+
+
+def _record(words, style=""):
+    """[h, k, l, value, sigma], or None if the words are not these. As Fortran reads F8.2, the last two digits of a number
+    without a decimal point are decimals."""
+    try:
+        hkl, values = [int(word) for word in words[:3]], [float(word) for word in words[3:5]]
+    except ValueError:
+        return None
+    if style:
+        values = [x if "." in word or "e" in word.lower() else x / 100 for x, word in zip(values, words[3:])]
+    return [*hkl, *values] if len(values) == 2 and np.isfinite(values).all() and max(map(abs, hkl)) < 2**31 else None
 
 
 def write_shelx(path_stem, reflections, elements, title=None, wavelength=0.71073):
@@ -401,11 +478,38 @@ def shelx_scale(intensity, sigma) -> float:
     return 1.0 if fits else SHELX_LARGEST / largest
 
 
-def _read_text(path):
+def file_content(path) -> bytes:
+    """What a file holds; ShelxError in a sentence if it is none, or nothing that somebody measured."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        state = Path(path).stat()
+        if not stat.S_ISREG(state.st_mode):  # a pipe or a device might never end
+            raise ShelxError(f"{path} is a folder or a device, and no file: name the file of reflections")
+        if state.st_size > LARGEST_FILE:
+            raise ShelxError(f"{path} holds {state.st_size / 2**30:.1f} GB: no file of reflections is that large")
+        content = Path(path).read_bytes()
     except OSError as error:
         raise ShelxError(f"{path} cannot be read: {error.strerror}") from None
+    if content[:2] == b"\x1f\x8b":
+        raise ShelxError(f"{path} is compressed: unpack it first")
+    return content
+
+
+def as_text(content) -> str:
+    """Text of UTF-8 or UTF-16, with a byte-order mark or without, or else of Latin-1, in which any byte is a letter; with the
+    ends of lines and of the text as Unix has them."""
+    encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    return text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\x1a")
+
+
+def _read_text(path):
+    text = as_text(file_content(path))
+    if long := next((i for i, line in enumerate(text.splitlines(), 1) if len(line) > MOST_LETTERS), 0):
+        raise ShelxError(f"{path}, line {long} has more than {MOST_LETTERS} letters: it is no file of SHELX")
+    return text
 
 
 def _write_text(path, text):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .config import atomic_path
-from .crystals import Crystal, CrystalError
+from .crystals import Crystal, CrystalError, checked_cell
 
 ROWS = 512  # crystals a row group, 0.3 MB: what a worker makes at a time, and a reader holds in memory
 
@@ -224,6 +224,6 @@ def _from_table(path, table):
     stop, stop_aniso = np.cumsum(n_atoms).tolist(), np.cumsum(n_aniso // 6).tolist()
     for i, (n, n_u) in enumerate(zip(n_atoms.tolist(), (n_aniso // 6).tolist())):
         atoms = slice(stop[i] - n, stop[i])
-        yield Crystal(name=names[i], source=sources[i], cell=gemmi.UnitCell(*cell[i]), spacegroup=groups[symbols[i]],
+        yield Crystal(name=names[i], source=sources[i], cell=checked_cell(cell[i], path), spacegroup=groups[symbols[i]],
                       elements=tuple(elements[atoms]), fract=fract[atoms], u_iso=u_iso[atoms], occ=occ[atoms],
                       u_aniso=u_aniso[stop_aniso[i] - n_u:stop_aniso[i]] if n_u else None)

@@ -22,6 +22,7 @@ from .spacegroups import candidates, laue_group, moved_to, without_absences
 from .verdict import weigh_solution
 
 TRIALS = 96  # random starts, at most
+LEAST = 20   # reflections, fewer than which are no data
 
 
 class Solved(NamedTuple):
@@ -49,7 +50,7 @@ def in_group(measured: Measured, spacegroup) -> Measured:
 def prepared(measured: Measured, elements=(), spacegroup="", d_min=0.0) -> Measured:
     """The data as they are to be phased: with the elements that are named, in a space group (``in_group``), cut at d_min (Å).
 
-    UserError if that is no space group of their Laue class, or nothing is left.
+    UserError if that is no space group of their Laue class, or what is left is too little for any structure.
     """
     if elements:
         measured = replace(measured, elements=count_elements(elements))
@@ -58,7 +59,13 @@ def prepared(measured: Measured, elements=(), spacegroup="", d_min=0.0) -> Measu
     inside = measured.cell.calculate_d_array(measured.hkl.astype(np.int32)) >= d_min
     if not inside.any():
         raise UserError(f"nothing was measured to --d-min {d_min:g} Å")
-    return replace(measured, hkl=measured.hkl[inside], intensity=measured.intensity[inside], sigma=measured.sigma[inside])
+    if np.linalg.matrix_rank(measured.hkl[inside]) < 3:
+        raise UserError(f"{measured.files[0]}: its reflections lie in one plane or row: no structure follows from them")
+    measured = replace(measured, hkl=measured.hkl[inside], intensity=measured.intensity[inside], sigma=measured.sigma[inside])
+    if len(measured.merge()) < LEAST:
+        raise UserError(f"{measured.files[0]}: {len(measured.merge())} reflections are too few: {LEAST} different ones are "
+                        "the least with which a structure is looked for")
+    return measured
 
 
 def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=None, predicted=None, effort="normal",

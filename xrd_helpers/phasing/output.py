@@ -17,7 +17,7 @@ from ..bonds import assembled
 from ..config import atomic_path
 from ..reflection_files import write_mtz
 from ..reflections import Measured, Reflections
-from ..shelx import shelx_elements, shelx_scale, write_shelx_files, write_shelx_res
+from ..shelx import formula_units, shelx_elements, shelx_scale, write_shelx_files, write_shelx_res
 from ..structure_factors import fit_scale, structure_factors
 from .peaks import without_hydrogen
 from .solution import PhasingError, Solution
@@ -154,7 +154,7 @@ def _cif(solution, title, names, wavelength, elements, header, fit):
 
     put("_audit_creation_method", SOFTWARE)
     put("_computing_structure_solution", f"{SOFTWARE}, {solution.engine}")
-    z = float(header["ZERR"][0].split()[1]) if "ZERR" in header else n_ops
+    z = formula_units(header) or n_ops
     numbers = {symbol: round(n * n_ops / z, 2) for symbol, n in elements.items()}
     put("_chemical_formula_sum", " ".join(symbol if numbers[symbol] == 1 else f"{symbol}{numbers[symbol]:g}"
                                           for symbol in shelx_elements(numbers)))
