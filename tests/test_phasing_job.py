@@ -365,6 +365,22 @@ def test_xrd_solve_finds_the_space_group_and_says_which_agree(tmp_path, capsys):
     assert solved(read_cif(tmp_path / "job_xrd" / "job.cif").fract, crystal)
 
 
+def test_xrd_solve_says_that_everything_is_carbon(tmp_path, capsys):
+    data = data_of(random_crystal("P 1 21/c 1"), d_min=1.0)
+    write_shelx_files(tmp_path / "job", data.hkl, data.intensity, data.sigma, 1, data.cell, data.spacegroup, data.elements)
+    text = (tmp_path / "job.ins").read_text().replace("SFAC C N O S", "TWIN").replace("UNIT 12 4 8 4", "BASF 0.1")
+    (tmp_path / "job.ins").write_text(text)
+    solve = ["solve", str(tmp_path / "job.hkl"), "--engine", "charge_flipping", "--effort", "quick"]
+    assert run(*solve, "--trials", "2") in (0, 1)
+    printed = capsys.readouterr().out
+    assert "Note: TWIN and BASF of the file" in printed and "Note: nothing states the elements: every atom is taken" in printed
+    assert "TWIN\nBASF 0.1\n" in next((tmp_path / "job_xrd").glob("*.res")).read_text()
+    assert run(*solve, "--formula", "C3NO2S", "--z", "4", "--trials", "8", "--overwrite") == 0
+    assert "nothing states" not in capsys.readouterr().out
+    item = gemmi.cif.read(str(tmp_path / "job_xrd" / "job.cif")).sole_block().find_value
+    assert item("_chemical_formula_sum") == "'C3 N O2 S'" and item("_cell_formula_units_Z") == "4"
+
+
 def test_xrd_solve_refuses_in_a_sentence(tmp_path, capsys):
     data = data_of(random_crystal("P -1"))
     solution, _ = solve_measured(data, trials=4)
@@ -422,6 +438,49 @@ def test_a_list_of_kinds_is_filled_up_with_carbon(monkeypatch):
     for elements in (["C", "H", "O"], {}, ["S", *"OONCCC", "H"]):
         job.phase(measured, elements)
     assert asked == [{"O": 1, "C": 6}, {"C": 7}, {"S": 1, "O": 2, "N": 1, "C": 3, "H": 1}]
+
+
+# P 1 21/c 1 of 521 Å³: 7 atoms of 18 Å³ in each of its four parts
+def stated(in_file=None, header=None, **given):
+    data = data_of(random_crystal("P 1 21/c 1"), d_min=2.0)
+    in_file = data.elements if in_file is None else in_file
+    return job.with_contents(replace(data, elements=in_file, header=header or {}), **given)
+
+
+@pytest.mark.parametrize("given, expected, note", [
+    ({"formula": "C3NO2S", "z": 4}, {"S": 1, "O": 2, "N": 1, "C": 3}, ""),
+    ({"elements": "C3 H9 N O2 S"}, {"S": 1, "O": 2, "N": 1, "C": 3, "H": 9}, "4 formula units in the cell fill it best (18.6"),
+    ({"formula": "C7H8"}, {"C": 7, "H": 8}, "4 formula units"), ({"formula": "C14H10"}, {"C": 7, "H": 5}, "2 formula units"),
+    ({"formula": "CH4N2O"}, {"O": 2, "N": 4, "C": 2, "H": 8}, "8 formula units"),
+    ({"elements": "C, h o"}, {"O": 1, "C": 1, "H": 1}, ""), ({"formula": "CCl4", "z": 8}, {"Cl": 8, "C": 2}, "")])
+def test_what_is_said_of_the_contents(given, expected, note):
+    made = stated(header={"TITL": ("TITL a",), "UNIT": ("UNIT 1",), "SFAC": ("SFAC C",), "ZERR": ("ZERR 9 0.1 0.2",)}, **given)
+    assert made.elements == expected and "".join(made.notes).startswith(note) and bool(made.notes) == bool(note)
+    assert made.header["TITL"] and "UNIT" not in made.header and "SFAC" not in made.header
+    if "formula" in given:
+        assert made.header["ZERR"][0] == f"ZERR {given.get('z') or int(note[0])} 0.1 0.2"
+
+
+@pytest.mark.parametrize("elements, expected, note", [
+    ({"S": 1, "O": 2, "N": 1, "C": 3}, None, ""),
+    ({"O": 0.5, "C": 1.25, "H": 1}, {"O": 2, "C": 5, "H": 4}, "4 times as many atoms"),
+    ({"C": 0.25, "H": 0.25, "N": 0.25, "O": 0.25}, {"C": 1, "H": 1, "N": 1, "O": 1}, "leaves 174 Å³ for each atom"),
+    ({"C": 1e30, "O": 2}, {"C": 1, "O": 1}, "its elements are kept, their numbers set aside"),
+    ({"C": 60, "H": 60}, {"C": 1, "H": 1}, "leaves 2.17 Å³"), ({}, {}, "every atom is taken for carbon, about 7 in the asym")])
+def test_an_impossible_formula_is_set_aside_and_said(elements, expected, note):
+    made = stated(elements, {"UNIT": ("UNIT 1",), "SFAC": ("SFAC C",)})
+    assert made.elements == (elements if expected is None else expected) and note in "".join(made.notes)
+    assert ("UNIT" in made.header) == (not note or not elements)
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"formula": "C8H-"}, "--formula: 'C8H-' is no formula"), ({"formula": "C8Xx2"}, "--formula: 'Xx' is no element"),
+    ({"elements": "C 8"}, "--elements: '8' is no formula"), ({"formula": "C7", "elements": "C"}, "not both"),
+    ({"z": 4}, "--z goes with a formula"), ({"elements": "C H", "z": 4}, "--z goes with"),
+    ({"formula": "C70", "z": 4}, "4 formula units leave 1.86 Å³ for each atom")])
+def test_formulas_that_cannot_be(given, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        stated(**given)
 
 
 def test_an_effort_that_does_not_exist_is_no_crystal_without_an_answer():

@@ -17,6 +17,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Network = Annotated[
     list[str], typer.Option(help="A network of your own that weights are of, as my_net.py:MyNet. May be given again.")
 ]
+Elements = Annotated[str, typer.Option(help="As in 'C H N O', where no file states them; 'C8 H9 N O2' is a formula.")]
+Formula = Annotated[str, typer.Option(help="Of one formula unit, as C8H9NO2, in place of that of the file.")]
+Z = Annotated[int, typer.Option("--z", min=0, help="Formula units in the cell. Default: as many as fill it best.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of these names, if there are any.")]
 
 
@@ -261,7 +264,9 @@ def extend(
     about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",
     out: Annotated[str, typer.Option(help="Path of what is written, without suffix. Default: FILE with _extended.")] = "",
     d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
-    elements: Annotated[str, typer.Option(help="As in 'C H N O', where no file states them.")] = "",
+    elements: Elements = "",
+    formula: Formula = "",
+    z: Z = 0,
     trials: Annotated[int, typer.Option(min=1, help="Random starts of phase_first; more find more, in more time.")] = 32,
     seed: Annotated[int, typer.Option(help="Of these starts.")] = 0,
     csv: Annotated[bool, typer.Option("--csv", help="Write a merged table with d, F and sigma, too.")] = False,
@@ -273,37 +278,31 @@ def extend(
     from pathlib import Path
 
     from xrd_helpers import inference
+    from xrd_helpers.phasing.job import with_contents
     from xrd_helpers.reflection_files import read_measured
 
     _find_networks(network)
-    measured, symbols = read_measured(file, about or None), _symbols(elements)
+    measured, symbols = with_contents(read_measured(file, about or None), formula, z, elements), []
     stem = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_extended")
     refuse_to_overwrite(inference.extended_files(stem, measured, csv, cif, mtz).values(), overwrite)
     result, trained, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
-    if not (symbols or measured.elements):
+    if not measured.elements:
         symbols = ["C", "H", "N", "O"]
         print("no file states the elements: C, H, N and O were taken; correct SFAC, or give --elements")
     paths = inference.write_extended(stem, result, symbols, csv, mtz, cif, model)
     print(inference.describe(result, d_target, trained))
     print(words)
+    print("\n".join(f"Note: {note}." for note in measured.notes), end="\n" * bool(measured.notes))
     print("wrote " + ", ".join(map(str, paths)))
-
-
-def _symbols(elements):
-    """The words of --elements."""
-    import gemmi
-
-    symbols = elements.replace(",", " ").split()
-    if wrong := [symbol for symbol in symbols if not gemmi.Element(symbol).atomic_number]:
-        raise UserError(f"--elements: {wrong[0]!r} is no element")
-    return symbols
 
 
 @app.command(epilog="Example: xrd solve job.hkl --elements 'C H N O'")
 def solve(
     file: Annotated[str, typer.Argument(help="Measured reflections: .hkl or .ins of SHELX, .cif, .fcf or .mtz.")],
     about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",
-    elements: Annotated[str, typer.Option(help="As in 'C H N O', where no file states them.")] = "",
+    elements: Elements = "",
+    formula: Formula = "",
+    z: Z = 0,
     spacegroup: Annotated[
         str, typer.Option(help="As in 'P 1 21/c 1'; or search, among those that the absences allow. Default: the file's.")
     ] = "",
@@ -352,8 +351,10 @@ def solve(
     if engine == "shelxt" and program is None:
         raise UserError("no SHELXT program was found: name it with --shelxt, or use --engine charge_flipping")
     minutes = minutes or (KNOWN_MINUTES if molecule or fragment else minutes_of(effort))
-    symbols, search = _symbols(elements), spacegroup == "search"
-    measured = job.prepared(read_measured(file, about or None), symbols, "" if search else spacegroup, d_min)
+    search = spacegroup == "search"
+    measured = job.prepared(read_measured(file, about or None), "" if search else spacegroup, d_min)
+    if not molecule:
+        measured = job.with_contents(measured, formula, z, elements)
     folder = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_xrd")
     refuse_to_overwrite(output.may_be_written(folder / measured.files[0].stem), overwrite)
     merged = measured.merge()
@@ -363,7 +364,7 @@ def solve(
         from xrd_helpers.inference import extend_by
 
         _find_networks(network)
-        extended, _, words = extend_by(extend, measured, symbols, 0.8, trials, seed)
+        extended, _, words = extend_by(extend, measured, (), 0.8, trials, seed)
         extra = extended.predicted
         print(f"{len(extra)} reflections predicted by {extend}. {words}")
     try:

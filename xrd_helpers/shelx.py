@@ -192,6 +192,8 @@ def parse_instructions(text, path) -> Instructions:
                          "reflections as HKLF 4 (F squared) or 3 (F) on the axes of CELL")
     symbols = tuple(symbol for words in found.get("SFAC", []) for symbol in _symbols_of_sfac(words, path))
     units = [_count_of_unit(word, path) for words in found.get("UNIT", []) for word in words]
+    if len(units) != len(symbols):  # nobody knows whose numbers are missing
+        units = [1.0] * len(symbols)
     return Instructions(path, cell, spacegroup, wavelength, in_asymmetric_unit(zip(symbols, units), spacegroup), hklf,
                         symbols, tuple(remarks), tuple(atoms), {key: tuple(lines) for key, lines in header.items()})
 

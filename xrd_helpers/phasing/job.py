@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from ..config import UserError
 from ..crystals import count_elements
 from ..reflections import Measured, Reflections
+from ..shelx import formula_units
 from . import charge_flipping, shelxt
 from .charge_flipping import ATOM_VOLUME
 from .peaks import without_hydrogen
@@ -47,13 +49,11 @@ def in_group(measured: Measured, spacegroup) -> Measured:
     return moved_to(measured, spacegroup)
 
 
-def prepared(measured: Measured, elements=(), spacegroup="", d_min=0.0) -> Measured:
-    """The data as they are to be phased: with the elements that are named, in a space group (``in_group``), cut at d_min (Å).
+def prepared(measured: Measured, spacegroup="", d_min=0.0) -> Measured:
+    """The data as they are to be phased: in a space group (``in_group``), cut at d_min (Å).
 
     UserError if that is no space group of their Laue class, or what is left is too little for any structure.
     """
-    if elements:
-        measured = replace(measured, elements=count_elements(elements))
     if spacegroup:
         measured = in_group(measured, spacegroup)
     inside = measured.cell.calculate_d_array(measured.hkl.astype(np.int32)) >= d_min
@@ -66,6 +66,93 @@ def prepared(measured: Measured, elements=(), spacegroup="", d_min=0.0) -> Measu
         raise UserError(f"{measured.files[0]}: {len(measured.merge())} reflections are too few: {LEAST} different ones are "
                         "the least with which a structure is looked for")
     return measured
+
+
+def read_formula(text, option="--formula") -> dict[str, float]:
+    """{symbol: number} of a formula as C8H9NO2 or "C8 H9 N O2"; UserError, which names the option, if it is none."""
+    numbers = {}
+    for word in text.replace(",", " ").split():
+        word = word.capitalize() if word.islower() else word
+        parts = re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", word)
+        if "".join(symbol + n for symbol, n in parts) != word:
+            raise UserError(f"{option}: {word!r} is no formula: write it as C8H9NO2 or 'C8 H9 N O2'")
+        for symbol, n in parts:
+            if not gemmi.Element(symbol).atomic_number:
+                raise UserError(f"{option}: {symbol!r} is no element")
+            numbers[symbol] = numbers.get(symbol, 0) + float(n or 1)
+    return count_elements(numbers)
+
+
+def with_contents(measured: Measured, formula="", z=0, elements="") -> Measured:
+    """The data with what is said to be in the cell, as far as it is possible; `notes` say what was assumed.
+
+    Parameters
+    ----------
+    formula : of one formula unit, as C8H9NO2; z : formula units in the cell, 0 for those that fill it best
+    elements : kinds of atoms, as "C H N O"; with a number, as "C8 H9 N O2", it is a formula
+
+    A formula of the file stays where neither is given. One that leaves or wants a volume for each atom that is not hydrogen
+    that no crystal has (``_possible``) is set aside: its ratios are kept if some number of formula units fills the cell, or
+    else its elements alone.
+    """
+    if formula and elements:
+        raise UserError("give --formula or --elements, not both")
+    kinds = bool(elements) and not re.search(r"\d", elements)
+    given = read_formula(formula) if formula else read_formula(elements, "--elements")
+    if z and (not given or kinds):
+        raise UserError("--z goes with a formula: give it with --formula, as C8H9NO2")
+    note, header = "", measured.header
+    if given:
+        header = {name: lines for name, lines in header.items() if name not in ("SFAC", "UNIT", "DISP")}
+    if kinds:
+        return replace(measured, elements=given, header=header)
+    if given:
+        contents, units = _filling(given, measured, z)
+        if not z:
+            note = f"{units:g} formula units in the cell fill it best ({_volume(contents, measured):.1f} Å³ for each atom)"
+        header = {**header, "ZERR": (f"ZERR {units:g} " + " ".join(measured.header["ZERR"][0].split()[2:8]),)} \
+            if formula_units(header) else header
+        if not _possible(contents, measured):
+            raise UserError(f"the formula and {units:g} formula units leave {_volume(contents, measured):.3g} Å³ for each atom "
+                            "that is not hydrogen, and 18 are usual: correct --formula or --z")
+    elif not measured.elements:
+        n = round(measured.cell.volume / len(measured.spacegroup.operations()) / ATOM_VOLUME)
+        contents, note = {}, (f"nothing states the elements: every atom is taken for carbon, about {n} in the asymmetric unit; "
+                              "give --formula or --elements if you know more")
+    elif _possible(measured.elements, measured):
+        return measured
+    else:
+        contents, units = _filling(measured.elements, measured)
+        header = {name: lines for name, lines in header.items() if name not in ("SFAC", "UNIT", "DISP")}
+        kept = f"its ratios are kept, with {units / len(measured.spacegroup.operations()):g} times as many atoms"
+        if len(set(measured.elements.values())) == 1 or not _possible(contents, measured):
+            contents, kept = dict.fromkeys(measured.elements, 1.0), "its elements are kept, their numbers set aside"
+        note = (f"{measured.files[-1]}: its formula leaves {_volume(measured.elements, measured):.3g} Å³ for each atom that is "
+                f"not hydrogen, and 18 are usual: {kept}")
+    return replace(measured, elements=contents, header=header, notes=measured.notes + (note,) * bool(note))
+
+
+def _filling(formula, measured, z=0):
+    """({symbol: atoms in the asymmetric unit}, formula units in the cell): `z`, or as many as fill the cell best, whole
+    numbers of them in the asymmetric unit or a whole number on each special position."""
+    n_ops = len(measured.spacegroup.operations())
+    units = [z] if z else [n_ops * n for n in range(1, 13)] + [n_ops // n for n in (2, 3, 4, 6, 8, 12) if n_ops % n == 0]
+    contents = [{symbol: n * count / n_ops for symbol, n in formula.items()} for count in units]
+    return min(zip(contents, units), key=lambda one: abs(np.log(_volume(one[0], measured) / ATOM_VOLUME)))
+
+
+def _volume(contents, measured):
+    """Å³ for each atom that is not hydrogen, or each atom where there is no other."""
+    heavy = sum((without_hydrogen(contents) or contents).values())
+    return measured.cell.volume / len(measured.spacegroup.operations()) / max(heavy, 1e-9)
+
+
+def _possible(contents, measured):
+    """Whether there are crystals as dense and as empty: 10 to 40 Å³ for each atom in organic ones, of others 5.7 in diamond
+    and 118 in caesium."""
+    organic = {"C", "H"} <= set(contents) and all(gemmi.Element(symbol).atomic_number <= 18 for symbol in contents)
+    low, high = (10, 40) if organic else (5.5, 120)
+    return low <= _volume(contents, measured) <= high
 
 
 def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=None, predicted=None, effort="normal",

@@ -201,7 +201,7 @@ def describe_data(measured: Measured, merged: Reflections) -> str:
     agreement = "none measured twice" if q.r_int is None else f"R_int {q.r_int:.3f}"
     return (f"{measured.files[0]} ({measured.kind}): {q.n_measured} measurements of {q.n_unique} reflections in "
             f"{measured.spacegroup.xhm()}, to {q.d_min:.2f} Å, {100 * q.completeness:.0f} % complete, {agreement}, "
-            f"mean I/sigma {q.i_over_sigma:.1f}")
+            f"mean I/sigma {q.i_over_sigma:.1f}" + "".join(f"\nNote: {note}." for note in measured.notes))
 
 
 def verdict(solution: Solution | None, tried=()) -> str:
