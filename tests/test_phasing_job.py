@@ -311,6 +311,8 @@ def test_without_a_structure_it_says_so(tmp_path):
     data = shuffled(data_of(random_crystal("P 1 21/c 1"), d_min=1.0))
     solution, _ = solve_measured(data, trials=2)
     assert output.verdict(solution, []).startswith("Not solved") and output.verdict(None).startswith("Not solved")
+    nothing = output.write_listing(tmp_path / "made", data, job.Solved(None, [(data.spacegroup, float("nan"))]), "Not solved.")
+    assert nothing.name == "made_unsolved.log" and nothing.read_text().endswith("are possible\n\nNot solved.\n")
     paths = output.write_solution(tmp_path / "made", solution, data)
     assert {path.stem for path in paths} == {"made_unsolved"} and "REM NOT SOLVED: probability 0.0" in paths[2].read_text()
 
@@ -351,7 +353,14 @@ def test_xrd_solve_writes_into_a_folder_beside_the_file(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Solved in P 1 21/c 1: 7 atoms" in printed and "SHELX, F² by HKLF 4" in printed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.hkl", "job.ins", "job_xrd"]
-    assert {p.suffix for p in (tmp_path / "job_xrd").iterdir()} == {".hkl", ".ins", ".res", ".cif", ".mtz", ".ccp4"}
+    assert {p.suffix for p in (tmp_path / "job_xrd").iterdir()} == {".hkl", ".ins", ".res", ".cif", ".mtz", ".ccp4", ".log"}
+    log = (tmp_path / "job_xrd" / "job.log").read_text()
+    assert all(line in log for line in printed.splitlines()[:-1]), "what was said on the terminal"
+    rows = [line.split() for line in log.splitlines() if re.match(r" +\d+\.\d\d +\d\.\d\d  ", line)]
+    assert len(rows) == 10 and sum(int(row[2]) for row in rows) == len(unique_hkl(data.cell, data.spacegroup, 0.85))
+    assert float(re.search(r"B (.*) Å²", log)[1]) == pytest.approx(8 * np.pi**2 * crystal.u_iso.mean(), abs=1.5)
+    assert re.search(r"-?0\.\d+ \+- 0\.\d+  possible: P 1 21/c 1\n", log) and re.search(r"no: P 1 21/n 1\n", log)
+    assert "SOLVED: probability 0.9" in log and "R1 0.0" in log and "for reflections left out of the refinement" in log
     assert solved(replace(solution, fract=read_cif(tmp_path / "job_xrd" / "job.cif").fract), crystal)
 
 

@@ -81,6 +81,26 @@ def test_quality_against_sums_by_hand():
     assert once.quality(once.merge()).r_int is None
 
 
+def test_shells_against_sums_by_hand():
+    """Every reflection of P-1 to 1 Å twice, 100 and 100 + 2 k; of those beyond the middle of the volume a half is missing."""
+    cell, spacegroup = gemmi.UnitCell(5.1, 6.3, 7.7, 81, 95, 104), gemmi.SpaceGroup("P -1")
+    hkl = refl.unique_hkl(cell, spacegroup, 1.0)
+    d = cell.calculate_d_array(hkl.astype(np.int32))
+    hkl = hkl[(d**-3.0 < 0.5) | (np.arange(len(d)) % 2 == 0) | (d == d.min())]
+    twice = np.concatenate([hkl, -hkl])
+    I = 100.0 + np.repeat([0, 1], len(hkl)) * 2 * np.tile(np.abs(hkl[:, 1]), 2)
+    measured = Measured(twice, I, np.full(len(I), 5.0), cell, spacegroup, {}, 0.7, (Path("x"),), "")
+    found = measured.shells(measured.merge(), 4)
+    d = cell.calculate_d_array(hkl.astype(np.int32))
+    assert sum(x.n_measured for x in found) == len(twice) and sum(x.n_unique for x in found) == len(hkl)
+    assert [x.n_unique / x.n_possible for x in found] == pytest.approx([1, 1, 0.5, 0.5], abs=0.06)
+    for x in found:
+        inside = (d <= x.d_max + 1e-6) & (d >= x.d_min - 1e-6)
+        k = np.abs(hkl[inside, 1])
+        assert x.n_unique == inside.sum() and x.r_int == pytest.approx(2 * k.sum() / (200 + 2 * k).sum())
+        assert x.i_over_sigma == pytest.approx(((100 + k) / (5 / 2**0.5)).mean())
+
+
 def test_intensities_are_those_before_merging():
     cell, spacegroup = gemmi.UnitCell(*CELLS["P -1"]), gemmi.SpaceGroup("P -1")
     merged = refl.merge([[1, 2, 3], [1, 1, 1], [2, 0, 0]], [9999, -3, 4], [10, 5, 3], cell, spacegroup)

@@ -2,6 +2,7 @@
 
 from math import exp, pi, sqrt
 
+import gemmi
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from box_makers import recipe, simulated
 from xrd_helpers import metrics, wilson
 from xrd_helpers.gridding import AmplitudeBoxes
+from xrd_helpers.reflections import Reflections, unique_hkl
 
 
 @pytest.fixture
@@ -146,3 +148,40 @@ def test_wilson_fit_has_its_closed_form():
     # with a prior that is sure of itself B is the prior's, and k follows
     sure = wilson.ShellMean(s2=row.s2, curve=row.curve, B=2.0, sigma_B=1e-6)
     assert sure._wilson(5.3 * np.exp(-3.1 * s2 / 4), s2)[1] == pytest.approx(2.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name, domains, l, l2, likely", [  # Padilla & Yeates (2003), table 1, and integrals of theirs
+    ("P 1", 1, 1 / 2, 1 / 3, False), ("P 1", 2, 3 / 8, 1 / 5, True), ("P -1", 1, 2 / pi, 1 / 2, False),
+    ("P -1", 2, 1 / 2, 1 / 3, True)])
+def test_twins_are_told_by_differences_of_neighbours(name, domains, l, l2, likely):
+    rng, cell, spacegroup = np.random.default_rng(3), gemmi.UnitCell(13.1, 14.3, 15.7, 81, 95, 104), gemmi.SpaceGroup(name)
+    hkl = unique_hkl(cell, spacegroup, 1.2)
+    I = sum(rng.standard_normal(len(hkl)) ** 2 if name == "P -1" else rng.exponential(1, len(hkl)) for _ in range(domains))
+    I *= 1000 * np.exp(-3 * cell.calculate_d_array(hkl.astype(np.int32)) ** -2)
+    data = Reflections(hkl, np.sqrt(I), 0.02 * np.sqrt(I), cell, spacegroup)
+    found = wilson.intensity_statistics(data, {"C": 8})
+    assert found.n_pairs > 5000 and (found.l, found.l2) == pytest.approx((l, l2), abs=0.02)
+    assert found.twinning_likely == likely and (found.twinned if domains == 2 else found.expected) == pytest.approx(l)
+    weak = wilson.intensity_statistics(Reflections(hkl, np.sqrt(I), np.sqrt(I), cell, spacegroup), {})
+    assert weak.n_pairs == 0 and not weak.twinning_likely
+
+
+def test_equivalents_are_no_neighbours():
+    """In P2/m (-1 k 0) and (1 k 0) are equivalent and differ by two: of (h k 0), |h| < 2, only k and k + 2 are left."""
+    hkl = np.array([(h, k, 0) for h in (0, 1) for k in range(1, 9)])
+    cell, spacegroup = gemmi.UnitCell(13.1, 14.3, 15.7, 90, 95, 90), gemmi.SpaceGroup("P 1 2/m 1")
+    data = Reflections(hkl, np.linspace(5, 9, 16), np.full(16, 0.01), cell, spacegroup)
+    # and across the origin (h -1 0) with (h 1 0), which are equivalent, too
+    assert wilson.intensity_statistics(data, {}).n_pairs == 2 * 6
+
+
+def test_the_wilson_plot_of_atoms_at_rest_anywhere():
+    """I = ε k Σ f² exp(-2 B s²) to the letter gives B; f² by gemmi."""
+    cell, spacegroup = gemmi.UnitCell(9.1, 12.3, 10.4, 90, 101, 90), gemmi.SpaceGroup("P 1 21/c 1")
+    hkl = unique_hkl(cell, spacegroup, 0.85)
+    s2 = cell.calculate_d_array(hkl.astype(np.int32)) ** -2 / 4
+    f2 = sum(n * np.array([gemmi.Element(symbol).it92.calculate_sf(x) for x in s2]) ** 2 for symbol, n in (("C", 8), ("Cl", 2)))
+    epsilon = spacegroup.operations().epsilon_factor_without_centering_array(hkl.astype(np.int32))
+    F = np.sqrt(0.7 * epsilon * f2 * np.exp(-2 * 3.3 * s2))
+    found = wilson.intensity_statistics(Reflections(hkl, F, 0.01 * F, cell, spacegroup), {"C": 8, "Cl": 2})
+    assert found.B == pytest.approx(3.3, abs=0.02) and found.e2_1 == pytest.approx(0, abs=0.02)

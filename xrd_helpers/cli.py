@@ -380,11 +380,13 @@ def solve(
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None
-    print(output.verdict(solved.solution, solved.tried))
+    words = output.verdict(solved.solution, solved.tried)
+    print(words)
+    paths = [output.write_listing(folder / measured.files[0].stem, measured, solved, words)]
     if solved.solution is not None:
-        paths = output.write_solution(folder / measured.files[0].stem, solved.solution, measured)
-        print(f"wrote {', '.join(path.name for path in paths)} into {folder}")
-    if solved.solution is None or solved.solution.verdict == "not solved":
+        paths += output.write_solution(folder / measured.files[0].stem, solved.solution, measured)
+    print(f"wrote {', '.join(path.name for path in paths)} into {folder}")
+    if output.is_unsolved(solved.solution):
         raise typer.Exit(1)
 
 

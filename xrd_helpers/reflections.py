@@ -221,6 +221,27 @@ class Measured:
         return Quality(len(self.hkl), len(merged), merged.d_min, len(merged) / possible,
                        r_int if np.isfinite(r_int) else None, float((self.intensity / self.sigma).mean()))
 
+    def shells(self, merged: Reflections, n=10) -> list[Shell]:
+        """What was measured in shells of equal volume of reciprocal space, the one of lowest resolution first."""
+        possible = unique_hkl(merged.cell, merged.spacegroup, merged.d_min - 1e-6)
+        n = max(1, min(n, len(possible) // 20))
+        edges = np.linspace(0, (merged.d_min - 1e-6) ** -3, n + 1)[1:-1]
+        data = _without_absences(self.hkl, self.intensity, self.sigma, self.cell, self.spacegroup)
+        data.prepare_for_merging(gemmi.DataType.Mean)
+        _, row, times = np.unique(_code(data.miller_array.astype(np.int64)), return_inverse=True, return_counts=True)
+        off = np.abs(data.value_array - (np.bincount(row, data.value_array) / times)[row]) * (times[row] > 1)
+        total = data.value_array * (times[row] > 1)
+        intensity, sigma = merged.intensities()
+        d_all, d_possible = (self.cell.calculate_d_array(hkl.astype(np.int32)) for hkl in (data.miller_array, possible))
+        found = []
+        for i in range(n):
+            of, unique, all_ = (np.digitize(d**-3.0, edges) == i for d in (d_possible, merged.d, d_all))
+            r_int = off[all_].sum() / total[all_].sum() if total[all_].sum() > 0 else None
+            strength = float((intensity / sigma)[unique].mean()) if unique.any() else float("nan")
+            found.append(Shell(d_possible[of].max(), d_possible[of].min(), int(of.sum()), int(unique.sum()), int(all_.sum()),
+                               strength, r_int))
+        return found
+
     def merge(self) -> Reflections:
         """``merge`` of them, which is done once; ReflectionError names the file if one has no uncertainty above zero."""
         return self._merged
@@ -231,6 +252,19 @@ class Measured:
             return merge(self.hkl, self.intensity, self.sigma, self.cell, self.spacegroup)
         except ReflectionError as error:
             raise ReflectionError(f"{self.files[0]}: {error}") from None
+
+
+class Shell(NamedTuple):
+    """d of its first and last possible reflection, Å; reflections possible, measured, and measurements of them; mean of
+    I / sigma after merging; r_int as in Quality."""
+
+    d_max: float
+    d_min: float
+    n_possible: int
+    n_unique: int
+    n_measured: int
+    i_over_sigma: float
+    r_int: float | None
 
 
 class Quality(NamedTuple):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from .gridding import AmplitudeBoxes
+from .reflections import Reflections
+from .structure_factors import form_factor
 
 N_SHELLS = 10    # of equal count, for E and for permuting
+LEAST_PAIRS = 200  # of reflections, fewer than which say nothing of twins
 UNKNOWN_R = 0.6  # r_ext of amplitudes of which nothing but the fall-off is known (DESIGN.md, section 7)
 
 
@@ -43,6 +47,69 @@ def normalize(F, d, epsilon, n_shells=N_SHELLS) -> np.ndarray:
             slope = (np.log(mean_i[end]) - np.log(mean_i[inner])) / (mean_s2[end] - mean_s2[inner])
             log_mean[beyond] = np.log(mean_i[end]) + slope * (s2[beyond] - mean_s2[end])
     return np.sqrt(intensity / np.exp(log_mean))
+
+
+class Statistics(NamedTuple):
+    """What the distribution of intensities says.
+
+    B : Å², of a Wilson plot; nan where there are too few reflections for one
+    e2_1 : ⟨|E² - 1|⟩, 0.736 (acentric) or 0.968 (centric) for atoms anywhere
+    l, l2 : ⟨|L|⟩ and ⟨L²⟩ of `n_pairs` pairs; expected, twinned : ⟨|L|⟩ of one crystal of that space group, and of two equal
+        twin domains
+    """
+
+    B: float
+    e2_1: float
+    l: float
+    l2: float
+    n_pairs: int
+    expected: float
+    twinned: float
+
+    @property
+    def twinning_likely(self) -> bool:
+        """Whether ⟨|L|⟩ is nearer to that of two equal twin domains than to that of one crystal."""
+        return self.n_pairs >= LEAST_PAIRS and self.l < (self.expected + self.twinned) / 2
+
+
+def intensity_statistics(merged: Reflections, elements) -> Statistics:
+    """``Statistics`` of merged reflections.
+
+    B is the slope of ln(⟨I/ε⟩ / Σ f²) against (sin θ / λ)² in shells beyond 4 Å (Wilson, 1942, Nature 150, 152), and
+    L = (I₁ - I₂) / (I₁ + I₂) of reflections whose indices differ by two in one place (Padilla & Yeates, 2003, Acta Cryst. D59,
+    1124), as far as intensities are three times their uncertainties in the mean of a shell.
+
+    Parameters
+    ----------
+    elements : {symbol: atoms in the asymmetric unit}; carbon where it is empty
+    """
+    hkl, ops = merged.hkl.astype(np.int32), merged.spacegroup.operations()
+    epsilon = ops.epsilon_factor_without_centering_array(hkl)
+    stol2, shell = 1 / (4 * merged.d**2), shells(merged.d, max(2, min(20, len(merged) // 25)))
+    intensity, sigma = merged.intensities()
+    counts = np.bincount(shell)
+    mean, strength = (np.bincount(shell, x) / counts for x in (intensity / epsilon, intensity / np.maximum(sigma, 1e-30)))
+    f2 = sum(n * form_factor(symbol, stol2) ** 2 for symbol, n in (elements or {"C": 1}).items())
+    plot = (np.bincount(shell, stol2) / counts, np.log(np.maximum(mean, 1e-30) / (np.bincount(shell, f2) / counts)))
+    far = plot[0] > 1 / 64
+    B = -np.polyfit(*(x[far] for x in plot), 1)[0] / 2 if far.sum() > 2 else float("nan")
+    E2 = normalize(merged.F, merged.d, epsilon) ** 2
+    # pairs among all mates, in the shells before the first weak one
+    p1 = merged.p1
+    weak = np.flatnonzero(strength < 3)
+    centric = np.array(ops.centric_flag_array(hkl), bool)
+    centrosymmetric = merged.spacegroup.is_centrosymmetric()
+    use = (shell < (weak[0] if len(weak) else len(counts))) & (centric == centrosymmetric)
+    rows = np.flatnonzero(use[p1.index])
+    row_of = {tuple(h): p1.index[i] for i, h in zip(rows, p1.hkl[rows].tolist())}
+    pairs = {tuple(sorted((p1.index[i], row_of[other]))) for i, (h, k, l) in zip(rows, p1.hkl[rows].tolist())
+             for other in ((h + 2, k, l), (h, k + 2, l), (h, k, l + 2)) if other in row_of}
+    one, two = np.array(sorted(pairs), int).reshape(-1, 2).T
+    apart = (one != two) & (E2[one] + E2[two] > 0)  # equivalents are equal, in a twin or not
+    L = (E2[one] - E2[two])[apart] / (E2[one] + E2[two])[apart]
+    l, l2 = (float(np.abs(L).mean()), float((L**2).mean())) if len(L) else (np.nan, np.nan)
+    one_crystal, two_domains = (2 / np.pi, 1 / 2) if centrosymmetric else (1 / 2, 3 / 8)
+    return Statistics(float(B), float(np.abs(E2 - 1).mean()), l, l2, len(L), one_crystal, two_domains)
 
 
 @dataclass(frozen=True)

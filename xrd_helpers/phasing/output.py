@@ -19,9 +19,10 @@ from ..reflection_files import write_mtz
 from ..reflections import Measured, Reflections
 from ..shelx import formula_units, shelx_elements, shelx_scale, write_shelx_files, write_shelx_res
 from ..structure_factors import fit_scale, structure_factors
+from ..wilson import LEAST_PAIRS, intensity_statistics
 from .peaks import without_hydrogen
 from .solution import PhasingError, Solution
-from .spacegroups import moved_to
+from .spacegroups import absences, moved_to
 from .verdict import WORDS, in_words, on_axes_of
 
 SUFFIXES = (".hkl", ".ins", ".res", ".cif", ".mtz", ".ccp4")
@@ -48,9 +49,9 @@ def in_molecules(solution: Solution):
 
 
 def may_be_written(stem) -> list[Path]:
-    """The files that ``write_solution`` may write for a stem, whatever comes of the search."""
+    """The files that ``write_solution`` and ``write_listing`` may write for a stem, whatever comes of the search."""
     stem = Path(stem)
-    return [stem.with_name(stem.name + end + suffix) for end in ("", UNSOLVED) for suffix in SUFFIXES]
+    return [stem.with_name(stem.name + end + suffix) for end in ("", UNSOLVED) for suffix in (*SUFFIXES, ".log")]
 
 
 def write_solution(stem, solution: Solution, measured: Measured, names=None, extra=()) -> list[Path]:
@@ -70,13 +71,11 @@ def write_solution(stem, solution: Solution, measured: Measured, names=None, ext
     -------
     list of Path
     """
-    stem = Path(f"{stem}{UNSOLVED if solution.verdict == WORDS[0] else ''}")
+    stem = Path(f"{stem}{UNSOLVED if is_unsolved(solution) else ''}")
     solution, order = in_molecules(solution)
     names = labels(solution.elements) if names is None else [names[i] for i in order]
     crystal = solution.as_crystal(stem.name)
-    if solution.orientation != "as input" or not solution.cell.approx(measured.cell, 0.01):
-        measured = _turned(measured, solution)
-    measured = moved_to(measured, solution.spacegroup)
+    measured = _as_solved(measured, solution)
     merged = measured.merge()
     elements, header, wavelength = _contents(crystal, measured), measured.header, measured.wavelength or 0.71073
     sf = structure_factors(crystal, merged.hkl)
@@ -136,8 +135,19 @@ def _remarks(solution, fit):
             f"{len(solution.elements)} atoms, {hydrogen} hydrogen"]
 
 
+def is_unsolved(solution: Solution | None) -> bool:
+    """Whether there is no structure, or none that explains the data better than wrong atoms do."""
+    return solution is None or solution.verdict == WORDS[0]
+
+
+def _as_solved(measured, solution):
+    """The data in the space group of a solution, and on its axes where the engine chose others."""
+    if solution.orientation != "as input" or not solution.cell.approx(measured.cell, 0.01):
+        measured = _turned(measured, solution)
+    return moved_to(measured, solution.spacegroup)
+
+
 def _turned(measured, solution):
-    """The data on the axes of a solution for which the engine chose others."""
     fit = on_axes_of(solution, measured.merge())
     if fit is None:
         raise PhasingError(f"the cell of the solution, {' '.join(f'{x:.4g}' for x in solution.cell.parameters)}, is not of the "
@@ -193,6 +203,46 @@ def _ccp4(solution):
     ccp4.grid.spacegroup = gemmi.SpaceGroup("P 1")
     ccp4.update_ccp4_header()
     return ccp4
+
+
+def write_listing(stem, measured: Measured, solved, words) -> Path:
+    """Write ``.log``: what was read, how good it is, which space groups it allows, and what was found, as SHELXT's .lxt does.
+
+    Parameters
+    ----------
+    stem : path without the suffix; UNSOLVED is added where no structure was found
+    solved : job.Solved; words : ``verdict`` of it
+    """
+    merged, solution, cell = measured.merge(), solved.solution, measured.cell
+    contents = " ".join(f"{symbol} {n:g}" for symbol, n in measured.elements.items()) or "nothing stated"
+    rows = [SOFTWARE, "", describe_data(measured, merged),
+            f"Cell {' '.join(f'{x:g}' for x in cell.parameters)}, {cell.volume:.1f} Å³; in the asymmetric unit {contents}", "",
+            "  d_max  d_min  possible  measured    %  times  I/sigma  R_int"]
+    for x in measured.shells(merged):
+        times, r_int = x.n_measured / max(x.n_unique, 1), "-" if x.r_int is None else f"{x.r_int:.3f}"
+        rows.append(f"{x.d_max:7.2f}{x.d_min:7.2f}{x.n_possible:10d}{x.n_unique:10d}{100 * x.n_unique / x.n_possible:5.0f}"
+                    f"{times:7.1f}{x.i_over_sigma:9.1f}{r_int:>7}")
+    s = intensity_statistics(merged, measured.elements)
+    hint = "" if s.n_pairs < LEAST_PAIRS else ": TWINNING IS LIKELY" if s.twinning_likely else ": no sign of twinning"
+    rows += ["", f"Wilson plot: B {s.B:.2f} Å²",
+             f"<|E^2 - 1|> {s.e2_1:.3f}; expected are 0.968 with a centre of symmetry, 0.736 without",
+             f"L-test: <|L|> {s.l:.3f}, <L^2> {s.l2:.3f} of {s.n_pairs} pairs; expected are {s.expected:.3f} of one crystal, "
+             f"{s.twinned:.3f} of two equal twin domains{hint}", "",
+             "Reflections that are absent in a space group, and their mean intensity over that of all at their resolution:"]
+    rows += [f"{entry.n:7d}{entry.mean:8.3f} +- {entry.error:.3f}  {'possible' if entry.allowed else 'no'}: "
+             + ", ".join(group.xhm() for group in entry.groups[:MOST_NAMED]) for entry in absences(measured)]
+    tried = [f"{group.xhm()} (agreement of the phases {figure:.2f})" for group, figure in solved.tried if np.isfinite(figure)]
+    rows += ["", f"Looked for in {', '.join(tried or [group.xhm() for group, _ in solved.tried])}"
+             + "; --spacegroup search looks in all that are possible" * (len(solved.tried) == 1)]
+    if solution:
+        crystal = solution.as_crystal()
+        merged = _as_solved(measured, solution).merge()
+        rows += ["Found in the asymmetric unit: " + " ".join(f"{symbol} {n:g}" for symbol, n in crystal.contents.items()),
+                 *_remarks(solution, agreement(merged, np.abs(structure_factors(crystal, merged.hkl))))]
+    path = Path(f"{stem}{UNSOLVED if is_unsolved(solution) else ''}.log")
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join([*rows, "", words]) + "\n", encoding="utf-8")
+    return path
 
 
 def describe_data(measured: Measured, merged: Reflections) -> str:

@@ -6,6 +6,7 @@ International Tables for Crystallography, Vol. A, chapter 1.6 (reflection condit
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
@@ -37,8 +38,22 @@ def moved_to(measured: Measured, spacegroup) -> Measured:
     return replace(measured, spacegroup=spacegroup, elements={symbol: n * ratio for symbol, n in measured.elements.items()})
 
 
-def candidates(measured: Measured) -> list[gemmi.SpaceGroup]:
-    """Space groups that the data allow, in the setting of the data; those that explain the most absences come first.
+class Absences(NamedTuple):
+    """What the data say of space groups with the same absences: how many measured reflections are absent in them, the mean
+    intensity of these over that expected at their resolution, its uncertainty, and whether the groups are possible."""
+
+    groups: list[gemmi.SpaceGroup]
+    n: int
+    mean: float
+    error: float
+
+    @property
+    def allowed(self) -> bool:
+        return not self.n or self.mean <= ABSENT or self.mean <= SIGMAS * self.error
+
+
+def absences(measured: Measured) -> list[Absences]:
+    """Of all space groups of the Laue class and lattice of the data, in their setting; those with most absences come first.
 
     Groups with the same absences stand together, those with most operators first: the phases have to tell them apart. The
     lattice centring is that of the data.
@@ -60,16 +75,20 @@ def candidates(measured: Measured) -> list[gemmi.SpaceGroup]:
         if group.ext == "1" or laue_group(group) != laue or group.operations().find_centering() != centring:
             continue
         absent = np.array(group.operations().systematic_absences(hkl), bool)
-        if absent.any():
-            mean, error = ratio[absent].mean(), np.sqrt((sigma[absent] ** 2).sum()) / absent.sum()
-            if mean > ABSENT and mean > SIGMAS * error:
-                continue
-        alike = found.setdefault(absent.tobytes(), (int(absent.sum()), []))[1]
+        n = int(absent.sum())
+        mean, error = (ratio[absent].mean(), np.sqrt((sigma[absent] ** 2).sum()) / n) if n else (0.0, 0.0)
+        alike = found.setdefault(absent.tobytes(), Absences([], n, float(mean), float(error))).groups
         # the same group on another origin, as C 1 21 1 is C 1 2 1; P m 2 m is P m m 2 on other axes, and another one here
         if _kind(group) not in map(_kind, alike):
             alike.append(group)
-    return [group for _, groups in sorted(found.values(), key=lambda entry: -entry[0])
-            for group in sorted(groups, key=lambda group: -len(group.operations()))]
+    for entry in found.values():
+        entry.groups.sort(key=lambda group: -len(group.operations()))
+    return sorted(found.values(), key=lambda entry: -entry.n)
+
+
+def candidates(measured: Measured) -> list[gemmi.SpaceGroup]:
+    """Space groups that the data allow, in the order of ``absences``."""
+    return [group for entry in absences(measured) if entry.allowed for group in entry.groups]
 
 
 def _kind(group):
