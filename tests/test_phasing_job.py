@@ -374,6 +374,59 @@ def test_xrd_solve_finds_the_space_group_and_says_which_agree(tmp_path, capsys):
     assert solved(read_cif(tmp_path / "job_xrd" / "job.cif").fract, crystal)
 
 
+def test_several_files_are_solved_and_a_bad_one_stops_none(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, data in (("a", data_of(random_crystal("P -1"), 1.0)), ("b", shuffled(data_of(random_crystal("P -1"), 1.0)))):
+        write_shelx_files(tmp_path / name, data.hkl, data.intensity, data.sigma, 1, data.cell, data.spacegroup, data.elements)
+    (tmp_path / "c.hkl").write_text("no reflections")
+    several = ["solve", "a.hkl", "c.hkl", "b.hkl", "absent.hkl", "--engine", "charge_flipping", "--trials", "8", "--effort",
+               "quick", "--workers", "0"]
+    assert run(*several) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1/4 a.hkl: solved: R1 0.0") and lines[1].startswith("2/4 c.hkl: error: c.hkl, line 1")
+    with open("solved.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["verdict"] for row in rows] == ["solved", "error", "not solved", "error"]
+    assert rows[0]["formula"] == "S1 O2 N1 C3" and rows[0]["spacegroup"] == "P -1" and float(rows[0]["d_min"]) == 1.0
+    assert (tmp_path / "a_xrd" / "a.res").exists() and (tmp_path / "b_xrd" / "b_unsolved.res").exists()
+    assert run(*several) == 2 and "solved.csv is there already" in capsys.readouterr().err
+    # what is there is not done again; in JSON
+    assert run(*several, "--table", "more.csv", "--json") == 1
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert "a.res is there already" in found[0]["message"].replace("a.hkl", "a.res") and len(found) == 4
+    assert run("solve", "a.hkl", "sub/a.hkl", "--out", "x") == 2 and "have the same name" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_files_in_processes_of_which_one_dies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = data_of(random_crystal("P -1"), 1.0)
+    for name in "ab":
+        write_shelx_files(tmp_path / name, data.hkl, data.intensity, data.sigma, 1, data.cell, data.spacegroup, data.elements)
+    (tmp_path / "sitecustomize.py").write_text(  # as the system ends a process that takes too much memory
+        "import os, pathlib\nread = pathlib.Path.read_bytes\n"
+        "pathlib.Path.read_bytes = lambda path: os._exit(9) if path.name == 'b.hkl' else read(path)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    options = ["--engine", "charge_flipping", "--workers", "2", "--json"]
+    done = subprocess.run([sys.executable, "-m", "xrd_helpers.cli", "solve", "b.hkl", "a.hkl", *options],
+                          capture_output=True, text=True)
+    verdicts = {row["file"]: row["verdict"] for row in map(json.loads, done.stdout.splitlines())}
+    assert done.returncode == 1 and verdicts == {"a.hkl": "solved", "b.hkl": "error"}
+    assert "is there enough memory?" in (tmp_path / "solved.csv").read_text()
+
+
+def test_one_file_in_json(tmp_path, capsys):
+    data = data_of(random_crystal("P -1"), 1.0)
+    write_shelx_files(tmp_path / "a", data.hkl, data.intensity, data.sigma, 1, data.cell, data.spacegroup, data.elements)
+    assert run("solve", str(tmp_path / "a.hkl"), "--engine", "charge_flipping", "--json") == 0
+    printed = capsys.readouterr()
+    row = json.loads(printed.out)
+    assert row["verdict"] == "solved" and row["folder"] == str(tmp_path / "a_xrd") and 0 < row["R1_strong"] <= row["R1"] < 0.1
+    assert set(row) <= set(output.COLUMNS) and "Solved in P -1" in printed.err
+    assert run("solve", str(tmp_path / "absent.hkl"), "--json") == 2
+    assert json.loads(capsys.readouterr().out)["message"].endswith("absent.hkl cannot be read: No such file or directory")
+
+
 def test_xrd_solve_says_that_everything_is_carbon(tmp_path, capsys):
     data = data_of(random_crystal("P 1 21/c 1"), d_min=1.0)
     write_shelx_files(tmp_path / "job", data.hkl, data.intensity, data.sigma, 1, data.cell, data.spacegroup, data.elements)

@@ -296,9 +296,9 @@ def extend(
     print("wrote " + ", ".join(map(str, paths)))
 
 
-@app.command(epilog="Example: xrd solve job.hkl --elements 'C H N O'")
+@app.command(epilog="Example: xrd solve job.hkl --formula C8H9NO2 --z 4")
 def solve(
-    file: Annotated[str, typer.Argument(help="Measured reflections: .hkl or .ins of SHELX, .cif, .fcf or .mtz.")],
+    files: Annotated[list[str], typer.Argument(help="Measured reflections: .hkl or .ins of SHELX, .cif, .fcf or .mtz.")],
     about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",
     elements: Elements = "",
     formula: Formula = "",
@@ -327,11 +327,136 @@ def solve(
     d_min: Annotated[float, typer.Option(min=0, help="Leave out what was measured beyond, in Å.")] = 0,
     out: Annotated[str, typer.Option(help="Folder for what is written. Default: FILE with _xrd.")] = "",
     overwrite: Overwrite = False,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Of several files so many at once, each in a process; 0 takes them in this one.")
+    ] = os.cpu_count() or 1,
+    table: Annotated[str, typer.Option(help="What came of each of several files, as CSV.")] = "solved.csv",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON a file; words go to stderr.")] = False,
 ):
     """From measured reflections to atoms. Writes .res, .ins, .hkl, .cif, .mtz and a map into a folder beside the file.
 
-    The exit code is 0 if there is a structure, be it uncertain, 1 if there is none, and 2 if the files or options are wrong.
+    The exit code is 0 if there is a structure, be it uncertain, 1 if there is none, and 2 if the file or an option is wrong;
+    for several files it is 0 if there is a structure of each, else 1, and nothing that one holds stops the others.
     """
+    options = {name: value for name, value in locals().items() if name not in ("files", "workers", "table", "as_json")}
+    if len(files) > 1:
+        raise typer.Exit(_solve_files(files, options, workers, table, as_json))
+    try:
+        row = _solve_file(files[0], _to_stderr if as_json else print, **options)
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except (UserError, ValueError, OSError) as error:
+        if as_json:
+            _print_json(_failed(files[0], _sentence(error)))
+        raise
+    if as_json:
+        _print_json(row)
+    raise typer.Exit(int(row["verdict"] == "not solved"))
+
+
+def _to_stderr(text):
+    print(text, file=sys.stderr)
+
+
+def _print_json(row):
+    import json
+
+    print(json.dumps({name: None if value != value else value for name, value in row.items()}, ensure_ascii=False), flush=True)
+
+
+def _failed(file, message):
+    return {"file": str(file), "verdict": "error", "message": message}
+
+
+def _solve_files(files, options, workers, table, as_json):
+    """Solve each of several files and write a table of what came of them; the exit code."""
+    import csv
+    from pathlib import Path
+
+    from xrd_helpers.config import atomic_path
+    from xrd_helpers.phasing.output import COLUMNS
+
+    stems = [Path(file).stem for file in files]
+    if options["out"] and len(set(stems)) < len(stems):
+        raise UserError("several of the files have the same name: leave out --out, or solve them one by one")
+    if not options["overwrite"] and Path(table).exists():
+        raise UserError(f"{table} is there already: name another --table, or add --overwrite")
+    folders = [str(Path(options["out"]) / f"{stem}_xrd") if options["out"] else "" for stem in stems]
+    rows, code = {}, 0
+    try:
+        for i, row in _solve_in_processes(files, folders, options, workers):
+            rows[i] = row
+            told = row.get("message") or f"R1 {row['R1']:.3f}, probability {row['probability']:.3f}, {row['atoms']} atoms"
+            print(f"{len(rows)}/{len(files)} {row['file']}: {row['verdict']}: {told}", flush=True,
+                  file=sys.stderr if as_json else sys.stdout)
+            if as_json:
+                _print_json(row)
+    except KeyboardInterrupt:
+        print(f"Stopped after {len(rows)} of {len(files)} files; the table holds these.", file=sys.stderr)
+        code = 130
+    with atomic_path(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[i] for i in sorted(rows))
+    return code or int(any(row["verdict"] in ("error", "not solved") for row in rows.values()))
+
+
+def _solve_in_processes(files, folders, options, workers):
+    """Pairs of (number of the file, what came of it), those done first before the others."""
+    if not workers:
+        yield from ((i, _solve_row(files[i], folders[i], options)) for i in range(len(files)))
+        return
+    import multiprocessing
+    from collections import deque
+    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+    from concurrent.futures.process import BrokenProcessPool
+
+    queue, suspects = deque(range(len(files))), deque()
+    while queue or suspects:
+        # a pool that breaks, as one does that runs out of memory, does not say on which file: these are tried alone
+        part, at_once, running = (suspects, 1, {}) if suspects else (queue, workers, {})
+        with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _in_silence) as pool:
+            try:
+                while part or running:
+                    while part and len(running) < at_once:
+                        running[pool.submit(_solve_row, files[part[0]], folders[part[0]], options)] = part[0]
+                        part.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        row = future.result()
+                        yield running.pop(future), row
+            except BrokenProcessPool:
+                pass
+            except KeyboardInterrupt:
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
+        if at_once > 1:
+            suspects.extend(sorted(running.values()))
+        else:
+            yield from ((i, _failed(files[i], "the process that solved it ended: is there enough memory?"))
+                        for i in running.values())
+
+
+def _in_silence():
+    """In a process that solves: Ctrl-C ends it at once, and there is no bar among those of others."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.stderr = open(os.devnull, "w")
+
+
+def _solve_row(file, folder, options):
+    """What came of one file, which may be an error of any kind."""
+    try:
+        return _solve_file(file, str, **{**options, "out": folder})
+    except (UserError, ValueError, OSError) as error:
+        return _failed(file, _sentence(error))
+    except Exception as error:  # of ours: the other files are to be solved all the same
+        return _failed(file, f"a mistake in the program: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _solve_file(file, say, *, about, elements, formula, z, spacegroup, extend, network, engine, shelxt, timeout, molecule,
+                fragment, trials, effort, minutes, seed, d_min, out, overwrite):
+    """Solve one file with the options of ``solve``, and tell `say` in words; returns ``output.summary``."""
     from pathlib import Path
 
     from xrd_helpers.known_molecule import read_molecules
@@ -358,7 +483,7 @@ def solve(
     folder = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_xrd")
     refuse_to_overwrite(output.may_be_written(folder / measured.files[0].stem), overwrite)
     merged = measured.merge()
-    print(output.describe_data(measured, merged))
+    say(output.describe_data(measured, merged))
     extra = None
     if extend:
         from xrd_helpers.inference import extend_by
@@ -366,28 +491,23 @@ def solve(
         _find_networks(network)
         extended, _, words = extend_by(extend, measured, (), 0.8, trials, seed)
         extra = extended.predicted
-        print(f"{len(extra)} reflections predicted by {extend}. {words}")
-    try:
-        if molecule:
-            solved = job.solve_with_molecules(measured, known, search, minutes, seed)
-        elif fragment:
-            solved = job.solve_with_fragment(measured, known, minutes, seed)
-        elif program:
-            solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
-        else:
-            with output.search_on_terminal(minutes) as watch:
-                solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch)
-    except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
-        raise typer.Exit(130) from None
+        say(f"{len(extra)} reflections predicted by {extend}. {words}")
+    if molecule:
+        solved = job.solve_with_molecules(measured, known, search, minutes, seed)
+    elif fragment:
+        solved = job.solve_with_fragment(measured, known, minutes, seed)
+    elif program:
+        solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
+    else:
+        with output.search_on_terminal(minutes) as watch:
+            solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch)
     words = output.verdict(solved.solution, solved.tried)
-    print(words)
+    say(words)
     paths = [output.write_listing(folder / measured.files[0].stem, measured, solved, words)]
     if solved.solution is not None:
         paths += output.write_solution(folder / measured.files[0].stem, solved.solution, measured)
-    print(f"wrote {', '.join(path.name for path in paths)} into {folder}")
-    if output.is_unsolved(solved.solution):
-        raise typer.Exit(1)
+    say(f"wrote {', '.join(path.name for path in paths)} into {folder}")
+    return {"file": str(file), **output.summary(measured, solved.solution), "folder": str(folder)}
 
 
 @app.command("fetch-cod", epilog="Example: xrd fetch-cod --spacegroup 'P 1 21/c 1' --max 2000 --out cod")

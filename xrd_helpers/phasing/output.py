@@ -28,6 +28,8 @@ from .verdict import WORDS, in_words, on_axes_of
 SUFFIXES = (".hkl", ".ins", ".res", ".cif", ".mtz", ".ccp4")
 UNSOLVED = "_unsolved"  # stands in the names of files that hold no structure
 SOFTWARE = f"XRD Phase {__version__}"
+COLUMNS = ("file", "verdict", "probability", "R1", "R1_strong", "R1_left_out", "spacegroup", "atoms", "formula", "d_min",
+           "completeness", "engine", "seconds", "folder", "message")  # of a table of files
 MOST_NAMED = 6  # space groups named with their agreement
 
 
@@ -243,6 +245,21 @@ def write_listing(stem, measured: Measured, solved, words) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join([*rows, "", words]) + "\n", encoding="utf-8")
     return path
+
+
+def summary(measured: Measured, solution: Solution | None) -> dict:
+    """What came of a search, by the names of COLUMNS; nan where it is not known."""
+    quality = measured.quality(measured.merge())
+    row = {"verdict": WORDS[0], "d_min": round(quality.d_min, 3), "completeness": round(quality.completeness, 4)}
+    if solution is None:
+        return row | {"message": "no random start led to atoms"}
+    merged = _as_solved(measured, solution).merge()
+    fit = agreement(merged, np.abs(structure_factors(solution.as_crystal(), merged.hkl)))
+    return row | {"verdict": solution.verdict, "probability": solution.probability, "R1": round(fit.r1, 4),
+                  "R1_strong": round(fit.r1_strong, 4), "R1_left_out": getattr(solution.evidence, "r_free", np.nan),
+                  "spacegroup": solution.spacegroup.xhm(), "atoms": len(solution.elements), "engine": solution.engine,
+                  "formula": " ".join(f"{s}{n:g}" for s, n in solution.as_crystal().contents.items()),
+                  "seconds": round(solution.seconds, 1)}
 
 
 def describe_data(measured: Measured, merged: Reflections) -> str:
