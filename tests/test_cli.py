@@ -386,6 +386,8 @@ def test_extend_replaces_nothing_unasked(xrd, capsys, job, small_unet):
     assert xrd(*extend) == 2
     assert capsys.readouterr().err.endswith("job_extended.ins is there already: add --overwrite, or choose another --out\n")
     assert (job.parent / "job_extended.ins").read_text() == "edited" and not (job.parent / "job_extended.hkl").exists()
+    (job.parent / "folder").mkdir()
+    assert xrd(*extend, "--out", str(job.parent / "folder")) == 0 and (job.parent / "folder" / "job_extended.hkl").exists()
     assert xrd(*extend, "--overwrite") == 0 and "REM EXTENDED: 260 measured" in (job.parent / "job_extended.ins").read_text()
 
 

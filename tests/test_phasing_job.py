@@ -14,6 +14,7 @@ from unittest import mock
 import gemmi
 import numpy as np
 import pytest
+from scipy.sparse.csgraph import connected_components
 
 from makers import REAL, direct_sum, random_crystal
 from xrd_helpers import ROOT, __version__, cli, reflections
@@ -489,6 +490,74 @@ def test_all_measured_data_sets_are_solved_from_their_intensities():
         assert all(solution.elements[i] == true[j] for i, j in match.pairs), (row["id"], "elements")
         solution, _ = solve_measured(hide(data), search=True)
         assert solution.accepted and solution.spacegroup.xhm() == published.spacegroup.xhm() and solved(solution, published)
+
+
+@pytest.fixture(scope="module")
+def measured_and_written(tmp_path_factory):
+    """{name: (Measured, published crystal, {suffix: path})} of the measured data sets."""
+    folder, found = tmp_path_factory.mktemp("measured"), {}
+    with open(MEASURED / "SOURCES.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            data = read_measured(MEASURED / row["file"], MEASURED / row["model"] if row["model"] != row["file"] else None)
+            paths = output.write_solution(folder / row["id"], solve_measured(data)[0], data)
+            found[row["id"]] = data, read_cif(MEASURED / row["model"]), {path.suffix: path for path in paths}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}: set XRD_REAL_DATA")
+def test_files_of_measured_data_hold_the_published_molecule_in_one_piece(measured_and_written):
+    from shelxfile import Shelxfile
+
+    for name, (_, published, paths) in measured_and_written.items():
+        res, small = Shelxfile(), gemmi.read_small_structure(str(paths[".cif"]))
+        res.read_file(str(paths[".res"]))
+        assert [atom.element for atom in res.atoms.all_atoms] == [site.element.name for site in small.sites], name
+        fract = np.array([site.fract.tolist() for site in small.sites])
+        np.testing.assert_allclose([atom.frac_coords for atom in res.atoms.all_atoms], fract, atol=2e-5)
+        assert [atom.name for atom in res.atoms.all_atoms] == [site.label for site in small.sites]
+        match = match_solution(read_cif(paths[".cif"]), published)
+        assert match.n_matched == match.n_true == published.heavy.sum(), name
+        xyz = np.array([small.cell.orthogonalize(site.fract).tolist() for site in small.sites])
+        pieces, _ = connected_components(np.linalg.norm(xyz[:, None] - xyz, axis=-1) < 2.0)  # without any symmetry
+        assert pieces == 1, name
+        text = (MEASURED / f"{name}.cif").read_text() if (MEASURED / f"{name}.cif").exists() else ""
+        lines = paths[".res"].read_text().splitlines()
+        for word in ("TITL", "CELL", "ZERR", "LATT", "SYMM", "SFAC", "UNIT", "TEMP", "SIZE", "OMIT", "MERG"):
+            expected = re.findall(rf"^{word} .*$", text, re.MULTILINE)  # of the .res that stands in the CIF
+            assert not expected or [line for line in lines if line.startswith(word)] == [x.rstrip() for x in expected], word
+
+
+REFINE = """
+import sys
+from cctbx.array_family import flex
+from scitbx.lstbx import normal_eqns_solving
+from smtbx.refinement import least_squares, model
+for path in sys.argv[1:]:
+    m = model.from_shelx(ins_or_res=path, hkl=path[:-3] + "hkl", strictly_shelxl=False)
+    m.weighting_scheme = least_squares.mainstream_shelx_weighting(a=0.1)
+    for n in (10, 30):
+        normal_eqns_solving.levenberg_marquardt_iterations(m.least_squares(), gradient_threshold=1e-8, step_threshold=1e-8,
+                                                           n_max_iterations=n)
+        if n == 10:
+            m.make_anisotropic()
+    data = m.fo_sq.fo_sq
+    data = data.select(data.data() > 2 * data.sigmas())
+    F = flex.sqrt(data.data())
+    F_calc = flex.abs(data.structure_factors_from_scatterers(m.xray_structure, algorithm="direct").f_calc().data())
+    print(flex.sum(flex.abs(F - F_calc * (flex.sum(F * F_calc) / flex.sum(F_calc * F_calc)))) / flex.sum(F))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MEASURED.is_dir(), reason=f"no measured reflections in {MEASURED}: set XRD_REAL_DATA")
+@pytest.mark.skipif(not find_spec("smtbx"), reason="cctbx-base is not installed (the bench extra)")
+def test_cctbx_refines_from_the_res_of_measured_data(measured_and_written):
+    files = [str(paths[".res"]) for *_, paths in measured_and_written.values()]
+    done = subprocess.run([sys.executable, "-c", REFINE, *files], capture_output=True, text=True, check=True)
+    r1 = dict(zip(measured_and_written, map(float, done.stdout.split())))
+    # of F > 4 sigma(F), anisotropic; hydrogen is still missing, 20 electrons of 134 in the worst, C15H20O3
+    assert len(r1) == 8 and max(r1.values()) < 0.11 and sorted(r1.values())[-2] < 0.10, r1
 
 
 def test_a_list_of_kinds_is_filled_up_with_carbon(monkeypatch):

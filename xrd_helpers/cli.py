@@ -262,7 +262,9 @@ def extend(
     ] = "phase_first",
     network: Network = [],
     about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",
-    out: Annotated[str, typer.Option(help="Path of what is written, without suffix. Default: FILE with _extended.")] = "",
+    out: Annotated[
+        str, typer.Option(help="Path of what is written, without suffix, or a folder. Default: FILE with _extended.")
+    ] = "",
     d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
     elements: Elements = "",
     formula: Formula = "",
@@ -283,7 +285,9 @@ def extend(
 
     _find_networks(network)
     measured, symbols = with_contents(read_measured(file, about or None), formula, z, elements), []
-    stem = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_extended")
+    stem = measured.files[0].with_name(measured.files[0].stem + "_extended")
+    if out:
+        stem = Path(out) / stem.name if Path(out).is_dir() else Path(out)
     refuse_to_overwrite(inference.extended_files(stem, measured, csv, cif, mtz).values(), overwrite)
     result, trained, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
     if not measured.elements:

@@ -225,16 +225,18 @@ def _about_block(block, path):
     contents = [(symbol, float(n or 1) * units) for symbol, n in re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", formula)
                 if gemmi.Element(symbol).atomic_number]
     elements = in_asymmetric_unit(contents, spacegroup)
-    return About(small.cell, spacegroup, elements, wavelength, header=_header(block, small, path))
+    cell, header = _header(block, small.cell, path)
+    return About(cell, spacegroup, elements, wavelength, header=header)
 
 
-def _header(block, small, path):
-    """The instructions of the .res in a CIF block, or those that its items are the same as."""
+def _header(block, cell, path):
+    """The cell, and the instructions of the .res in a CIF block, which gives it with more digits; without one those that the
+    items of the block are the same as."""
     if res := block.find_value("_shelx_res_file") or block.find_value("_iucr_refine_instructions_details"):
         try:
             found = parse_instructions(gemmi.cif.as_string(res), path)
-            if found.cell.approx(small.cell, 0.02):
-                return found.header
+            if found.cell.approx(cell, 0.02):
+                return found.cell, found.header
         except ShelxError:  # a text for readers, or of an HKLF that does not concern the list of reflections
             pass
     items = [block.find_value(f"_cell_{name}") for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta",
@@ -247,7 +249,7 @@ def _header(block, small, path):
                   "ZERR": (f"ZERR {z:g} " + " ".join(map(_uncertainty, items)),)}
     if kelvin > 0:
         header["TEMP"] = (f"TEMP {kelvin - 273.15:.2f}",)
-    return header
+    return cell, header
 
 
 def _uncertainty(number):

@@ -18,7 +18,7 @@ import gemmi
 import numpy as np
 
 from .config import atomic_path
-from .crystals import checked_cell, count_elements, in_asymmetric_unit, without_inversion
+from .crystals import CrystalError, checked_cell, count_elements, in_asymmetric_unit, without_inversion
 from .reflections import ReflectionError
 
 SHELX_LATT = {"P": 1, "I": 2, "R": 3, "F": 4, "A": 5, "B": 6, "C": 7}
@@ -184,7 +184,10 @@ def parse_instructions(text, path) -> Instructions:
         raise ShelxError(f"{unreadable}: {' '.join(str(error).split())[:80]}") from None
     if len(cell) < 6 or not 0 < wavelength < 100:
         raise ShelxError(f"{unreadable}: CELL is a wavelength, three edges and three angles")
-    cell = checked_cell(cell, path)
+    try:
+        cell = checked_cell(cell, path)
+    except CrystalError as error:
+        raise ShelxError(str(error)) from None
     if spacegroup is None:
         raise ShelxError(f"{path}: LATT {latt} and its SYMM lines form no space group in a setting of the tables")
     if hklf not in (0, 3, 4) or matrix not in ([], [1, 0, 0, 0, 1, 0, 0, 0, 1]):
