@@ -266,5 +266,5 @@ def test_a_fragment_is_completed(job):
     (["--molecule", "CC(=O)Nc1ccc(O)cc1", "--fragment", "CC"], "either --molecule"),
     (["--molecule", "C[NH3+]"], "counter-ion"), (["--molecule", "CCC("], "no SMILES")])
 def test_contradictions_on_the_command_line_are_sentences(job, arguments, says):
-    done = run(job[0], *arguments)
+    done = run(job[0], *arguments, "--out", job[0].parent / "contradictions")
     assert isinstance(done.exception, UserError) and says in str(done.exception)

@@ -79,7 +79,7 @@ def extend(measured: Measured, method, r_ext=UNKNOWN_R, box: Box = BOXES["monocl
     hkl, F = boxes.reflections(0, method(boxes)[0])
     asu, ops = gemmi.ReciprocalAsu(merged.spacegroup), merged.spacegroup.operations()
     hkl = np.array([asu.to_asu(h, ops)[0] for h in box_indices(hkl, swapped).tolist()])
-    new = _not_in(merged, hkl, d_target)
+    new = _not_in(measured, hkl, d_target)
     return _extended(measured, merged, hkl[new], F[new], r_ext)
 
 
@@ -116,16 +116,20 @@ def _to_predict(measured, d_target):
     merged = measured.merge()
     if len(merged) < LEAST:
         raise ReflectionError(f"{measured.files[0]}: only {len(merged)} reflections are measured, of {LEAST} at least")
-    hkl = unique_hkl(merged.cell, merged.spacegroup, d_target)
-    return merged, hkl[_not_in(merged, hkl, d_target)]
+    try:
+        hkl = unique_hkl(merged.cell, merged.spacegroup, d_target)
+    except ReflectionError as error:
+        raise ReflectionError(f"{measured.files[0]}: {error}") from None
+    return merged, hkl[_not_in(measured, hkl, d_target)]
 
 
-def _not_in(merged, hkl, d_target):
+def _not_in(measured, hkl, d_target):
     """(n,) bool, the reflections hkl (n, 3) of the asymmetric unit that were not measured; an error if all were."""
-    known = set(map(tuple, merged.hkl.tolist()))
+    known = set(map(tuple, measured.merge().hkl.tolist()))
     new = np.array([tuple(h) not in known for h in hkl.tolist()], bool)
     if not new.any():
-        raise ReflectionError(f"all {len(hkl)} reflections to {d_target:g} Å are measured: there is nothing to extend")
+        raise ReflectionError(f"{measured.files[0]}: all {len(hkl)} reflections to {d_target:g} Å are measured: there is "
+                              "nothing to extend")
     return new
 
 

@@ -74,8 +74,9 @@ def write_solution(stem, solution: Solution, measured: Measured, names=None, ext
     list of Path
     """
     stem = Path(f"{stem}{UNSOLVED if is_unsolved(solution) else ''}")
+    names = labels(solution.elements) if names is None else names  # as pictures have them
     solution, order = in_molecules(solution)
-    names = labels(solution.elements) if names is None else [names[i] for i in order]
+    names = [names[i] for i in order]
     crystal = solution.as_crystal(stem.name)
     measured = _as_solved(measured, solution)
     merged = measured.merge()
