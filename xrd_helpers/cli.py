@@ -198,7 +198,7 @@ def evaluate(
     ] = ["all"],
     network: Network = [],
     solve: Annotated[int, typer.Option(min=0, help="Phase that many of the crystals from every method's amplitudes.")] = 0,
-    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping, in phase first too.")] = 16,
+    trials: Annotated[int, typer.Option(min=0, help="Random starts of each crystal; 0: what half a minute allows.")] = 16,
     box: Annotated[
         str, typer.Option(help="Box of the models: monoclinic, orthorhombic, triclinic, or own: a box for each crystal.")
     ] = "monoclinic",
@@ -269,7 +269,7 @@ def extend(
     elements: Elements = "",
     formula: Formula = "",
     z: Z = 0,
-    trials: Annotated[int, typer.Option(min=1, help="Random starts of phase_first; more find more, in more time.")] = 32,
+    trials: Annotated[int, typer.Option(min=0, help="Random starts of phase_first; 0: what half a minute allows.")] = 0,
     seed: Annotated[int, typer.Option(help="Of these starts.")] = 0,
     csv: Annotated[bool, typer.Option("--csv", help="Write a merged table with d, F and sigma, too.")] = False,
     mtz: Annotated[bool, typer.Option("--mtz", help="Write a merged MTZ file, too: predicted F are FEXT.")] = False,
@@ -322,7 +322,7 @@ def solve(
                                      "component, with a count as in '2*O' for two of water.")
     ] = [],
     fragment: Annotated[list[str], typer.Option(help="The same for a part of the molecule; the rest is built.")] = [],
-    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping, at most.")] = 96,
+    trials: Annotated[int, typer.Option(min=0, help="Random starts of charge flipping, at most; 0: what the time allows.")] = 0,
     effort: Annotated[
         str, typer.Option(help="How long to search: quick, normal (half a minute) or thorough (ten).")
     ] = "normal",

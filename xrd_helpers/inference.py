@@ -21,7 +21,7 @@ from .baselines import shell_mean
 from .config import UserError, atomic_path, shown
 from .crystals import CrystalError
 from .gridding import BOXES, LEAST, AmplitudeBoxes, Box, box_indices, find_box, measured_box
-from .phasing.job import TRIALS, phase
+from .phasing.job import phase
 from .phasing.solution import Solution
 from .reflection_files import write_mtz
 from .reflections import Measured, ReflectionError, Reflections, unique_hkl
@@ -83,7 +83,7 @@ def extend(measured: Measured, method, r_ext=UNKNOWN_R, box: Box = BOXES["monocl
     return _extended(measured, merged, hkl[new], F[new], r_ext)
 
 
-def extend_by_structure(measured: Measured, elements=(), d_target=0.8, trials=TRIALS, seed=0):
+def extend_by_structure(measured: Measured, elements=(), d_target=0.8, trials=None, seed=0):
     """``extend`` without a network and for any space group: by the atoms that charge flipping finds in what was measured.
 
     Parameters
@@ -162,7 +162,7 @@ class Extension(NamedTuple):
     solution: Solution
 
 
-def phase_first(reflections: Reflections, hkl, elements, trials=TRIALS, seed=0) -> Extension | None:
+def phase_first(reflections: Reflections, hkl, elements, trials=None, seed=0) -> Extension | None:
     """Amplitudes at hkl (n, 3), none of them measured, of the atoms found; None if the engine accepts none.
 
     Parameters
@@ -182,7 +182,7 @@ def extend_from(solution: Solution | None, reflections: Reflections, hkl) -> Ext
     return Extension(fit_scale(reflections.F, known) * new, min(UNKNOWN_R, R_PER_R1 * solution.r1), solution)
 
 
-def phase_first_boxes(boxes: AmplitudeBoxes, otherwise, trials=TRIALS, seed=0, solutions=None) -> np.ndarray:
+def phase_first_boxes(boxes: AmplitudeBoxes, otherwise, trials=None, seed=0, solutions=None) -> np.ndarray:
     """``phase_first`` of each crystal of boxes that say what is known of it -> (B, *box.shape) scaled amplitudes.
 
     ``otherwise``, a function of the boxes with the same result, stands in for crystals without a structure. ``solutions``
@@ -203,7 +203,7 @@ def phase_first_boxes(boxes: AmplitudeBoxes, otherwise, trials=TRIALS, seed=0, s
 # --- by name ---
 
 
-def extend_by(name, measured: Measured, elements=(), d_target=0.8, trials=TRIALS, seed=0):
+def extend_by(name, measured: Measured, elements=(), d_target=0.8, trials=None, seed=0):
     """Extend by a method of that name, or by the next best one where it finds nothing.
 
     Parameters

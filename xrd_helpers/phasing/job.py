@@ -23,8 +23,7 @@ from .solution import PhasingError, Solution
 from .spacegroups import candidates, laue_group, moved_to, without_absences
 from .verdict import weigh_solution
 
-TRIALS = 96  # random starts, at most
-LEAST = 20   # reflections, fewer than which are no data
+LEAST = 20  # reflections, fewer than which are no data
 
 
 class Solved(NamedTuple):
@@ -155,7 +154,7 @@ def _possible(contents, measured):
     return low <= _volume(contents, measured) <= high
 
 
-def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=None, predicted=None, effort="normal",
+def phase(reflections: Reflections, elements=(), trials=None, seed=0, groups=None, predicted=None, effort="normal",
           minutes=None, watch=None) -> Solution | None:
     """``charge_flipping.solve``, or None where it cannot start: one crystal does not end the others.
 
@@ -175,7 +174,7 @@ def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=N
         return None
 
 
-def solve_measured(measured: Measured, extra: Reflections | None = None, search=False, trials=TRIALS, seed=0,
+def solve_measured(measured: Measured, extra: Reflections | None = None, search=False, trials=None, seed=0,
                    effort="normal", minutes=None, watch=None) -> Solved:
     """Charge flipping, and atoms in the space group of the data or in one that their absences allow.
 
