@@ -12,7 +12,7 @@ import numpy as np
 
 from .cif import spacegroup_of_cif
 from .config import atomic_path
-from .crystals import checked_cell, in_asymmetric_unit
+from .crystals import CrystalError, checked_cell, in_asymmetric_unit
 from .reflections import Measured, ReflectionError, squared
 from .shelx import (
     MOST_UNITS,
@@ -215,9 +215,10 @@ def _about_block(block, path):
         small = gemmi.make_small_structure_from_block(block)
     except RuntimeError as error:  # a cell angle of zero
         raise ReflectionError(f"{path} has no usable unit cell: {error}") from None
-    if not (small.symops or small.spacegroup_hall or small.spacegroup_hm or small.spacegroup_number):
+    stated = small.symops or small.spacegroup_hall or small.spacegroup_hm or small.spacegroup_number
+    if not stated or small.cell.parameters == gemmi.UnitCell().parameters:  # as of a block in which it is "?"
         return About(wavelength=wavelength)
-    checked_cell(small.cell.parameters, path)
+    _usable_cell(small.cell, path)
     spacegroup = spacegroup_of_cif(small, path)[0]
     formula = gemmi.cif.as_string(block.find_value("_chemical_formula_sum") or "?")
     units = number("_cell_formula_units_Z")
@@ -252,6 +253,13 @@ def _header(block, cell, path):
     return cell, header
 
 
+def _usable_cell(cell, path):
+    try:
+        return checked_cell(cell.parameters, path)
+    except CrystalError as error:
+        raise ReflectionError(str(error)) from None
+
+
 def _uncertainty(number):
     """0.0012 of 3.9148(12), 0 of a number without."""
     value, _, digits = number.rstrip(")").partition("(")
@@ -266,6 +274,7 @@ def _read_cif(path):
     """The first list of reflections."""
     blocks = _cif_blocks(path)
     lists = [(block, found) for block in blocks for found in [_listed(block, path), *_embedded(block, path)] if found]
+    lists.sort(key=lambda one: isinstance(one[1], ReflectionError))  # what cannot be read comes last
     if not lists:
         raise ReflectionError(f"{path} holds no measured reflections: no list of F², intensities or F with their "
                               "uncertainties, and no SHELX file as text")
@@ -322,7 +331,7 @@ def _embedded(block, path):
                 found.append(Found(*rows, POWER[hklf], f"SHELX, HKLF {hklf}, in the CIF"))
         except ReflectionError as error:
             found.append(error)
-    return sorted(found, key=lambda one: isinstance(one, ReflectionError))  # what cannot be read comes last
+    return found
 
 
 def _read_mtz(path):
@@ -345,7 +354,7 @@ def _read_mtz(path):
     rows = (np.concatenate(part) for part in zip(*parts))
     wavelength = next((x.wavelength for x in mtz.datasets if 0 < x.wavelength < 100), 0.0)
     unknown = mtz.cell.parameters in (gemmi.UnitCell().parameters, (0,) * 6)
-    about = About(None if unknown else checked_cell(mtz.cell.parameters, path), mtz.spacegroup, {}, wavelength)
+    about = About(None if unknown else _usable_cell(mtz.cell, path), mtz.spacegroup, {}, wavelength)
     return Found(*rows, power, f"MTZ, {pairs[0][0].label}", about)
 
 

@@ -236,6 +236,8 @@ class Measured:
         found = []
         for i in range(n):
             of, unique, all_ = (np.digitize(d**-3.0, edges) == i for d in (d_possible, merged.d, d_all))
+            if not of.any():
+                continue
             r_int = off[all_].sum() / total[all_].sum() if total[all_].sum() > 0 else None
             strength = float((intensity / sigma)[unique].mean()) if unique.any() else float("nan")
             found.append(Shell(d_possible[of].max(), d_possible[of].min(), int(of.sum()), int(unique.sum()), int(all_.sum()),
