@@ -6,6 +6,7 @@ The formats are those of the SHELXL manual (Sheldrick, Acta Cryst. C71 (2015) 3)
 from __future__ import annotations
 
 import codecs
+import math
 import re
 import stat
 import textwrap
@@ -433,7 +434,7 @@ def _record(words, style=""):
         return None
     if style:
         values = [x if "." in word or "e" in word.lower() else x / 100 for x, word in zip(values, words[3:])]
-    return [*hkl, *values] if len(values) == 2 and np.isfinite(values).all() and max(map(abs, hkl)) < 2**31 else None
+    return [*hkl, *values] if len(values) == 2 and all(map(math.isfinite, values)) and max(map(abs, hkl)) < 2**31 else None
 
 
 def write_shelx(path_stem, reflections, elements, title=None, wavelength=0.71073):
