@@ -364,13 +364,7 @@ class RestrainedRefiner(Refiner):
                 best = fract, u_iso, scale, r1, sf
             if cycle == cycles:
                 return best
-            factor = np.full(4 * n + 1, scale)
-            factor[-1] = 1
-            variance = max(float(residual @ residual) / len(F), self._least)
-            normal = (J.T @ J).astype(float) * (factor[:, None] * factor / variance)
-            rhs = (J.T @ residual).astype(float) * factor / variance
-            normal.flat[::4 * n + 2] *= 1.001
-            normal.flat[::4 * n + 2] += 1e-9 * np.trace(normal) / len(normal)
+            normal, rhs = self._normal(J, residual, scale)
             if restrained:
                 r = self.restraints
                 restrain(normal, rhs, r.pairs(fract, occ), kind, u_iso, r.rot, r.orth, r.bond, r.spread, r.longest)
@@ -381,6 +375,35 @@ class RestrainedRefiner(Refiner):
             for i in special:
                 fract[i] = snap(fract[i], self.restraints.rot, self.restraints.tran, self.orth, 0.9)[0]
             u_iso = (u_iso + step[3 * n:4 * n].clip(-0.03, 0.03)).clip(U_MIN, U_MAX)
+
+    def _normal(self, J, residual, scale):
+        """Normal matrix and right side of the amplitudes, in units of their variance."""
+        factor = np.full(J.shape[1], scale)
+        factor[-1] = 1
+        variance = max(float(residual @ residual) / len(residual), self._least)
+        normal = (J.T @ J).astype(float) * (factor[:, None] * factor / variance)
+        rhs = (J.T @ residual).astype(float) * factor / variance
+        normal.flat[::J.shape[1] + 1] *= 1.001
+        normal.flat[::J.shape[1] + 1] += 1e-9 * np.trace(normal) / len(normal)
+        return normal, rhs
+
+    def n_parameters(self, model) -> float:
+        """As many as the amplitudes determine: the trace of (N + R)⁻¹ N, N and R the normal matrices of amplitudes and
+        restraints (Hastie, Tibshirani & Friedman (2009), The Elements of Statistical Learning, 7.6)."""
+        fract, kind, u_iso = np.asarray(model.fract, float), self.kinds(model.elements), np.asarray(model.u_iso, float)
+        J, _ = self.derivatives(fract, kind, u_iso, model.occ)
+        normal, rhs = self._normal(J, self._F - np.float32(model.scale) * J[:, -1], model.scale)
+        both, r = normal.copy(), self.restraints
+        restrain(both, rhs, r.pairs(fract, model.occ), kind, u_iso, r.rot, r.orth, r.bond, r.spread, r.longest)
+        return float(np.trace(np.linalg.solve(both, normal)))
+
+    def adjusted_r1(self, model):
+        """As ``Refiner.adjusted_r1``; of fewer reflections than parameters with ``n_parameters``."""
+        n = len(self.reflections)
+        if n > 4 * len(model.fract) + 1:
+            return super().adjusted_r1(model)
+        p = self.n_parameters(model)
+        return model.r1 * np.sqrt(n / (n - p)) if n > p else np.inf
 
     def least_squares(self, model, cycles):
         """As ``Refiner.least_squares``, with restraints."""
