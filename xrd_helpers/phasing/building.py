@@ -290,7 +290,7 @@ class Chain:
 
     def run(self, rounds, until=np.inf):
         if self.guided:
-            self._follow(self.guided, until)
+            self.follow(until)
         for _ in range(rounds):
             new = self.builder.round(self.now)
             if new.cost < self.now.cost + WARMTH * self.builder.rng.exponential():
@@ -303,10 +303,11 @@ class Chain:
             if self.waited > PATIENCE:
                 self.now, self.waited = self.best, 0
 
-    def _follow(self, rounds, until):
+    def follow(self, until=np.inf):
+        """The rounds that follow the phases of the start."""
         guide = (self.start / np.maximum(np.abs(self.start), 1e-9)).astype(np.complex64)
         now = best = self.builder.weighed(self.now, guide)
-        for _ in range(rounds):
+        for _ in range(self.guided):
             new = self.builder.round(now, guide=guide)
             if new.cost < now.cost + WARMTH * self.builder.rng.exponential():
                 now = new

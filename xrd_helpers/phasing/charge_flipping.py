@@ -24,6 +24,7 @@ from . import verdict
 from .building import Builder, Chain, build
 from .flipping_grid import FlippingGrid, Settings, eliminate_low_density, flip, keep_peaks, normalised_amplitudes
 from .fourier import HalfGrid
+from .hydrogen import with_hydrogen
 from .peaks import without_hydrogen
 from .refine import Model
 from .restraints import RestrainedRefiner
@@ -101,7 +102,8 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=Non
 
     Returns
     -------
-    Solution, the one accepted or else the one that explains most; None if no start gave any atoms
+    Solution, the one accepted, with hydrogen as far as the data see it, or else the one that explains most, without; None if
+    no start gave any atoms
 
     Raises
     ------
@@ -172,6 +174,8 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=Non
     model = candidate.refiner.exchange_elements(best.model)
     if np.isnan(evidence.r_free) or model is not best.model:
         evidence = verdict.weigh(model, candidate.refiner, elements)
+    if sure():
+        model = with_hydrogen(candidate.refiner, model, elements.get("H", np.inf if "C" in elements else 0))
     return Solution(fract=model.fract % 1, heights=model.heights, elements=model.elements, u_iso=model.u_iso, occ=model.occ,
                     rho=candidate.refiner.map(model), cell=reflections.cell, spacegroup=candidate.spacegroup, r1=model.r1,
                     figure_of_merit=best.agreement[candidates.index(candidate)], trials=used,
