@@ -125,15 +125,20 @@ def assembled(fract, elements, cell, spacegroup):
 
     Returns
     -------
-    order : (n,) int, rows of fract, one molecule after the other, in each as they were; fract : (n, 3) in that order
+    order : (n,) int, rows of fract, one molecule after the other, in each as they were, but hydrogen after the atom that it
+        is bonded to; fract : (n, 3) in that order
     """
     orth = np.array(cell.orth.mat.tolist())
     rot, tran = all_operators(spacegroup)
     around = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    order, placed = [], []
+    order, placed, hydrogen = [], [], np.isin(elements, ["H", "D"])
     for molecule in whole_molecules(fract, elements, cell, spacegroup):
+        parent = molecule.atom.copy()
+        for i, j in [*molecule.bonds, *molecule.bonds[:, ::-1]]:
+            if hydrogen[molecule.atom[i]] and not hydrogen[molecule.atom[j]]:
+                parent[i] = molecule.atom[j]
         own = np.flatnonzero(molecule.own)
-        own = own[np.argsort(molecule.atom[own])]
+        own = own[np.lexsort((molecule.atom[own], hydrogen[molecule.atom[own]], parent[own]))]
         x = np.linalg.solve(orth, molecule.xyz[own].T).T
         if not placed:
             x = x - np.floor(x.mean(0))
@@ -148,6 +153,14 @@ def assembled(fract, elements, cell, spacegroup):
         order.append(molecule.atom[own])
         placed.append(x)
     return np.concatenate(order), np.concatenate(placed)
+
+
+def coordination(fract, elements, cell, spacegroup) -> np.ndarray:
+    """(n,) int, how many atoms and images that are not hydrogen each atom is bonded to."""
+    radius, hydrogen = covalent_radii(elements), np.isin(elements, ["H", "D"])
+    pairs = neighbours(fract, cell, spacegroup, 2 * radius.max() + SLACK)
+    bond = (pairs.length > 2 * SAME) & (pairs.length < radius[pairs.i] + radius[pairs.j] + SLACK) & ~hydrogen[pairs.j]
+    return np.bincount(pairs.i[bond], minlength=len(elements))
 
 
 def _length(step, orth, of_lattice=False):

@@ -323,8 +323,9 @@ def _symmetry_read(header):
     return found and found.xhm()
 
 
-def write_shelx_res(path, crystal, labels, elements, wavelength, scale, remarks=(), header=None, extra=()):
-    """Write a ``.res`` with atoms for SHELXL: occupancies held fixed (10 + occ), isotropic U free.
+def write_shelx_res(path, crystal, labels, elements, wavelength, scale, remarks=(), header=None, extra=(), afix=None):
+    """Write a ``.res`` with atoms for SHELXL: occupancies held fixed (10 + occ), isotropic U free, of hydrogen that rides a
+    multiple of that of its atom.
 
     Parameters
     ----------
@@ -336,11 +337,20 @@ def write_shelx_res(path, crystal, labels, elements, wavelength, scale, remarks=
     remarks : sentences for REM lines
     header : as for ``shelx_header``
     extra : lines of SHELXL that are to stand before the atoms, as DFIX
+    afix : (n,) int, mn of the AFIX of each hydrogen atom that follows the one on which it rides, 0 of all others
     """
     path = Path(path)
     number = {symbol: i for i, symbol in enumerate(shelx_elements(elements, header), 1)}
-    atoms = [f"{label:<4} {number[element]:2d} " + " ".join(f"{x:9.5f}" for x in xyz) + f" {10 + occ:9.5f} {u:8.5f}"
-             for label, element, xyz, occ, u in zip(labels, crystal.elements, crystal.fract, crystal.occ, crystal.u_iso)]
+    atoms, before = [], 0
+    for i, (label, element, xyz) in enumerate(zip(labels, crystal.elements, crystal.fract)):
+        mn = 0 if afix is None else afix[i]
+        if mn != before:
+            atoms.append(f"AFIX {mn}")
+        u = crystal.u_iso[i] if not mn else -1.5 if mn in (137, 147) else -1.2
+        atoms.append(f"{label:<4} {number[element]:2d} " + " ".join(f"{x:9.5f}" for x in xyz)
+                     + f" {10 + crystal.occ[i]:9.5f} {u:8.5f}")
+        before = mn
+    atoms += ["AFIX 0"] * bool(before)
     lines = [*shelx_header(crystal.cell, crystal.spacegroup, elements, path.stem, wavelength, header), *_remarks(remarks),
              "L.S. 10", "BOND", "FMAP 2", "PLAN 20", "WGHT 0.1", *extra, f"FVAR {scale:.5f}", *atoms, "HKLF 4", "END"]
     _write_text(path, "\n".join(lines) + "\n")

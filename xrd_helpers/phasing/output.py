@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import __version__
-from ..bonds import assembled
+from ..bonds import assembled, coordination
 from ..config import atomic_path
 from ..reflection_files import write_mtz
 from ..reflections import Measured, Reflections
@@ -30,6 +30,7 @@ UNSOLVED = "_unsolved"  # stands in the names of files that hold no structure
 SOFTWARE = f"XRD Phase {__version__}"
 COLUMNS = ("file", "verdict", "probability", "R1", "R1_strong", "R1_left_out", "spacegroup", "atoms", "formula", "d_min",
            "completeness", "engine", "seconds", "folder", "message")  # of a table of files
+LONGEST_TO_H = 1.25  # Å, of a bond to hydrogen that rides
 MOST_NAMED = 6  # space groups named with their agreement
 
 
@@ -88,7 +89,7 @@ def write_solution(stem, solution: Solution, measured: Measured, names=None, ext
                       solution.spacegroup, elements, wavelength=wavelength, header=header)
     paths = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES[:5 if solution.rho is None else 6]]
     write_shelx_res(paths[2], crystal, names, elements, wavelength, scale * np.sqrt(fits), _remarks(solution, fit), header,
-                    extra)
+                    extra, _riding(crystal))
     with atomic_path(paths[3]) as temporary:
         temporary.write_text(_cif(solution, stem.name, names, wavelength, elements, header, fit), encoding="utf-8")
     # F and sigF as measured, and amplitude (on their scale) and phase of the atoms
@@ -99,6 +100,22 @@ def write_solution(stem, solution: Solution, measured: Measured, names=None, ext
         with atomic_path(paths[5]) as temporary:
             _ccp4(solution).write_ccp4_map(str(temporary))
     return paths
+
+
+def _riding(crystal):
+    """(n,) mn of the AFIX of hydrogen that follows its atom, by how many there are (k) and to how many others that is bonded;
+    0 of other atoms, and of hydrogen of another kind, as of water."""
+    orth, heavy = np.array(crystal.cell.orth.mat.tolist()), crystal.heavy
+    bonds = coordination(crystal.fract, crystal.elements, crystal.cell, crystal.spacegroup)
+    afix = np.zeros(len(heavy), int)
+    for i in np.flatnonzero(heavy):
+        k = int(np.argmax([*heavy[i + 1:], True]))
+        rows = slice(i + 1, i + 1 + k)
+        away = np.linalg.norm((crystal.fract[rows] - crystal.fract[i]) @ orth.T, axis=1)
+        kind = {(1, 1): 147 if crystal.elements[i] == "O" else 163, (1, 2): 43, (1, 3): 13, (2, 1): 93, (2, 2): 23, (3, 1): 137}
+        if k and away.max() < LONGEST_TO_H:
+            afix[rows] = kind.get((k, int(bonds[i])), 0)
+    return afix
 
 
 class Agreement(NamedTuple):
