@@ -175,9 +175,12 @@ def test_contradictions_are_said():
 
 
 def test_paracetamol_is_found_from_its_drawing_at_two_and_a_half_angstrom():
-    crystal = read_cif("data/molecules/paracetamol.cif")
+    crystal, told = read_cif("data/molecules/paracetamol.cif"), []
     (molecule, _), = read_molecules("CC(=O)Nc1ccc(O)cc1")
-    solution = place(calculated(crystal, 2.5), [molecule], minutes=0.3)
+    solution = place(calculated(crystal, 2.5), [molecule], minutes=0.3, watch=told.append)
+    assert len(told) > 2 and told[0].starts == 0 and told[0].r1 == float("inf")
+    assert told[-1].starts == solution.trials and 0 < told[-1].seconds < solution.seconds + 0.1
+    assert all(a.seconds <= b.seconds and a.starts <= b.starts for a, b in zip(told, told[1:]))
     heavy = np.array(solution.elements) != "H"
     assert solved(solution.fract[heavy], crystal)
     assert solution.r1 < 0.12 and (~heavy).sum() == 9
@@ -236,6 +239,7 @@ def test_the_command_line_places_a_molecule_and_writes_its_files(job):
     done = run(hkl, "--molecule", "CC(=O)Nc1ccc(O)cc1", "--d-min", 2.5, "--minutes", 0.3)
     assert done.exit_code == 0, done.output
     assert "1 C8H9NO2 in the asymmetric unit" in done.output
+    assert "placing C8H9NO2 until the answer is certain, 0.3 minutes at most\n" in done.output  # before the search
     written = read_cif(hkl.parent / "paracetamol_xrd" / "paracetamol.cif")
     assert solved(written.fract[written.heavy], crystal)
     res = (hkl.parent / "paracetamol_xrd" / "paracetamol.res").read_text()
@@ -264,7 +268,9 @@ def test_a_fragment_is_completed(job):
 
 @pytest.mark.parametrize("arguments, says", [
     (["--molecule", "CC(=O)Nc1ccc(O)cc1", "--fragment", "CC"], "either --molecule"),
-    (["--molecule", "C[NH3+]"], "counter-ion"), (["--molecule", "CCC("], "no SMILES")])
+    (["--molecule", "C[NH3+]"], "counter-ion"), (["--molecule", "CCC("], "no SMILES"),
+    (["--molecule", "CCO", "--extend", "shell_mean"], "--extend is for structures of which no molecule is known"),
+    (["--fragment", "CCO", "--engine", "shelxt"], "leave out --fragment")])
 def test_contradictions_on_the_command_line_are_sentences(job, arguments, says):
     done = run(job[0], *arguments)
     assert isinstance(done.exception, UserError) and says in str(done.exception)

@@ -339,6 +339,9 @@ def solve(
         raise UserError("give either --molecule, for all that is in the crystal, or --fragment, for a part of it")
     if fragment and spacegroup == "search":
         raise UserError("--fragment wants one space group: name it instead of search")
+    if (molecule or fragment) and (extend or engine == "shelxt"):
+        raise UserError(f"{'--extend' if extend else '--engine shelxt'} is for structures of which no molecule is known: "
+                        f"leave it out, or leave out {'--molecule' if molecule else '--fragment'}")
     known = read_molecules(molecule or fragment)
     program = find_shelxt(shelxt) if engine != "charge_flipping" and not known else None
     if engine == "shelxt" and program is None:
@@ -350,6 +353,9 @@ def solve(
     folder.mkdir(parents=True, exist_ok=True)
     merged = measured.merge()
     print(output.describe_data(measured, merged))
+    if known:  # minutes of silence where there is no terminal for a bar
+        names = " + ".join(f"{n} {part.formula}" if n > 1 else part.formula for part, n in known)
+        print(f"placing {names} until the answer is certain, {minutes:g} minutes at most", flush=True)
     extra = None
     if extend:
         from xrd_helpers.inference import extend_by
@@ -359,15 +365,16 @@ def solve(
         extra = extended.predicted
         print(f"{len(extra)} reflections predicted by {extend}. {words}")
     try:
-        if molecule:
-            solved = job.solve_with_molecules(measured, known, search, minutes, seed)
-        elif fragment:
-            solved = job.solve_with_fragment(measured, known, minutes, seed)
-        elif program:
+        if program:
             solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
         else:
             with output.search_on_terminal(minutes) as watch:
-                solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch)
+                if molecule:
+                    solved = job.solve_with_molecules(measured, known, search, minutes, seed, watch)
+                elif fragment:
+                    solved = job.solve_with_fragment(measured, known, minutes, seed, watch)
+                else:
+                    solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None

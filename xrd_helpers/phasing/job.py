@@ -106,20 +106,21 @@ def _where(measured, search):
     return replace(measured, spacegroup=without_absences(measured.spacegroup)), candidates(measured)
 
 
-def solve_with_molecules(measured: Measured, molecules, search=False, minutes=5.0, seed=0) -> Solved:
+def solve_with_molecules(measured: Measured, molecules, search=False, minutes=5.0, seed=0, watch=None) -> Solved:
     """Known molecules placed in the cell; molecules as ``known_molecule.read_molecules`` gives them, see ``placing.place``."""
     measured, groups = _where(measured, search)
     known, counts = zip(*molecules)
-    solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups)
+    solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups, watch=watch)
     return Solved(solution, [(solution.spacegroup, float("nan"))])
 
 
-def solve_with_fragment(measured: Measured, fragments, minutes=5.0, seed=0) -> Solved:
+def solve_with_fragment(measured: Measured, fragments, minutes=5.0, seed=0, watch=None) -> Solved:
     """Known parts of the molecules placed in the cell, the other atoms from maps with their phases."""
     known, counts = zip(*fragments)
     parts = tuple(Part(row, 1) for row, n in enumerate(counts) for _ in range(n))
     merged = measured.merge()
-    solution = place(merged, known, minutes=minutes, seed=seed, chosen=Arrangement(parts, Fraction(1), float("nan")))
+    chosen = Arrangement(parts, Fraction(1), float("nan"))
+    solution = place(merged, known, minutes=minutes, seed=seed, chosen=chosen, watch=watch)
     return Solved(completed(solution, merged, measured.elements), [(measured.spacegroup, float("nan"))])
 
 

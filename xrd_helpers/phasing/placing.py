@@ -25,7 +25,7 @@ from ..compiled import compiled
 from ..config import UserError
 from ..crystals import all_operators
 from ..known_molecule import with_hydrogen, with_more_conformers
-from .charge_flipping import one_thread
+from .charge_flipping import Progress, one_thread
 from .climbing import Joints, add_waves, climb, data_of, draw, mutate, r_factors, score
 from .distances import Distances, distances_of, refine, rigid_distances
 from .origin import match_atoms
@@ -280,8 +280,9 @@ class Search:
         self.molecules = [with_more_conformers(m, MORE_CONFORMERS, seed) for m in self.molecules]
         self.conformers = self._side_by_side()
 
-    def round(self, rng, deadline):
-        """Draw, climb, refine; what is found goes into the pool."""
+    def round(self, rng, deadline, tell=lambda: None):
+        """Draw, climb, refine; what is found goes into the pool. tell : is called between these."""
+        tell()
         if self.rounds and self.rounds % BEFORE_MORE == 0 and deadline - time.perf_counter() > 10:
             self.more_conformers(int(rng.integers(2**31)))
         data, n_hkl = self.data, len(self.d)
@@ -291,7 +292,7 @@ class Search:
         grown = 0
         if self.base:
             if self.rounds < BASE_ROUNDS:
-                self.base.round(rng, deadline)
+                self.base.round(rng, deadline, tell)
             grown = fresh // 2
         starts = [self._drawn(DRAWN, fresh - grown, rng)]
         if grown:
@@ -311,7 +312,9 @@ class Search:
         xyz, free, chosen, origin = xyz[keep], free[keep], chosen[keep], origin[keep]
         counts = np.array([self._count(d) for d in np.concatenate([np.linspace(middle, d_min, steady // 3),
                                                                    np.full(steady - steady // 3, d_min)])])
+        tell()
         climb(xyz, free, data, self.joints, counts, np.linspace(1, 0.2, steady).astype(np.float32))
+        tell()
         r = r_factors(xyz, data, n_hkl)
         self.cost_of_step = (time.perf_counter() - began) / begun / sum(STEPS)
         made = []
@@ -577,7 +580,7 @@ def is_certain(search) -> bool:
 
 
 @one_thread()
-def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=None, chosen=None) -> Solution:
+def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=None, chosen=None, watch=None) -> Solution:
     """Find known molecules in a cell.
 
     Parameters
@@ -587,6 +590,7 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
     minutes : when to give up; the search ends before that when its answer is certain (``is_certain``)
     groups : sequence of gemmi.SpaceGroup in which the structure may be, as for ``charge_flipping.solve``
     chosen : Arrangement, by default those that the volume allows
+    watch : function that is called now and then with a Progress
 
     Returns
     -------
@@ -613,6 +617,12 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
         raise refused
     options.sort(key=lambda option: option[:2])  # the likeliest of each group first
     searches, best = [], None
+
+    def tell():
+        if watch:
+            watch(Progress(sum(search.tried for search in searches), time.perf_counter() - began,
+                           best.pool[0].r1 if best else np.inf, np.nan))
+
     # whatever the time, two rounds: compiling may have used it up
     while time.perf_counter() < deadline or (best is None or best.rounds < 2):
         # every option once or twice, then the best one two times of three
@@ -623,8 +633,9 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
             searches.append(search := Search(options[len(searches)][2], molecules, options[len(searches)][3]))
         else:
             search = searches[int(np.argmin(rounds))]
-        search.round(rng, deadline)
+        search.round(rng, deadline, tell)
         best = min((s for s in searches if s.pool), key=lambda s: s.pool[0].cost, default=None)
+        tell()
         if best and is_certain(best):
             break
     return solution_of(best, time.perf_counter() - began)
