@@ -5,7 +5,7 @@ Amplitudes are calculated from the published atoms, hydrogen and anisotropy incl
 molecule from it, metal complexes mostly: published distances and angles with every torsion at random), the cell and the space
 group. How many molecules there are in the cell is found from its volume. Set *one*: a single molecule in a general
 position; *several*: all others. Solved: 80 % of the non-H atoms within 0.5 Å, at the best allowed origin and hand.
-*measured*: measured intensities cut at d_min.
+*measured*: measured intensities cut at d_min. r_ext and cc_ext: of the amplitudes beyond d_min, to 0.8 Å.
 
 A row is written as soon as it is there, and none is done twice: a run goes on where the last one stopped. With --table
 nothing is run.
@@ -19,114 +19,43 @@ import argparse
 import os
 import time
 from dataclasses import replace
-from fractions import Fraction
 from itertools import product
-from math import lcm
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pandas as pd
-from rdkit import Chem, RDLogger
-from rdkit.Chem import rdDetermineBonds
+from rdkit import RDLogger
 from tqdm import tqdm
 
 from xrd_helpers.bonds import SLACK, covalent_radii, whole_molecules
 from xrd_helpers.cif import read_cif
 from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.config import UserError, run_folder, write_json
-from xrd_helpers.known_molecule import from_geometry, read_molecules, scrambled
+from xrd_helpers.known_molecule import drawn_molecules, formula_unit, from_geometry, molecules_in, scrambled
+from xrd_helpers.metrics import correlation, r_factor
 from xrd_helpers.phasing.origin import match_atoms
 from xrd_helpers.phasing.placing import place
 from xrd_helpers.reflection_files import read_measured
 from xrd_helpers.reflections import Reflections, unique_hkl
-from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.structure_factors import fit_scale, structure_factors
 from xrd_helpers.summary import git_state, machine
 
 RDLogger.DisableLog("rdApp.*")
 
-IONS = {"O": "O", "N": "[NH4+]", "F": "[F-]", "Cl": "[Cl-]", "Br": "[Br-]", "I": "[I-]", "Li": "[Li+]", "Na": "[Na+]",
-        "K": "[K+]", "Rb": "[Rb+]", "Cs": "[Cs+]"}
 CONFORMERS = 24  # with random torsions, of a geometry
 
 
 def perceive(crystal):
-    """(kind, [(what, amount in the asymmetric unit)]): kind "smiles" or "geometry", what a SMILES or KnownMolecule."""
-    molecules = [m for m in whole_molecules(crystal.fract, crystal.elements, crystal.cell, crystal.spacegroup)
-                 if crystal.heavy[m.atom].any()]
-    amounts = [Fraction(float(crystal.occ[m.atom[m.own]].sum()) / len(m.atom)).limit_denominator(12) for m in molecules]
-    choices = [list(smiles_of([crystal.elements[i] for i in m.atom], m.xyz, m.bonds)) for m in molecules]
-    if all(choices):
-        picked = [c[0] for c in choices]
-        for i, options in enumerate(choices):  # another charge of one molecule, where those of all do not add up
-            if sum(q * a for (_, q), a in zip(picked, amounts)) == 0:
-                break
-            picked[i] = next((o for o in options if not sum(
-                q * a for (_, q), a in zip(picked[:i] + [o] + picked[i + 1:], amounts))), picked[i])
-        if sum(q * a for (_, q), a in zip(picked, amounts)) == 0:
-            return "smiles", _counted([s for s, _ in picked], amounts)
-    made = [from_geometry([crystal.elements[i] for i in m.atom], m.xyz, crystal.name) for m in molecules]
+    """(kind, [(KnownMolecule, count)]): kind "smiles", or "geometry" where RDKit reads no molecule from it."""
+    if found := drawn_molecules(crystal):
+        return "smiles", found
+    molecules = molecules_in(crystal)
+    made = [from_geometry([crystal.elements[i] for i in m.atom], m.xyz, crystal.name) for m, _ in molecules]
     keys = [f"{m.formula} {len(m.bonds)}" for m in made]
     by_key = dict(reversed(list(zip(keys, made))))
-    return "geometry", [(scrambled(by_key[key], CONFORMERS), amount) for key, amount in _counted(keys, amounts)]
-
-
-def _counted(names, amounts):
-    return [(name, sum(a for other, a in zip(names, amounts) if other == name)) for name in dict.fromkeys(names)]
-
-
-def smiles_of(elements, xyz, bonds):
-    """(SMILES, charge) that the atoms may be, the least charged first."""
-    elements = ["H" if e == "D" else e for e in elements]
-    if len(elements) == 1:
-        if elements[0] in IONS:
-            charge = Chem.GetFormalCharge(Chem.MolFromSmiles(IONS[elements[0]]))
-            yield (IONS[elements[0]], charge)
-        return
-    mol = Chem.RWMol(Chem.MolFromXYZBlock(f"{len(elements)}\n\n" + "\n".join(
-        f"{e} {x:.4f} {y:.4f} {z:.4f}" for e, (x, y, z) in zip(elements, xyz))))
-    for a, b in bonds.tolist():
-        mol.AddBond(a, b, Chem.BondType.SINGLE)
-    for charge in (0, 1, -1, 2, -2):
-        try:
-            made = Chem.Mol(mol.GetMol())
-            rdDetermineBonds.DetermineBondOrders(made, charge=charge, maxIterations=2000)
-            Chem.SanitizeMol(made)
-            Chem.AssignStereochemistryFrom3D(made)
-        except (ValueError, RuntimeError):
-            continue
-        if sensible(made):
-            yield Chem.MolToSmiles(Chem.RemoveHs(made)), charge
-
-
-def sensible(mol):
-    """Whether a chemist would draw it: no radicals, and charges on N+, P+, O-, S-, N- and B- alone."""
-    pattern = Chem.MolFromSmarts("[N,n;+](~[O-])~[O-]")
-    usual = {("N", 1), ("P", 1), ("O", -1), ("S", -1), ("N", -1), ("B", -1), ("C", -1)}
-    charged = [(a.GetSymbol(), a.GetFormalCharge()) for a in mol.GetAtoms() if a.GetFormalCharge()]
-    carbanions = sum(symbol == "C" for symbol, _ in charged)
-    nitro = mol.GetSubstructMatches(pattern)
-    return (not any(a.GetNumRadicalElectrons() for a in mol.GetAtoms()) and set(charged) <= usual and carbanions < 2
-            and not nitro and len(charged) <= 6)
-
-
-def formula_unit(amounts):
-    """Counts of each molecule from their amounts in the asymmetric unit."""
-    least = min(amounts)
-    ratio = [a / least for a in amounts]
-    common = lcm(*(r.denominator for r in ratio))
-    return [int(r * common) for r in ratio]
-
-
-def known(crystal):
-    kind, found = perceive(crystal)
-    counts = formula_unit([amount for _, amount in found])
-    if kind == "smiles":
-        pairs = [(read_molecules(what)[0][0], n) for (what, _), n in zip(found, counts)]
-    else:
-        pairs = [(what, n) for (what, _), n in zip(found, counts) if len(what)]
-    return kind, [m for m, _ in pairs], [n for _, n in pairs]
+    return "geometry", [(scrambled(by_key[key], CONFORMERS), n) for key, n in formula_unit(keys, [n for _, n in molecules])]
 
 
 def calculated(crystal, d_min, noise=0.0):
@@ -146,25 +75,38 @@ def measured_sets(folder):
         yield replace(read_cif(model), name=str(row.id)), read_measured(Path(folder) / row.file, about).merge()
 
 
-def placed(crystal, reflections, minutes, seed):
+def placed(crystal, reflections, minutes, seed, measured=False):
     """A row of the table."""
     began, began_cpu = time.perf_counter(), time.process_time()
     row = {"crystal": crystal.name, "spacegroup": crystal.spacegroup.xhm(), "light": crystal.light, "n_hkl": len(reflections)}
     try:
-        kind, molecules, counts = known(crystal)
+        kind, found = perceive(crystal)
+        molecules, counts = zip(*found)
         row |= {"known": kind, "molecules": ".".join(f"{n}*{m.formula}" for m, n in zip(molecules, counts)),
                 "atoms": sum(n * len(m) for m, n in zip(molecules, counts)),
                 "torsions": max(len(m.torsions) for m in molecules), "seconds_molecules": time.perf_counter() - began}
-        solution = place(reflections, molecules, counts, minutes=minutes, seed=seed)
+        solution = place(reflections, molecules, list(counts), minutes=minutes, seed=seed)
     except UserError as error:
         return row | {"solved": False, "seconds": time.perf_counter() - began, "error": str(error)}
     row |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - began_cpu}
     heavy = np.array(solution.elements) != "H"
     match = match_atoms(solution.fract[heavy], crystal.fract[crystal.heavy], crystal.cell, crystal.spacegroup)
     e = solution.evidence
+    if solution.spacegroup.xhm() == crystal.spacegroup.xhm() and not measured:
+        row |= beyond(solution, crystal, reflections)
     return row | {"solved": match.n_matched >= 0.8 * match.n_true, "matched": match.n_matched, "true": match.n_true,
                   "rms": match.rms, "r1": e.r1, "r_free": e.r_free, "found": e.found, "tried": e.tried, "next_r1": e.next_r1,
                   "strain": e.strain, "contact": e.contact, "verdict": solution.verdict, "error": ""}
+
+
+def beyond(solution, crystal, reflections, d_target=0.8):
+    """What the atoms say of the amplitudes that were not measured, against those of the published ones (*molecule first*)."""
+    hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_target)
+    hkl = hkl[crystal.cell.calculate_d_array(hkl.astype(np.int32)) < reflections.d_min - 1e-6]
+    atoms = solution.as_crystal()
+    scale = fit_scale(reflections.F, np.abs(structure_factors(atoms, reflections.hkl)))
+    true, pred = np.abs(structure_factors(crystal, hkl)), scale * np.abs(structure_factors(atoms, hkl))
+    return {"r_ext": r_factor(pred, true), "cc_ext": correlation(pred, true)}
 
 
 def all_end(crystal):
@@ -208,9 +150,11 @@ def jobs(args):
 
 def table(rows):
     """Solved and median seconds by part, set, known, light and d_min."""
+    rows = rows.assign(**{name: rows.get(name, pd.Series(np.nan, rows.index)) for name in ("r_ext", "cc_ext")})
     groups = rows.groupby(["part", "set", "known", "light", "d_min", "noise"])
     made = groups.agg(crystals=("solved", "size"), solved=("solved", "sum"), seconds=("seconds", "median"),
-                      cpu_seconds=("cpu_seconds", "median"), slowest=("seconds", "max"), rms=("rms", "median")).reset_index()
+                      cpu_seconds=("cpu_seconds", "median"), slowest=("seconds", "max"), rms=("rms", "median"),
+                      r_ext=("r_ext", "mean"), cc_ext=("cc_ext", "mean")).reset_index()
     made["share"] = made.solved / made.crystals
     return made
 
@@ -242,7 +186,7 @@ def main():
         if crystal.heavy.sum() > args.most_atoms:
             continue
         row = {"set": kind, "part": part, "d_min": d_min, "noise": args.noise,
-               **placed(crystal, data(), args.minutes, args.seed), **about}
+               **placed(crystal, data(), args.minutes, args.seed, kind == "measured"), **about}
         rows.append(row)
         pd.DataFrame(rows).to_csv(path, index=False)
     made = table(pd.DataFrame(rows))

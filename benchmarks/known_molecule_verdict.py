@@ -28,10 +28,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
-from known_molecule import all_end, calculated, kind_of, perceive
+from known_molecule import all_end, calculated, kind_of
 from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.config import UserError, run_folder, write_json
-from xrd_helpers.known_molecule import read_molecules
+from xrd_helpers.known_molecule import drawn_molecules, read_molecules
 from xrd_helpers.phasing import placing, verdict
 from xrd_helpers.phasing.origin import match_atoms
 from xrd_helpers.phasing.placing import Arrangement, Part, place
@@ -194,7 +194,7 @@ def main():
         part = dict(pd.read_csv(Path(args.crystals) / "SPLIT.csv").values)
         crystals, _ = read_cif_folders([args.crystals])
         crystals = [c for c in crystals if part[c.name + ".cif"] == args.part and kind_of(c) == "one" and all_end(c)]
-        smiles = {c.name: found[0][0] for c in crystals for kind, found in [perceive(c)] if kind == "smiles"}
+        smiles = {c.name: found[0][0].name for c in crystals if (found := drawn_molecules(c))}
         crystals = [c for c in crystals if c.name in smiles and c.heavy.sum() <= 30]
         order = np.random.default_rng(args.seed).permutation(len(crystals))[:args.n]
         for i, d_min in tqdm([(i, d) for i in order for d in args.d], mininterval=30):

@@ -5,8 +5,10 @@ import sys
 import numpy as np
 import pytest
 
+from xrd_helpers.cif import read_cif
 from xrd_helpers.known_molecule import (
     MoleculeError,
+    drawn_molecules,
     from_geometry,
     read_molecules,
     scrambled,
@@ -155,6 +157,20 @@ def test_a_mol2_file_is_taken_as_it_stands(tmp_path):
 def test_a_crystal_file_gives_whole_molecules():
     found = read_molecules("data/molecules/glycine_dihydrate.cif")
     assert [(m.formula, n) for m, n in found] == [("C2H5NO2", 1), ("H2O", 2)]
+
+
+@pytest.mark.parametrize("name, smiles", [
+    ("paracetamol", ["CC(=O)Nc1ccc(O)cc1"]), ("ornithine_hydrochloride", ["[NH3+]CCC[C@H]([NH3+])C(=O)[O-]", "[Cl-]"]),
+    ("dithioquinacridone", ["S=c1c2ccccc2[nH]c2cc3c(=S)c4ccccc4[nH]c3cc12"]),
+    ("glycine_dihydrate", ["[NH3+]CC([O-])=O", "2*O"])])
+def test_a_published_crystal_is_drawn_as_a_chemist_would(name, smiles):
+    found = drawn_molecules(read_cif(f"data/molecules/{name}.cif"))
+    expected = [(Chem.CanonSmiles(text.removeprefix("2*")), 2 if text[0] == "2" else 1) for text in smiles]
+    assert [(m.name, n) for m, n in found] == expected
+
+
+def test_no_drawing_is_made_of_what_is_no_molecule():
+    assert drawn_molecules(read_cif("data/simple/titanium_dioxide.cif")) is None
 
 
 def test_bonds_of_a_geometry_are_told_by_distance():

@@ -10,12 +10,15 @@ import typer
 from xrd_helpers import __version__
 from xrd_helpers.config import UserError
 
-KNOWN_MINUTES = 5  # that a search for known molecules may take
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Network = Annotated[
     list[str], typer.Option(help="A network of your own that weights are of, as my_net.py:MyNet. May be given again.")
+]
+
+Molecules = Annotated[
+    list[str], typer.Option(help="A molecule that is known: SMILES or .mol, .sdf, .mol2, .xyz, .cif; again for each "
+                                 "component, with a count as in '2*O' for two of water.")
 ]
 
 
@@ -190,7 +193,8 @@ def evaluate(
     out: Annotated[str, typer.Option(help="The table, as CSV: a row a crystal and method.")],
     model: Annotated[
         list[str],
-        typer.Option(help="A file in weights, as unet; a path to one; phase_first; or all. May be given again.")
+        typer.Option(help="A file in weights, as unet; a path to one; phase_first; or all. May be given again. molecule_first, "
+                          "which all leaves out, knows the molecules besides, read by RDKit from the crystals themselves.")
     ] = ["all"],
     network: Network = [],
     solve: Annotated[int, typer.Option(min=0, help="Phase that many of the crystals from every method's amplitudes.")] = 0,
@@ -212,6 +216,7 @@ def evaluate(
     from xrd_helpers.baselines import shell_mean
     from xrd_helpers.cif_folders import collect
     from xrd_helpers.gridding import check_resolutions, find_box
+    from xrd_helpers.known_molecule import drawn_molecules
     from xrd_helpers.simulate import Faults
     from xrd_helpers.weights import load_models
 
@@ -222,15 +227,20 @@ def evaluate(
     if os.path.isdir(out) or not os.access(os.path.dirname(out) or ".", os.W_OK):
         raise UserError(f"--out {out} cannot be written: name a file in a folder that exists")
     _find_networks(network)
-    models = load_models([name for name in model if name != "phase_first"], amplitude_box)
+    models = load_models([name for name in model if name not in ("phase_first", "molecule_first")], amplitude_box)
     try:
         found = collect(sources, amplitude_box, d_target, keep_disordered, workers, progress=True)
         print("\n".join(f"{label:<48}{number:>8}" for label, number in found.rows))
         if not found.crystals:
             raise UserError(f"none of the {found.n_files} files gave a crystal that fits the {box} box to {d_target:g} Å")
-        methods = ev.methods_of(models, shell_mean(curve, **settings), bool({"all", "phase_first"} & set(model)), trials, seed)
+        known = None
+        if "molecule_first" in model:
+            known = [drawn_molecules(crystal) for crystal in found.crystals]
+            print(f"{'molecules known, for molecule_first':<48}{sum(map(bool, known)):>8}")
+        methods = ev.methods_of(models, shell_mean(curve, **settings), bool({"all", "phase_first"} & set(model)), trials, seed,
+                                "molecule_first" in model)
         result = ev.evaluate(found.crystals, methods, **settings, faults=faults, n_solve=solve, trials=trials, seed=seed,
-                             progress=True)
+                             progress=True, molecules=known)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -257,6 +267,7 @@ def extend(
                                "shell_mean.")
     ] = "phase_first",
     network: Network = [],
+    molecule: Molecules = [],
     about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",
     out: Annotated[str, typer.Option(help="Path of what is written, without suffix. Default: FILE with _extended.")] = "",
     d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
@@ -270,11 +281,24 @@ def extend(
     from pathlib import Path
 
     from xrd_helpers import inference
+    from xrd_helpers.known_molecule import read_molecules
+    from xrd_helpers.phasing.job import MINUTES_KNOWN
+    from xrd_helpers.phasing.output import search_on_terminal
     from xrd_helpers.reflection_files import read_measured
 
     _find_networks(network)
+    if molecule and model not in ("phase_first", "molecule_first"):
+        raise UserError(f"--model {model} knows no molecules: leave out --molecule, or --model")
+    known = read_molecules(molecule)
     measured, symbols = read_measured(file, about or None), _symbols(elements)
-    result, trained, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
+    if known:
+        model = "molecule_first"
+        print(_placing(known, MINUTES_KNOWN), flush=True)
+        with search_on_terminal(MINUTES_KNOWN) as watch:
+            result, trained, words = inference.extend_by(model, measured, symbols, d_target, seed=seed, molecules=known,
+                                                         watch=watch)
+    else:
+        result, trained, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
     stem = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_extended")
     if not (symbols or measured.elements):
         symbols = ["C", "H", "N", "O"]
@@ -283,6 +307,12 @@ def extend(
     print(inference.describe(result, d_target, trained))
     print(words)
     print("wrote " + ", ".join(map(str, paths)))
+
+
+def _placing(known, minutes):
+    """What happens next, for minutes of silence where there is no terminal for a bar."""
+    names = " + ".join(f"{n} {part.formula}" if n > 1 else part.formula for part, n in known)
+    return f"placing {names} until the answer is certain, {minutes:g} minutes at most"
 
 
 def _symbols(elements):
@@ -310,10 +340,7 @@ def solve(
     engine: Annotated[str, typer.Option(help="auto (SHELXT where it is found), shelxt or charge_flipping.")] = "auto",
     shelxt: Annotated[str, typer.Option(help="Path of the SHELXT program. Default: look for it on PATH.")] = "",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that SHELXT may take.")] = 600,
-    molecule: Annotated[
-        list[str], typer.Option(help="A molecule that is known: SMILES or .mol, .sdf, .mol2, .xyz, .cif; again for each "
-                                     "component, with a count as in '2*O' for two of water.")
-    ] = [],
+    molecule: Molecules = [],
     fragment: Annotated[list[str], typer.Option(help="The same for a part of the molecule; the rest is built.")] = [],
     trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping, at most.")] = 96,
     effort: Annotated[
@@ -346,16 +373,15 @@ def solve(
     program = find_shelxt(shelxt) if engine != "charge_flipping" and not known else None
     if engine == "shelxt" and program is None:
         raise UserError("no SHELXT program was found: name it with --shelxt, or use --engine charge_flipping")
-    minutes = minutes or (KNOWN_MINUTES if molecule or fragment else minutes_of(effort))
+    minutes = minutes or (job.MINUTES_KNOWN if known else minutes_of(effort))
     symbols, search = _symbols(elements), spacegroup == "search"
     measured = job.prepared(read_measured(file, about or None), symbols, "" if search else spacegroup, d_min)
     folder = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_xrd")
     folder.mkdir(parents=True, exist_ok=True)
     merged = measured.merge()
     print(output.describe_data(measured, merged))
-    if known:  # minutes of silence where there is no terminal for a bar
-        names = " + ".join(f"{n} {part.formula}" if n > 1 else part.formula for part, n in known)
-        print(f"placing {names} until the answer is certain, {minutes:g} minutes at most", flush=True)
+    if known:
+        print(_placing(known, minutes), flush=True)
     extra = None
     if extend:
         from xrd_helpers.inference import extend_by

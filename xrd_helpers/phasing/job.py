@@ -22,6 +22,7 @@ from .spacegroups import candidates, laue_group, moved_to, without_absences
 from .verdict import weigh_solution
 
 TRIALS = 96  # random starts, at most
+MINUTES_KNOWN = 5.0  # that a search for known molecules may take
 
 
 class Solved(NamedTuple):
@@ -106,7 +107,7 @@ def _where(measured, search):
     return replace(measured, spacegroup=without_absences(measured.spacegroup)), candidates(measured)
 
 
-def solve_with_molecules(measured: Measured, molecules, search=False, minutes=5.0, seed=0, watch=None) -> Solved:
+def solve_with_molecules(measured: Measured, molecules, search=False, minutes=MINUTES_KNOWN, seed=0, watch=None) -> Solved:
     """Known molecules placed in the cell; molecules as ``known_molecule.read_molecules`` gives them, see ``placing.place``."""
     measured, groups = _where(measured, search)
     known, counts = zip(*molecules)
@@ -114,7 +115,7 @@ def solve_with_molecules(measured: Measured, molecules, search=False, minutes=5.
     return Solved(solution, [(solution.spacegroup, float("nan"))])
 
 
-def solve_with_fragment(measured: Measured, fragments, minutes=5.0, seed=0, watch=None) -> Solved:
+def solve_with_fragment(measured: Measured, fragments, minutes=MINUTES_KNOWN, seed=0, watch=None) -> Solved:
     """Known parts of the molecules placed in the cell, the other atoms from maps with their phases."""
     known, counts = zip(*fragments)
     parts = tuple(Part(row, 1) for row, n in enumerate(counts) for _ in range(n))
