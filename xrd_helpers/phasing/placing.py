@@ -281,7 +281,7 @@ class Search:
         self.conformers = self._side_by_side()
 
     def round(self, rng, deadline, tell=lambda: None):
-        """Draw, climb, refine; what is found goes into the pool. tell : is called between these."""
+        """Draw, climb, refine; what is found goes into the pool. tell : is called between these. Returns what was refined."""
         tell()
         if self.rounds and self.rounds % BEFORE_MORE == 0 and deadline - time.perf_counter() > 10:
             self.more_conformers(int(rng.integers(2**31)))
@@ -324,6 +324,7 @@ class Search:
                 break
         self.tried, self.rounds = self.tried + begun, self.rounds + 1
         self._pool(made)
+        return made
 
     def _drawn(self, n, best, rng):
         """(xyz, free, chosen) of the best of n random placements at FROM Å."""
