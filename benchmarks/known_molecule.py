@@ -7,38 +7,59 @@ group. How many molecules there are in the cell is found from its volume. Set *o
 position; *several*: all others. Solved: 80 % of the non-H atoms within 0.5 Å, at the best allowed origin and hand.
 *measured*: measured intensities cut at d_min. r_ext and cc_ext: of the amplitudes beyond d_min, to 0.8 Å.
 
+--torsions: chains with so many torsions, --n of each (5), drawn unit by unit and packed without clashes in P21/c; every atom is
+moved by 0.03 Å, so that distances are not quite those of the conformers that are searched.
+--fragment: of each crystal of the set *one* a part is known, cut out at one or two bonds outside rings so that it has nearest
+to such a share of the scattering (ΣZ²); placed, and completed from maps.
+
 A row is written as soon as it is there, and none is done twice: a run goes on where the last one stopped. With --table
 nothing is run.
 
 Usage: python benchmarks/known_molecule.py --crystals FOLDER [--measured FOLDER] [--part tune|report|all]
        [--set one|several|all] [--d 1.5 2.0 2.5 3.0] [--minutes 1] [--noise 0.1] [--n 0] [--out FOLDER] [--table]
-It writes known_molecule.csv (a row a crystal and resolution) and known_molecule.json (the table) into --out.
+       python benchmarks/known_molecule.py --torsions 2 4 6 8 10 12 14 16 [--n 5] [--d 2.0] [--minutes 1] [--out FOLDER]
+       python benchmarks/known_molecule.py --crystals FOLDER --fragment 0.3 0.5 0.7 [--n 8] [--d 1.2 1.5 2.0] [--out FOLDER]
+It writes known_molecule.csv (a row a crystal and resolution) and known_molecule.json (the table) into --out; with --torsions
+and --fragment known_molecule_torsions and known_molecule_fragments.
 """
 
 import argparse
 import os
+import re
 import time
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, count, product
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import gemmi
 import numpy as np
 import pandas as pd
-from rdkit import RDLogger
+from rdkit import Chem, RDLogger
 from tqdm import tqdm
 
 from xrd_helpers.bonds import SLACK, covalent_radii, whole_molecules
 from xrd_helpers.cif import read_cif
 from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.config import UserError, run_folder, write_json
-from xrd_helpers.known_molecule import drawn_molecules, formula_unit, from_geometry, molecules_in, scrambled
+from xrd_helpers.crystals import Crystal
+from xrd_helpers.known_molecule import (
+    drawn_molecules,
+    formula_unit,
+    from_geometry,
+    molecules_in,
+    read_molecules,
+    scrambled,
+    with_more_conformers,
+)
 from xrd_helpers.metrics import correlation, r_factor
+from xrd_helpers.phasing.job import solve_with_fragment
 from xrd_helpers.phasing.origin import match_atoms
 from xrd_helpers.phasing.placing import place
+from xrd_helpers.random_crystals.packing import Contents, pack
 from xrd_helpers.reflection_files import read_measured
-from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.reflections import Measured, Reflections, unique_hkl
 from xrd_helpers.structure_factors import fit_scale, structure_factors
 from xrd_helpers.summary import git_state, machine
 
@@ -75,12 +96,86 @@ def measured_sets(folder):
         yield replace(read_cif(model), name=str(row.id)), read_measured(Path(folder) / row.file, about).merge()
 
 
-def placed(crystal, reflections, minutes, seed, measured=False):
-    """A row of the table."""
+UNITS = ("C", "CC", "O", "C(=O)N", "NC(=O)", "c1ccc(cc1)", "C(C)", "S", "C(=O)")
+NEVER = re.compile("[NOS][NOS]|[NOS]C[NOS]|\\)O|OC\\(=O\\)|C\\(=O\\)C\\(=O\\)|C\\(=O\\)S|SC\\(=O\\)")  # no such bonds
+
+
+def chain(torsions, rng):
+    """A KnownMolecule with so many torsions, drawn unit by unit."""
+    turns = Chem.MolFromSmarts("[!D1]-!@[!D1]")
+    while True:
+        text = "c1ccccc1"
+        while (n := len(Chem.MolFromSmiles(text + "c1ccncc1").GetSubstructMatches(turns))) < torsions:
+            text += str(rng.choice(UNITS))
+        if n == torsions and not NEVER.search(text[8:] + "C"):
+            (molecule, _), = read_molecules(text + "c1ccncc1")
+            if len(molecule.torsions) == torsions and len(molecule) <= 50:
+                return molecule
+
+
+def packed(molecule, seed):
+    """A Crystal of a KnownMolecule in P21/c: any of its torsions, packed as recipe *molecules* packs."""
+    rng, group = np.random.default_rng(seed), gemmi.SpaceGroup("P 1 21/c 1")
+    elements = [*molecule.elements, *["H"] * len(molecule.parents)]
+    parents = np.concatenate([np.full(len(molecule), -1), molecule.parents])
+    for attempt in count():
+        drawn = scrambled(with_more_conformers(molecule, 1, seed=int(rng.integers(2**31))), 1, seed=int(rng.integers(2**31)))
+        xyz = np.concatenate([drawn.conformers[-1], drawn.hydrogen[-1]])
+        apart = np.linalg.norm(xyz[:, None] - xyz, axis=-1)
+        if (apart[np.triu_indices(len(xyz), 1)] < 0.9).any() or (apart[:len(molecule), :len(molecule)] + 9 * (
+                bonded_within(molecule, 3)) < 3.0).any():
+            continue  # the chain runs into itself
+        volume = 4 * molecule.volume * (1 + 0.01 * (attempt // 10))
+        contents = Contents(group, volume, [elements], [xyz + rng.normal(0, 0.03, xyz.shape)], [parents], [None],
+                            np.ones(len(xyz)))
+        cell, fract = pack(contents, rng)
+        if cell:
+            return Crystal(f"{len(molecule.torsions)}_{seed}", cell, group, tuple(elements), fract % 1,
+                           np.where(np.array(elements) == "H", 0.06, 0.05), np.ones(len(xyz)))
+
+
+def bonded_within(molecule, most):
+    """(n, n) bool, pairs of atoms no more than so many bonds apart, each with itself."""
+    n = len(molecule)
+    step = np.eye(n, dtype=bool)
+    step[molecule.bonds[:, 0], molecule.bonds[:, 1]] = step[molecule.bonds[:, 1], molecule.bonds[:, 0]] = True
+    return np.linalg.matrix_power(step.astype(int), most) > 0
+
+
+def cut(smiles, share):
+    """(SMILES of a part, its share of ΣZ²) cut out at one or two bonds outside rings, of the share nearest to that wanted."""
+    mol, found = Chem.MolFromSmiles(smiles), []
+    total = sum(atom.GetAtomicNum() ** 2 for atom in mol.GetAtoms())
+    bonds = [b.GetIdx() for b in mol.GetBonds() if not b.IsInRing() and b.GetBondType() == Chem.BondType.SINGLE]
+    for some in [*combinations(bonds, 1), *combinations(bonds, 2)]:
+        for part in Chem.GetMolFrags(Chem.FragmentOnBonds(mol, some, addDummies=False), asMols=True, sanitizeFrags=False):
+            text = Chem.MolToSmiles(part)
+            if part.GetNumAtoms() > 4 and Chem.MolFromSmiles(text):
+                mine = sum(atom.GetAtomicNum() ** 2 for atom in part.GetAtoms()) / total
+                found.append((abs(mine - share), text, mine))
+    return min(found)[1:] if found else None
+
+
+def fragment_placed(crystal, reflections, minutes, seed, part):
+    """The row of one fragment, (SMILES, share)."""
+    began = time.perf_counter()
+    row = {"crystal": crystal.name, "light": crystal.light, "n_hkl": len(reflections), "fragment": part[0], "share": part[1],
+           "atoms": int(crystal.heavy.sum())}
+    data = Measured(reflections.hkl, *reflections.intensities(), crystal.cell, crystal.spacegroup, crystal.contents, 0.71073,
+                    (Path(crystal.name),), "calculated")
+    solution = solve_with_fragment(data, read_molecules(part[0]), minutes, seed).solution
+    heavy = np.array(solution.elements) != "H"
+    match = match_atoms(solution.fract[heavy], crystal.fract[crystal.heavy], crystal.cell, crystal.spacegroup)
+    return row | {"solved": match.n_matched >= 0.8 * match.n_true, "matched": match.n_matched, "true": match.n_true,
+                  "r1": solution.r1, "verdict": solution.verdict, "seconds": time.perf_counter() - began}
+
+
+def placed(crystal, reflections, minutes, seed, measured=False, found=None):
+    """A row of the table; found : (KnownMolecule, count) pairs, by default those perceived."""
     began, began_cpu = time.perf_counter(), time.process_time()
     row = {"crystal": crystal.name, "spacegroup": crystal.spacegroup.xhm(), "light": crystal.light, "n_hkl": len(reflections)}
     try:
-        kind, found = perceive(crystal)
+        kind, found = ("smiles", found) if found else perceive(crystal)
         molecules, counts = zip(*found)
         row |= {"known": kind, "molecules": ".".join(f"{n}*{m.formula}" for m, n in zip(molecules, counts)),
                 "atoms": sum(n * len(m) for m, n in zip(molecules, counts)),
@@ -148,6 +243,30 @@ def jobs(args):
                        lambda r=reflections, d=d_min: r.select(r.d >= d))
 
 
+def made_of_torsions(args, rows):
+    """Rows of --torsions, one after the other, beside those that are there already."""
+    done = {r["crystal"] for r in rows}
+    for torsions in args.torsions:
+        for i in range(args.n or 5):
+            name = f"{torsions}_{(seed := 1000 * torsions + i)}"
+            if name not in done:
+                molecule = chain(torsions, np.random.default_rng([args.seed, seed]))
+                crystal = packed(molecule, seed)
+                for d_min in args.d:
+                    yield {"d_min": d_min, **placed(crystal, calculated(crystal, d_min), args.minutes, args.seed,
+                                                    found=[(molecule, 1)])}
+
+
+def made_of_fragments(args, rows):
+    done = {(str(r["crystal"]), r["d_min"], r["wanted"]) for r in rows}
+    for _, part, d_min, crystal, data in jobs(args):
+        drawn = drawn_molecules(crystal) if crystal.heavy.sum() <= args.most_atoms else None
+        for wanted in args.fragment if drawn else ():
+            if (crystal.name, d_min, wanted) not in done and (fragment := cut(drawn[0][0].name, wanted)):
+                yield {"part": part, "d_min": d_min, "wanted": wanted,
+                       **fragment_placed(crystal, data(), args.minutes, args.seed, fragment)}
+
+
 def table(rows):
     """Solved and median seconds by part, set, known, light and d_min."""
     rows = rows.assign(**{name: rows.get(name, pd.Series(np.nan, rows.index)) for name in ("r_ext", "cc_ext")})
@@ -157,6 +276,21 @@ def table(rows):
                       r_ext=("r_ext", "mean"), cc_ext=("cc_ext", "mean")).reset_index()
     made["share"] = made.solved / made.crystals
     return made
+
+
+def extra(args, path, make, keys):
+    """Rows of another table as they come, and their numbers by some columns."""
+    rows = pd.read_csv(path, dtype={"crystal": str}).to_dict("records") if path.exists() else []
+    about = {"seed": args.seed, "minutes": args.minutes, "commit": str(git_state()), "machine": str(machine())}
+    for row in () if args.table else tqdm(make(args, list(rows)), mininterval=30):
+        rows.append(row | about)
+        pd.DataFrame(rows).to_csv(path, index=False)
+    table = pd.DataFrame(rows)
+    means = {name: (name, "mean") for name in ("atoms", "share") if name in table}
+    made = table.groupby(keys).agg(crystals=("solved", "size"), solved=("solved", "sum"), seconds=("seconds", "median"),
+                                   claimed=("verdict", lambda v: int((v == "solved").sum())), **means).reset_index()
+    print(made.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    write_json(path.with_suffix(".json"), {"rows": made.to_dict("records"), **about, "options": vars(args)})
 
 
 def main():
@@ -173,9 +307,16 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--torsions", type=int, nargs="+", default=[])
+    parser.add_argument("--fragment", type=float, nargs="+", default=[], help="shares of the scattering")
     args = parser.parse_args()
     out = Path(args.out) if args.out else run_folder("benchmarks")
     out.mkdir(parents=True, exist_ok=True)
+    if args.torsions:
+        return extra(args, out / "known_molecule_torsions.csv", made_of_torsions, ["d_min", "torsions"])
+    if args.fragment:
+        args.set = "one"
+        return extra(args, out / "known_molecule_fragments.csv", made_of_fragments, ["light", "d_min", "wanted"])
     path = out / "known_molecule.csv"
     rows = pd.read_csv(path, dtype={"crystal": str}) if path.exists() else pd.DataFrame()
     rows = rows.assign(noise=rows.get("noise", pd.Series(0.0, rows.index)).fillna(0.0)).to_dict("records") if len(rows) else []

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gemmi
 import numpy as np
@@ -10,6 +11,7 @@ from xrd_helpers.cli import app
 from xrd_helpers.config import UserError
 from xrd_helpers.crystals import Crystal, all_operators
 from xrd_helpers.known_molecule import from_geometry, read_molecules, turn
+from xrd_helpers.phasing import placing
 from xrd_helpers.phasing.climbing import climb, data_of, score
 from xrd_helpers.phasing.distances import distances_of, refine, rigid_distances
 from xrd_helpers.phasing.origin import match_atoms, solved
@@ -257,6 +259,27 @@ def test_the_space_group_is_searched_with_a_molecule(job):
     assert solved(written.fract[written.heavy], crystal)
 
 
+def test_of_two_molecules_the_lower_r1_is_the_likelier_one(monkeypatch):
+    monkeypatch.setattr(placing, "calibration", lambda: {"pairs": {"weight": 5.0, "limit": 0.01}})
+    p = placing.preferences([SimpleNamespace(r1=0.1), SimpleNamespace(r1=0.2)])
+    # logistic function of 5 ln 2: 1 / (1 + 2**-5) = 32 / 33, and no nearer to 1 than the limit
+    np.testing.assert_allclose(p, [0.005 + 0.99 * 32 / 33, 0.005 + 0.99 / 33])
+    p = placing.preferences([SimpleNamespace(r1=r) for r in (0.3, 0.3, 0.3, 1e-9)])
+    assert p[0] == p[1] == p[2] and p.sum() == pytest.approx(1) and p[3] == pytest.approx(1 - 0.01 * 3 / 4, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_of_two_isomers_the_right_one_is_named_and_both_where_they_are_one(job):
+    hkl, _ = job
+    wanted = ["--molecule", "CC(=O)Nc1ccc(O)cc1", "--d-min", 2.0, "--minutes", 0.05, "--out", hkl.parent / "isomers"]
+    done = run(hkl, *wanted, "--or", "CNC(=O)c1ccc(O)cc1", "--or", "CCO")
+    assert done.exit_code == 0, done.output
+    assert "The data prefer CC(=O)Nc1ccc(O)cc1:" in done.output and "\nCNC(=O)c1ccc(O)cc1: R1 0." in done.output
+    assert "\nCCO: the asymmetric unit of" in done.output and "Solved in P 1 21/n 1" in done.output
+    done = run(hkl, *wanted, "--or", "Oc1ccc(NC(C)=O)cc1")  # the same, written from the other end
+    assert "The data do not tell" in done.output and "from" in done.output
+
+
 @pytest.mark.slow
 def test_a_fragment_is_completed(job):
     hkl, crystal = job
@@ -270,6 +293,7 @@ def test_a_fragment_is_completed(job):
     (["--molecule", "CC(=O)Nc1ccc(O)cc1", "--fragment", "CC"], "either --molecule"),
     (["--molecule", "C[NH3+]"], "counter-ion"), (["--molecule", "CCC("], "no SMILES"),
     (["--molecule", "CCO", "--extend", "shell_mean"], "--extend is for structures of which no molecule is known"),
+    (["--or", "CCO"], "give that, too"),
     (["--fragment", "CCO", "--engine", "shelxt"], "leave out --fragment")])
 def test_contradictions_on_the_command_line_are_sentences(job, arguments, says):
     done = run(job[0], *arguments)

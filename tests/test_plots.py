@@ -36,6 +36,7 @@ from xrd_helpers.plots import (
     plot_search,
     plot_solve_rate,
     plot_solved_with,
+    plot_torsions,
 )
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.viewer import browse_layers
@@ -472,6 +473,14 @@ def test_the_overlay_says_how_far_each_atom_is():
     heights = [bar.get_height() for bar in right.patches]
     assert len(heights) == 11 and max(heights) == pytest.approx(0.3, abs=1e-3) and np.median(heights) < 1e-6
     assert right.get_ylabel().endswith("Å") and len(segments(left)) == 22
+
+
+def test_success_against_torsions():
+    table = pd.DataFrame({"d_min": 2.0, "torsions": [2, 2, 16, 16], "solved": [True, True, True, False],
+                          "seconds": [1.0, 2.0, 30.0, 60.0]})
+    left, right = plot_torsions(table).axes
+    assert left.lines[0].get_xydata().tolist() == [[2, 100], [16, 50]] and left.get_xlabel() == "torsions"
+    assert right.lines[0].get_ydata().tolist() == [1, 2, 30] and right.lines[1].get_xydata().tolist() == [[16, 60]]
 
 
 def test_calibration_shows_shares_counts_and_thresholds():

@@ -341,6 +341,10 @@ def solve(
     shelxt: Annotated[str, typer.Option(help="Path of the SHELXT program. Default: look for it on PATH.")] = "",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that SHELXT may take.")] = 600,
     molecule: Molecules = [],
+    or_: Annotated[
+        list[str], typer.Option("--or", help="What the first --molecule may be instead, an isomer perhaps; may be given again. "
+                                             "Each is placed, and those that the data do not tell apart are named.")
+    ] = [],
     fragment: Annotated[list[str], typer.Option(help="The same for a part of the molecule; the rest is built.")] = [],
     trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping, at most.")] = 96,
     effort: Annotated[
@@ -369,7 +373,10 @@ def solve(
     if (molecule or fragment) and (extend or engine == "shelxt"):
         raise UserError(f"{'--extend' if extend else '--engine shelxt'} is for structures of which no molecule is known: "
                         f"leave it out, or leave out {'--molecule' if molecule else '--fragment'}")
+    if or_ and not molecule:
+        raise UserError("--or names what the first --molecule may be instead: give that, too")
     known = read_molecules(molecule or fragment)
+    alternatives = {text: read_molecules([text, *molecule[1:]]) for text in [*molecule[:1], *or_]} if or_ else {}
     program = find_shelxt(shelxt) if engine != "charge_flipping" and not known else None
     if engine == "shelxt" and program is None:
         raise UserError("no SHELXT program was found: name it with --shelxt, or use --engine charge_flipping")
@@ -380,8 +387,8 @@ def solve(
     folder.mkdir(parents=True, exist_ok=True)
     merged = measured.merge()
     print(output.describe_data(measured, merged))
-    if known:
-        print(_placing(known, minutes), flush=True)
+    for molecules in alternatives.values() or ([known] if known else ()):
+        print(_placing(molecules, minutes), flush=True)
     extra = None
     if extend:
         from xrd_helpers.inference import extend_by
@@ -395,7 +402,10 @@ def solve(
             solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
         else:
             with output.search_on_terminal(minutes) as watch:
-                if molecule:
+                if alternatives:
+                    ranked = job.solve_with_alternatives(measured, alternatives, search, minutes, seed, watch)
+                    solved = ranked[0].solved
+                elif molecule:
                     solved = job.solve_with_molecules(measured, known, search, minutes, seed, watch)
                 elif fragment:
                     solved = job.solve_with_fragment(measured, known, minutes, seed, watch)
@@ -404,6 +414,8 @@ def solve(
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None
+    if alternatives:
+        print(job.compared(ranked))
     print(output.verdict(solved.solution, solved.tried))
     if solved.solution is not None:
         paths = output.write_solution(folder / measured.files[0].stem, solved.solution, measured)

@@ -469,6 +469,29 @@ def plot_overlay(solution, crystal):
     return fig
 
 
+def plot_torsions(table):
+    """Share of made-up chains that were solved, with bars of one standard deviation (Wilson's interval), and the seconds each
+    took, against the number of torsions.
+
+    ``table`` is that of ``benchmarks/known_molecule.py --torsions``: a row a chain and d_min, with torsions, solved, seconds.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    for i, (d_min, rows) in enumerate(table.groupby("d_min")):
+        groups = rows.groupby("torsions")["solved"].agg(["sum", "size"])
+        k, n = groups.to_numpy(float).T
+        middle, half = _wilson(k, n)
+        left.errorbar(groups.index, 100 * k / n, 100 * np.maximum([k / n - middle + half, middle + half - k / n], 0),
+                      fmt="o-", ms=4, capsize=2, color=f"C{i}", label=f"{d_min:g} Å, {int(n.min())}-{int(n.max())} chains each")
+        for solved, marker, name in ((True, "o", "solved"), (False, "x", "not solved")):
+            some = rows[rows["solved"].astype(bool) == solved]
+            right.plot(some["torsions"], some["seconds"], marker, color=f"C{i}", ms=4, ls="", label=f"{d_min:g} Å, {name}")
+    left.set(xlabel="torsions", ylabel="solved / %", ylim=(-3, 103))
+    right.set(xlabel="torsions", ylabel="s on one core", yscale="log")
+    for ax in (left, right):
+        ax.legend(frameon=False, fontsize=8)
+    return fig
+
+
 def plot_calibration(found=None):
     """How often phasing was right against the probability it gave, and how the probabilities are spread.
 

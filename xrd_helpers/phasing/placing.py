@@ -60,6 +60,7 @@ SMALL, MOSTLY = 5, 0.6         # atoms of a small molecule; share of all atoms t
 BASE_ROUNDS, GROW = 6, 64      # rounds of the large ones alone; places that are tried for a small one
 BEFORE_MORE, MORE_CONFORMERS = 4, 24  # rounds after which conformers are added, and how many
 FOLDS = 5
+TOLD_APART = 0.95              # probability above which one of several molecules is named alone
 
 
 class PlacingError(UserError):
@@ -118,7 +119,7 @@ class Evidence:
         return (f"{self.contents}; R1 {self.r_free:.3f} for reflections left out of it; {found}, and the best of the "
                 f"placements that differ has R1 {self.next_r1:.3f}; the shortest distance between molecules is "
                 f"{self.contact:.2f} Å; probability {self.probability:.3f} that the atoms are where they are. An isomer or a "
-                "homologue may fit as well: place it, too, and compare R1")
+                "homologue may fit as well: place it, too (--or), and compare R1")
 
 
 class Placement(NamedTuple):
@@ -565,6 +566,19 @@ def probability(evidence: Evidence) -> float:
     # where another structure explains the data nearly as well, or molecules collide, nothing is claimed
     doubtful = evidence.next_r1 < DOUBT * evidence.r1 or evidence.contact < CERTAIN_CONTACT
     return float(np.clip(1 / (1 + np.exp(-total)), fitted["limit"], 0.5 if doubtful else 1 - fitted["limit"]))
+
+
+def preferences(solutions) -> np.ndarray:
+    """Probability (n,) that each of several molecules placed in the same data is the right one, if one of them is.
+
+    Between two of them it is a logistic function of ln of the ratio of their R1 (``benchmarks/known_molecule_verdict.py
+    --pairs``), and no nearer to 0 and 1 than the number of pairs in it allows.
+    """
+    fitted = calibration()["pairs"]
+    likely = np.log(np.maximum([solution.r1 for solution in solutions], 0.005)) * -fitted["weight"]
+    p = np.exp(likely - likely.max())
+    limit = fitted["limit"]
+    return limit / len(p) + (1 - limit) * p / p.sum()
 
 
 def is_certain(search) -> bool:
