@@ -183,8 +183,8 @@ def pairs(crystal, smiles, d_min, noise, rng):
 def fit_pairs(rows, about):
     """Fit P(the right one has the lower R1) = 1 / (1 + exp(-w ln(R1 wrong / R1 right))), and add it to placing.json."""
     keys = ["crystal", "d_min", "noise"]
-    right = rows[(rows.kind == "right") & rows.right].set_index(keys)
-    wrong = rows[rows.kind != "right"].join(right[["r1", "r_free"]], on=keys, rsuffix="_right", how="inner")
+    right = rows.loc[(rows.kind == "right") & rows.right, [*keys, "r1"]]
+    wrong = rows[rows.kind != "right"].merge(right, on=keys, suffixes=("", "_right"))
     gap, group = np.log(wrong.r1 / wrong.r1_right).to_numpy(), wrong.crystal.to_numpy()
 
     def weight(gap):  # antisymmetric: each pair stands there both ways
