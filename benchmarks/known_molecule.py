@@ -7,8 +7,8 @@ group. How many molecules there are in the cell is found from its volume. Set *o
 position; *several*: all others. Solved: 80 % of the non-H atoms within 0.5 Å, at the best allowed origin and hand.
 *measured*: measured intensities cut at d_min. r_ext and cc_ext: of the amplitudes beyond d_min, to 0.8 Å.
 
---torsions: chains with so many torsions, --n of each (5), drawn unit by unit and packed without clashes in P21/c; every atom is
-moved by 0.03 Å, so that distances are not quite those of the conformers that are searched.
+--torsions: chains with so many torsions, --n of each (5), drawn unit by unit, a conformer of RDKit (not one of those searched)
+with its torsions off by 15° and its atoms by 0.03 Å (standard deviations), packed without clashes in P21/c.
 --fragment: of each crystal of the set *one* a part is known, cut out at one or two bonds outside rings so that it has nearest
 to such a share of the scattering (ΣZ²); placed, and completed from maps.
 
@@ -123,13 +123,15 @@ def chain(torsions, rng):
 
 
 def packed(molecule, seed):
-    """A Crystal of a KnownMolecule in P21/c: any of its torsions, packed as recipe *molecules* packs."""
+    """A Crystal of a KnownMolecule in P21/c, packed as recipe *molecules* packs."""
     rng, group = np.random.default_rng(seed), gemmi.SpaceGroup("P 1 21/c 1")
     elements = [*molecule.elements, *["H"] * len(molecule.parents)]
     parents = np.concatenate([np.full(len(molecule), -1), molecule.parents])
     for attempt in count():
-        drawn = scrambled(with_more_conformers(molecule, 1, seed=int(rng.integers(2**31))), 1, seed=int(rng.integers(2**31)))
-        xyz = np.concatenate([drawn.conformers[-1], drawn.hydrogen[-1]])
+        made = with_more_conformers(molecule, 1, seed=int(rng.integers(2**31)))
+        made = replace(made, conformers=made.conformers[-1:], hydrogen=made.hydrogen[-1:])
+        drawn = scrambled(made, 1, int(rng.integers(2**31)), np.radians(15))
+        xyz = np.concatenate([drawn.conformers[0], drawn.hydrogen[0]])
         apart = np.linalg.norm(xyz[:, None] - xyz, axis=-1)
         if (apart[np.triu_indices(len(xyz), 1)] < 0.9).any() or (apart[:len(molecule), :len(molecule)] + 9 * (
                 bonded_within(molecule, 3)) < 3.0).any():

@@ -436,8 +436,11 @@ def superpose(moving, fixed, parent_first=False):
     return (u @ np.diag([1, 1, sign]) @ vt).T
 
 
-def scrambled(molecule: KnownMolecule, n, seed=0) -> KnownMolecule:
-    """The same molecule with n conformers in which every torsion has a random angle: a published geometry tells no angles."""
+def scrambled(molecule: KnownMolecule, n, seed=0, spread=None) -> KnownMolecule:
+    """The same molecule with n conformers in which every torsion has a random angle: a published geometry tells no angles.
+
+    spread : standard deviation from the angle that it has, in radians; by default any angle
+    """
     rng = np.random.default_rng(seed)
     made = []
     for k in range(n):
@@ -446,7 +449,7 @@ def scrambled(molecule: KnownMolecule, n, seed=0) -> KnownMolecule:
             rows = np.concatenate([torsion.side, len(molecule) + np.flatnonzero(
                 np.isin(molecule.parents, [*torsion.side, torsion.b]))])
             axis = xyz[torsion.b] - xyz[torsion.a]
-            end, angle = xyz[torsion.b].copy(), rng.uniform(-np.pi, np.pi)
+            end, angle = xyz[torsion.b].copy(), rng.uniform(-np.pi, np.pi) if spread is None else rng.normal(0, spread)
             xyz[rows] = turn(xyz[rows] - end, axis / np.linalg.norm(axis), angle) + end
         made.append(xyz)
     made = np.array(made)
