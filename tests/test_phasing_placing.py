@@ -151,6 +151,28 @@ def test_a_molecule_on_a_centre_is_brought_to_its_symmetry():
     assert kept.tolist() == [True] * 3 + [False] * 3 and (occ == 1).all() and not disordered.any()
 
 
+def test_restraints_for_shelxl_name_every_bond_and_angle_once():
+    crystal = read_cif("data/molecules/paracetamol.cif")
+    names = [f"{e}{i}" for i, e in enumerate(crystal.elements)]
+    assert placing.shelx_restraints(crystal, names, 0.9) == []
+    lines = placing.shelx_restraints(crystal, names, 2.5)
+    assert max(map(len, lines)) <= 80
+    found = {"DFIX": {}, "DANG": {}}
+    for kind, length, sigma, *atoms in map(str.split, lines):
+        assert float(sigma) == {"DFIX": 0.02, "DANG": 0.04}[kind]
+        for pair in zip(atoms[::2], atoms[1::2]):
+            assert frozenset(pair) not in found[kind]
+            found[kind][frozenset(pair)] = float(length)
+    # C8H9NO2 has a ring: 20 atoms and 20 bonds, and Σ n (n - 1) / 2 angles of atoms with n neighbours:
+    # 7 of three (six of the ring, C=O), one N, one CH3 with four, one O with two
+    assert len(found["DFIX"]) == 20 and len(found["DANG"]) == 8 * 3 + 6 + 1
+    place = {name: gemmi.Fractional(*x) for name, x in zip(names, crystal.fract)}
+    for pairs in found.values():
+        for (a, b), length in ((tuple(pair), length) for pair, length in pairs.items()):
+            image = crystal.small_structure().cell.find_nearest_image(*(crystal.cell.orthogonalize(place[x]) for x in (a, b)))
+            assert image.dist() == pytest.approx(length, abs=6e-4)
+
+
 def water():
     return read_molecules("O")[0][0]
 

@@ -21,13 +21,14 @@ import gemmi
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from ..bonds import whole_molecules
 from ..compiled import compiled
 from ..config import UserError
 from ..crystals import all_operators
 from ..known_molecule import with_hydrogen, with_more_conformers
 from .charge_flipping import Progress, one_thread
 from .climbing import Joints, add_waves, climb, data_of, draw, mutate, r_factors, score
-from .distances import Distances, distances_of, refine, rigid_distances
+from .distances import SIGMAS, Distances, distances_of, refine, rigid_distances
 from .origin import match_atoms
 from .peaks import without_hydrogen
 from .refine import Model, Refiner
@@ -60,6 +61,7 @@ SMALL, MOSTLY = 5, 0.6         # atoms of a small molecule; share of all atoms t
 BASE_ROUNDS, GROW = 6, 64      # rounds of the large ones alone; places that are tried for a small one
 BEFORE_MORE, MORE_CONFORMERS = 4, 24  # rounds after which conformers are added, and how many
 FOLDS = 5
+RESTRAINED = 1.2               # Å, data that end beyond are refined with restraints
 TOLD_APART = 0.95              # probability above which one of several molecules is named alone
 
 
@@ -755,6 +757,35 @@ def completed(solution: Solution, reflections, elements) -> Solution:
     evidence = weigh(model, refiner, elements or model.elements)
     return replace(solution, fract=model.fract % 1, heights=model.heights, elements=model.elements, u_iso=model.u_iso,
                    occ=model.occ, rho=refiner.map(model), r1=model.r1, engine="known fragment", evidence=evidence)
+
+
+def shelx_restraints(solution: Solution, names, d_min) -> list[str]:
+    """DFIX of the bonds and DANG of the distances across one angle, as lines for SHELXL; none for data beyond RESTRAINED Å.
+
+    Distances are those of the atoms as placed, which were held to those of the molecule. Pairs of which one atom is an
+    equivalent of one in the list are left out.
+
+    Parameters
+    ----------
+    names : (n,) of the atoms; d_min : Å, of the data
+    """
+    pairs = {"DFIX": {}, "DANG": {}}
+    for molecule in whole_molecules(solution.fract, solution.elements, solution.cell, solution.spacegroup):
+        near, bonds = [set() for _ in molecule.atom], set(map(tuple, molecule.bonds.tolist()))
+        for a, b in bonds:
+            near[a].add(b)
+            near[b].add(a)
+        across = {pair for around in near for pair in combinations(sorted(around), 2)} - bonds
+        for kind, some in (("DFIX", sorted(bonds)), ("DANG", sorted(across))):
+            for a, b in some:
+                if molecule.own[[a, b]].all():
+                    length = f"{np.linalg.norm(molecule.xyz[a] - molecule.xyz[b]):.3f}"
+                    pairs[kind].setdefault(length, []).append(f"{names[molecule.atom[a]]} {names[molecule.atom[b]]}")
+    lines = []
+    for kind, sigma in (("DFIX", SIGMAS[0]), ("DANG", 2 * SIGMAS[0])):
+        for length, named in sorted(pairs[kind].items()):
+            lines += [f"{kind} {length} {sigma:g} {' '.join(named[i:i + 6])}" for i in range(0, len(named), 6)]
+    return lines if d_min > RESTRAINED else []
 
 
 def left_out(search, xyz, u, distances: Distances, seed=0) -> float:
