@@ -486,7 +486,7 @@ def plot_torsions(table):
             some = rows[rows["solved"].astype(bool) == solved]
             right.plot(some["torsions"], some["seconds"], marker, color=f"C{i}", ms=4, ls="", label=f"{d_min:g} Å, {name}")
     left.set(xlabel="torsions", ylabel="solved / %", ylim=(-3, 103))
-    right.set(xlabel="torsions", ylabel="s on one core", yscale="log")
+    right.set(xlabel="torsions", ylabel="s a chain", yscale="log")
     for ax in (left, right):
         ax.legend(frameon=False, fontsize=8)
     return fig
