@@ -12,9 +12,6 @@ with its torsions off by 15° and its atoms by 0.03 Å (standard deviations), pa
 --fragment: of each crystal of the set *one* a part is known, cut out at one or two bonds outside rings so that it has nearest
 to such a share of the scattering (ΣZ²); placed, and completed from maps.
 
---fox PYTHON: each crystal of one molecule drawn as a SMILES is placed by FOX, too (``fox.py``), run by a Python that has
-pyobjcryst, in --minutes of processor time.
-
 A row is written as soon as it is there, and none is done twice: a run goes on where the last one stopped. With --table
 nothing is run.
 
@@ -22,21 +19,17 @@ Usage: python benchmarks/known_molecule.py --crystals FOLDER [--measured FOLDER]
        [--set one|several|all] [--d 1.5 2.0 2.5 3.0] [--minutes 1] [--noise 0.1] [--n 0] [--out FOLDER] [--table]
        python benchmarks/known_molecule.py --torsions 2 4 6 8 10 12 14 16 [--n 5] [--d 2.0] [--minutes 1] [--out FOLDER]
        python benchmarks/known_molecule.py --crystals FOLDER --fragment 0.3 0.5 0.7 [--n 8] [--d 1.2 1.5 2.0] [--out FOLDER]
-       python benchmarks/known_molecule.py --crystals FOLDER --fox PYTHON [--n 10] [--d 2.0] [--minutes 1] [--out FOLDER]
-It writes known_molecule.csv (a row a crystal and resolution) and known_molecule.json (the table) into --out; with --torsions,
---fragment and --fox known_molecule_torsions, known_molecule_fragments and known_molecule_fox.
+It writes known_molecule.csv (a row a crystal and resolution) and known_molecule.json (the table) into --out; with --torsions
+and --fragment known_molecule_torsions and known_molecule_fragments.
 """
 
 import argparse
-import json
 import os
 import re
-import subprocess
 import time
 from dataclasses import replace
 from itertools import combinations, count, product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -44,8 +37,6 @@ import gemmi
 import numpy as np
 import pandas as pd
 from rdkit import Chem, RDLogger
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from xrd_helpers.bonds import SLACK, covalent_radii, whole_molecules
@@ -65,7 +56,7 @@ from xrd_helpers.known_molecule import (
 from xrd_helpers.metrics import correlation, r_factor
 from xrd_helpers.phasing.job import solve_with_fragment
 from xrd_helpers.phasing.origin import match_atoms
-from xrd_helpers.phasing.placing import U_START, place
+from xrd_helpers.phasing.placing import place
 from xrd_helpers.random_crystals.packing import Contents, pack
 from xrd_helpers.reflection_files import read_measured
 from xrd_helpers.reflections import Measured, Reflections, unique_hkl
@@ -181,31 +172,6 @@ def fragment_placed(crystal, reflections, minutes, seed, part):
                   "r1": solution.r1, "verdict": solution.verdict, "seconds": time.perf_counter() - began}
 
 
-def fox_placed(python, crystal, reflections, molecule, seconds, folder):
-    """{fox_solved, fox_rw, fox_runs, fox_cpu} of one molecule by FOX, which gets the first conformer with hydrogen."""
-    n, xyz = len(molecule), np.concatenate([molecule.conformers[0], molecule.hydrogen[0]])
-    bonds = [*molecule.bonds.tolist(), *([int(parent), n + i] for i, parent in enumerate(molecule.parents))]
-    near = [{b for bond in bonds for b in bond if a in bond and b != a} for a in range(len(xyz))]
-    turning = {frozenset((t.a, t.b)) for t in molecule.torsions}
-    fixed = np.array([bond for bond in bonds if frozenset(bond) not in turning]).reshape(-1, 2)
-    number, part = connected_components(coo_array((np.ones(len(fixed)), fixed.T), shape=(len(xyz),) * 2), directed=False)
-    intensity, sigma = reflections.intensities()
-    rows = np.column_stack([reflections.hkl, intensity, sigma])
-    np.savetxt(folder / "fox.hkl", rows, fmt="%d %d %d %.4f %.4f")
-    job = {"cell": crystal.cell.parameters, "spacegroup": crystal.spacegroup.xhm(), "xyz": xyz.tolist(), "bonds": bonds,
-           "elements": [*molecule.elements, *["H"] * len(molecule.parents)], "b_iso": 8 * np.pi**2 * U_START,
-           "angles": [[i, j, k] for j, around in enumerate(near) for i, k in combinations(sorted(around), 2)],
-           "rigid": [rows for p in range(number) if len(rows := np.flatnonzero(part == p).tolist()) > 2],
-           "hkl": str(folder / "fox.hkl"), "n_hkl": len(reflections), "seconds": seconds}
-    write_json(folder / "fox.json", job)
-    subprocess.run([python, str(Path(__file__).with_name("fox.py")), str(folder / "fox.json")], check=True,
-                   stdout=subprocess.DEVNULL)
-    job = json.loads((folder / "fox.json").read_text(encoding="utf-8"))
-    match = match_atoms(np.array(job["fract"])[:n], crystal.fract[crystal.heavy], crystal.cell, crystal.spacegroup)
-    return {"fox_solved": match.n_matched >= 0.8 * match.n_true, "fox_matched": match.n_matched, "fox_rw": job["rw"],
-            "fox_runs": job["runs"], "fox_cpu": job["cpu"]}
-
-
 def placed(crystal, reflections, minutes, seed, measured=False, found=None):
     """A row of the table; found : (KnownMolecule, count) pairs, by default those perceived."""
     began, began_cpu = time.perf_counter(), time.process_time()
@@ -303,17 +269,6 @@ def made_of_fragments(args, rows):
                        **fragment_placed(crystal, data(), args.minutes, args.seed, fragment)}
 
 
-def made_of_fox(args, rows):
-    done = {(str(r["crystal"]), r["d_min"]) for r in rows}
-    with TemporaryDirectory() as folder:
-        for _, part, d_min, crystal, data in jobs(args):
-            drawn = drawn_molecules(crystal) if crystal.heavy.sum() <= args.most_atoms else None
-            if drawn and (crystal.name, d_min) not in done:
-                reflections = data()
-                yield {"part": part, "d_min": d_min, **placed(crystal, reflections, args.minutes, args.seed, found=drawn),
-                       **fox_placed(args.fox, crystal, reflections, drawn[0][0], 60 * args.minutes, Path(folder))}
-
-
 def table(rows):
     """Solved and median seconds by part, set, known, light and d_min."""
     rows = rows.assign(**{name: rows.get(name, pd.Series(np.nan, rows.index)) for name in ("r_ext", "cc_ext")})
@@ -333,8 +288,8 @@ def extra(args, path, make, keys):
         rows.append(row | about)
         pd.DataFrame(rows).to_csv(path, index=False)
     table = pd.DataFrame(rows)
-    means = {name: (name, how) for name, how in (("atoms", "mean"), ("share", "mean"), ("cpu_seconds", "median"),
-                                                 ("fox_solved", "sum"), ("fox_cpu", "median")) if name in table}
+    means = {name: (name, how) for name, how in (("atoms", "mean"), ("share", "mean"), ("cpu_seconds", "median"))
+             if name in table}
     made = table.groupby(keys).agg(crystals=("solved", "size"), solved=("solved", "sum"), seconds=("seconds", "median"),
                                    claimed=("verdict", lambda v: int((v == "solved").sum())), **means).reset_index()
     print(made.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
@@ -356,16 +311,12 @@ def main():
     parser.add_argument("--out", default="")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--torsions", type=int, nargs="+", default=[])
-    parser.add_argument("--fox", default="", help="a Python that has pyobjcryst")
     parser.add_argument("--fragment", type=float, nargs="+", default=[], help="shares of the scattering")
     args = parser.parse_args()
     out = Path(args.out) if args.out else run_folder("benchmarks")
     out.mkdir(parents=True, exist_ok=True)
     if args.torsions:
         return extra(args, out / "known_molecule_torsions.csv", made_of_torsions, ["d_min", "torsions"])
-    if args.fox:
-        args.set = "one"
-        return extra(args, out / "known_molecule_fox.csv", made_of_fox, ["d_min"])
     if args.fragment:
         args.set = "one"
         return extra(args, out / "known_molecule_fragments.csv", made_of_fragments, ["light", "d_min", "wanted"])
