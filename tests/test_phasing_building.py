@@ -119,6 +119,18 @@ def test_a_molecule_is_solved_at_1_5_angstrom(group):
     assert match.n_matched >= 0.8 * match.n_true and found.accepted
 
 
+def test_the_phases_of_the_start_lead_to_atoms_where_its_peaks_do_not():
+    """At 1.75 Å bonded atoms are not resolved: the highest peaks of the true map are no atoms."""
+    crystal = molecule()
+    builder, data = builder_of(crystal, 1.75), data_of(crystal, 1.75)
+    start = flipping.normalised_amplitudes(data) * np.exp(1j * np.angle(structure_factors(crystal, data.hkl)))
+    chain = Chain(builder, builder.start(start), start=start, guided=20)
+    chain.follow()
+    first, led = (match_atoms(atoms.fract, crystal.fract[crystal.heavy], crystal.cell, crystal.spacegroup).n_matched
+                  for atoms in (chain.first, chain.best))
+    assert led >= 0.9 * crystal.heavy.sum() and led > first and chain.guided == 0
+
+
 def test_an_unknown_effort_is_refused():
     with pytest.raises(UserError, match="quick, normal, thorough"):
         flipping.solve(data_of(molecule(), 1.5), {"C": 5}, effort="great")

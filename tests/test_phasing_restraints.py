@@ -1,6 +1,7 @@
 """Restrained least squares: against direct summation, finite differences and closed forms, in oblique cells."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import gemmi
 import numpy as np
@@ -208,3 +209,28 @@ def test_bond_lengths_against_published_structures():
         found = np.array(lengths[pair])
         assert abs(np.median(found) - mean) < spread, pair
         assert (np.abs(found - mean) < 2 * spread + 0.05).mean() > 0.9, pair
+
+
+def test_amplitudes_determine_all_parameters_or_what_restraints_leave_them():
+    crystal = crystal_of("P -1")
+    n, model = len(crystal.elements), Model(crystal.fract, crystal.elements, crystal.u_iso, crystal.occ, np.zeros(6))
+    exact = refiner_of(crystal)
+    assert exact.n_parameters(exact.score(model)) == pytest.approx(4 * n + 1, rel=0.01)
+    few = refiner_of(crystal, 3.5)
+    assert len(few.reflections) < 4 * n + 1
+    bent = few.score(replace(model, fract=crystal.fract + np.random.default_rng(0).normal(0, 0.02, (n, 3))))
+    assert 1 < few.n_parameters(bent) < len(few.reflections)
+    assert bent.r1 < few.adjusted_r1(bent) < np.inf and Refiner(few.reflections).adjusted_r1(bent) == np.inf
+
+
+def test_what_other_atoms_give_is_added():
+    """Four atoms beside the structure factors of the two others are all six."""
+    crystal = crystal_of("P 1 21/c 1")
+    refiner = refiner_of(crystal)
+    kind = refiner.kinds(crystal.elements)
+    all_six = refiner.derivatives(crystal.fract, kind, crystal.u_iso, crystal.occ)
+    rest = refiner.derivatives(crystal.fract[4:], kind[4:], crystal.u_iso[4:], crystal.occ[4:])[1]
+    J, sf = refiner.derivatives(crystal.fract[:4], kind[:4], crystal.u_iso[:4], crystal.occ[:4], rest)
+    np.testing.assert_allclose(sf, all_six[1], atol=1e-4 * np.abs(sf).max())
+    columns = [6 * block + atom for block in range(4) for atom in range(4)] + [24]
+    np.testing.assert_allclose(J, all_six[0][:, columns], atol=2e-3 * np.abs(J).max())

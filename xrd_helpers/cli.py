@@ -198,7 +198,7 @@ def evaluate(
     ] = ["all"],
     network: Network = [],
     solve: Annotated[int, typer.Option(min=0, help="Phase that many of the crystals from every method's amplitudes.")] = 0,
-    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping, in phase first too.")] = 16,
+    trials: Annotated[int, typer.Option(min=0, help="Random starts of each crystal; 0: what half a minute allows.")] = 16,
     box: Annotated[
         str, typer.Option(help="Box of the models: monoclinic, orthorhombic, triclinic, or own: a box for each crystal.")
     ] = "monoclinic",
@@ -272,7 +272,7 @@ def extend(
     out: Annotated[str, typer.Option(help="Path of what is written, without suffix. Default: FILE with _extended.")] = "",
     d_target: Annotated[float, typer.Option(help="Resolution to extend to, in Å.")] = 0.8,
     elements: Annotated[str, typer.Option(help="As in 'C H N O', where no file states them.")] = "",
-    trials: Annotated[int, typer.Option(min=1, help="Random starts of phase_first; more find more, in more time.")] = 32,
+    trials: Annotated[int, typer.Option(min=0, help="Random starts of phase_first; 0: what half a minute allows.")] = 0,
     seed: Annotated[int, typer.Option(help="Of these starts.")] = 0,
     csv: Annotated[bool, typer.Option("--csv", help="Write a merged table with d, F and sigma, too.")] = False,
     mtz: Annotated[bool, typer.Option("--mtz", help="Write a merged MTZ file, too.")] = False,
@@ -346,7 +346,7 @@ def solve(
                                              "Each is placed, and those that the data do not tell apart are named.")
     ] = [],
     fragment: Annotated[list[str], typer.Option(help="The same for a part of the molecule; the rest is built.")] = [],
-    trials: Annotated[int, typer.Option(min=1, help="Random starts of charge flipping, at most.")] = 96,
+    trials: Annotated[int, typer.Option(min=0, help="Random starts of charge flipping, at most; 0: what the time allows.")] = 0,
     effort: Annotated[
         str, typer.Option(help="How long to search: quick, normal (half a minute) or thorough (ten).")
     ] = "normal",

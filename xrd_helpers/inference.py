@@ -21,7 +21,7 @@ from .baselines import shell_mean
 from .config import UserError, atomic_path, shown
 from .crystals import CrystalError
 from .gridding import BOXES, LEAST, AmplitudeBoxes, Box, box_indices, find_box, measured_box
-from .phasing.job import MINUTES_KNOWN, TRIALS, phase
+from .phasing.job import MINUTES_KNOWN, phase
 from .phasing.placing import PlacingError, place
 from .phasing.solution import Solution
 from .reflection_files import write_mtz
@@ -86,7 +86,7 @@ def extend(measured: Measured, method, r_ext=UNKNOWN_R, box: Box = BOXES["monocl
     return _extended(measured, merged, hkl[new], F[new], r_ext)
 
 
-def extend_by_structure(measured: Measured, elements=(), d_target=0.8, trials=TRIALS, seed=0, molecules=(), watch=None):
+def extend_by_structure(measured: Measured, elements=(), d_target=0.8, trials=None, seed=0, molecules=(), watch=None):
     """``extend`` without a network and for any space group: by the atoms that charge flipping finds in what was measured, or by
     known molecules placed in it.
 
@@ -164,7 +164,7 @@ class Extension(NamedTuple):
     solution: Solution
 
 
-def phase_first(reflections: Reflections, hkl, elements, trials=TRIALS, seed=0) -> Extension | None:
+def phase_first(reflections: Reflections, hkl, elements, trials=None, seed=0) -> Extension | None:
     """Amplitudes at hkl (n, 3), none of them measured, of the atoms found; None if the engine accepts none.
 
     Parameters
@@ -195,7 +195,7 @@ def extend_from(solution: Solution | None, reflections: Reflections, hkl) -> Ext
     return Extension(fit_scale(reflections.F, known) * new, min(UNKNOWN_R, r_ext), solution)
 
 
-def phase_first_boxes(boxes: AmplitudeBoxes, otherwise, trials=TRIALS, seed=0, solutions=None) -> np.ndarray:
+def phase_first_boxes(boxes: AmplitudeBoxes, otherwise, trials=None, seed=0, solutions=None) -> np.ndarray:
     """``phase_first`` of each crystal of boxes that say what is known of it -> (B, *box.shape) scaled amplitudes.
 
     ``otherwise``, a function of the boxes with the same result, stands in for crystals without a structure. ``solutions``
@@ -232,7 +232,7 @@ def _boxes_of(boxes, otherwise, find):
 # --- by name ---
 
 
-def extend_by(name, measured: Measured, elements=(), d_target=0.8, trials=TRIALS, seed=0, molecules=(), watch=None):
+def extend_by(name, measured: Measured, elements=(), d_target=0.8, trials=None, seed=0, molecules=(), watch=None):
     """Extend by a method of that name, or by the next best one where it finds nothing.
 
     Parameters

@@ -8,6 +8,7 @@ clashes or melts is left out more often. The idea of random omission: Burla et a
 from __future__ import annotations
 
 import time
+from math import ceil
 from typing import NamedTuple
 
 import gemmi
@@ -26,11 +27,14 @@ SCATTER = 0.15         # of the logarithm of the height of a peak: no two rounds
 CHEMISTRY = 0.06       # R1 that a model is worth whose atoms all have sensible bonds, beside one where none has
 WARMTH = 0.012         # by which a round may be worse and still be gone on from, in the mean
 PATIENCE = 25          # rounds without a better model, after which the best one is gone back to
+GUIDED = 8             # rounds that follow the phases of the start, before those of the atoms alone count
 SETTLED = 12           # the same of a model whose R1 is that of a right one, after which it is done
 WORTH = 0.25           # of what an atom should add to R1² where it is missing, at least
 MORE, TRIED = 4, 3     # atoms that are built to see if some are missing; times, and atoms, tried in vain before the end
 NAMING = 0.01          # of R1, by which another element has to be better
-STAGES = ((99, 12), (16, 30), (8, 60), (4, 120))  # chains that go on, the best ones, and for how many rounds
+# Share of the chains that go on, the best ones, and for how many rounds. A few rounds tell right phases from wrong ones: of
+# 64 starts of light molecules at 1.75 Å the best one is among the first tenth after four or twelve.
+STAGES = ((1, 4), (1 / 3, 8), (1 / 6, 16), (1 / 16, 60), (1 / 32, 120))
 
 
 class Atoms(NamedTuple):
@@ -132,18 +136,20 @@ class Builder:
         fract, u_iso, scale, r1, sf = self.refiner.fit(atoms.fract, atoms.kind, atoms.u_iso, atoms.occ, cycles, restrained)
         return atoms._replace(fract=fract, u_iso=u_iso, scale=scale, r1=r1, sf=sf)
 
-    def density(self, atoms, difference=False):
-        """Map 2F - Fcalc, or F - Fcalc, with the phases of atoms, on the scale of Fcalc but for the volume."""
-        size = np.abs(atoms.sf)
-        F = self.refiner._F / atoms.scale
+    def density(self, atoms, difference=False, guide=None):
+        """Map 2F - Fcalc, or F - Fcalc, with the phases of atoms, or those of guide (n,) for F, on the scale of Fcalc but for
+        the volume."""
+        size, F = np.abs(atoms.sf), self.refiner._F / atoms.scale
+        if guide is not None:
+            return self.refiner.density((F if difference else 2 * F) * guide - atoms.sf)
         amplitude = F - size if difference else np.maximum(2 * F - size, 0)
         return self.refiner.density(amplitude * (atoms.sf / np.maximum(size, 1e-9)))
 
-    def renamed(self, atoms) -> Atoms:
+    def renamed(self, atoms, guide=None) -> Atoms:
         """Elements by the height of the 2F - Fcalc map at the atoms, the heaviest to the highest, atoms in that order."""
         if len(self.contents) == 1:
             return atoms
-        order = np.argsort(-heights_at(self.density(atoms), atoms.fract), kind="stable")
+        order = np.argsort(-heights_at(self.density(atoms, guide=guide), atoms.fract), kind="stable")
         kind = self.refiner.kinds(assign_elements(atoms.occ[order], self.contents))
         return Atoms(atoms.fract[order], kind, atoms.u_iso[order], atoms.occ[order], atoms.scale)
 
@@ -152,14 +158,20 @@ class Builder:
         first, second, _, _, length = r.pairs(atoms.fract, atoms.occ)
         return count_neighbours(first, second, length, atoms.kind, r.shortest, r.longest, len(atoms.kind))
 
-    def weighed(self, atoms) -> Atoms:
-        """With its cost: R1, and CHEMISTRY where atoms have no bond, clash, or have too many bonds."""
+    def weighed(self, atoms, guide=None) -> Atoms:
+        """With its cost: R1, and CHEMISTRY where atoms have no bond, clash, or have too many bonds.
+
+        With the phases of a guide it is not R1 but Σ |F exp(iφ) - Fcalc| / Σ F.
+        """
         bonds, close = self.neighbours(atoms)
         strange = (bonds == 0).mean() + (close > 0).mean() + 0.5 * (bonds > self.most_bonds[atoms.kind]).mean()
-        return atoms._replace(cost=atoms.r1 + CHEMISTRY * float(strange))
+        F, misfit = self.refiner._F, atoms.r1
+        if guide is not None:
+            misfit = float(np.abs(F * guide - np.float32(atoms.scale) * atoms.sf).sum() / F.sum())
+        return atoms._replace(cost=misfit + CHEMISTRY * float(strange))
 
-    def round(self, atoms, total=None, share=LEFT_OUT) -> Atoms:
-        """Leave some atoms out, fill up to `total` in two halves, rename, refine."""
+    def round(self, atoms, total=None, share=LEFT_OUT, guide=None) -> Atoms:
+        """Leave some atoms out, fill up to `total` in two halves, rename, refine; guide (n,) : phases exp(iφ) of the maps."""
         total = total or self.total
         rng, n = self.rng, len(atoms.kind)
         bonds, close = self.neighbours(atoms)
@@ -175,11 +187,11 @@ class Builder:
             n = (total - atoms.occ.sum()) * part
             if n < 0.4:
                 continue
-            fract, occ = self.peaks(self.density(atoms, difference=True), atoms, max(n, 1), apart, prefer)
+            fract, occ = self.peaks(self.density(atoms, True, guide), atoms, max(n, 1), apart, prefer)
             if not len(fract):
                 break
             atoms = self.refined(self.with_more(atoms, fract, occ), 1 if part < 1 else 0)
-        return self.weighed(self.refined(self.renamed(atoms), CYCLES))
+        return self.weighed(self.refined(self.renamed(atoms, guide), CYCLES), guide)
 
     def with_more(self, atoms, fract, occ) -> Atoms:
         """Atoms and some of the commonest element at fract (m, 3)."""
@@ -257,12 +269,15 @@ class Chain:
     """One start on its way: the atoms now, the best ones so far, and the rounds since these were found.
 
     start : complex coefficients (n,) of the map that it begins with, E with phases; first : the atoms of that map
+    guided : rounds that follow the phases of the start. A map to 1.5 Å and worse does not resolve bonded atoms, so that its
+        highest peaks lie between them: their phases are worse than those of the map, and lead away from it.
     weight : of its cost beside that of chains in other space groups; agreement : of its phases with each of these
     """
 
-    def __init__(self, builder, atoms, weight=1.0, agreement=(np.nan,), start=None):
+    def __init__(self, builder, atoms, weight=1.0, agreement=(np.nan,), start=None, guided=GUIDED):
         self.builder, self.weight, self.agreement, self.waited, self.start = builder, weight, agreement, 0, start
         self.first = self.now = self.best = builder.weighed(atoms)
+        self.guided = 0 if start is None else guided
 
     @property
     def rank(self):
@@ -274,6 +289,8 @@ class Chain:
         return self.waited > SETTLED and self.best.r1 < self.builder.enough
 
     def run(self, rounds, until=np.inf):
+        if self.guided:
+            self.follow(until)
         for _ in range(rounds):
             new = self.builder.round(self.now)
             if new.cost < self.now.cost + WARMTH * self.builder.rng.exponential():
@@ -286,16 +303,30 @@ class Chain:
             if self.waited > PATIENCE:
                 self.now, self.waited = self.best, 0
 
+    def follow(self, until=np.inf):
+        """The rounds that follow the phases of the start."""
+        guide = (self.start / np.maximum(np.abs(self.start), 1e-9)).astype(np.complex64)
+        now = best = self.builder.weighed(self.now, guide)
+        for _ in range(self.guided):
+            new = self.builder.round(now, guide=guide)
+            if new.cost < now.cost + WARMTH * self.builder.rng.exponential():
+                now = new
+            best = min(best, new, key=lambda atoms: atoms.cost)
+            if time.perf_counter() > until:
+                break
+        self.now = self.best = self.builder.weighed(best)
+        self.guided = 0
+
 
 def build(chains, until=np.inf, stages=STAGES, watch=None):
     """Run chains by successive halving: a few rounds for all, more for the best of them; the best one comes first.
 
-    until : time.perf_counter() at which it ends; it ends, too, when one is done. stages : ((chains, rounds), ...)
+    until : time.perf_counter() at which it ends; it ends, too, when one is done. stages : ((share of the chains, rounds), ...)
     watch : function that is called with R1 of each chain that has had its rounds
     """
-    for most, rounds in stages:
+    for share, rounds in stages:
         chains = sorted(chains, key=lambda chain: chain.rank)
-        for chain in chains[:most]:
+        for chain in chains[:ceil(share * len(chains))]:
             chain.run(rounds, until)
             if watch:
                 watch(chain.best.r1)

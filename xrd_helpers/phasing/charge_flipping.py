@@ -7,6 +7,7 @@ the origin by the agreement of symmetry-related phases: Palatinus & van der Lee 
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from . import verdict
 from .building import Builder, Chain, build
 from .flipping_grid import FlippingGrid, Settings, eliminate_low_density, flip, keep_peaks, normalised_amplitudes
 from .fourier import HalfGrid
+from .hydrogen import with_hydrogen
 from .peaks import without_hydrogen
 from .refine import Model
 from .restraints import RestrainedRefiner
@@ -43,8 +45,10 @@ MOST_GROUPS = 2        # of as many operators, in which atoms are built from one
 SURE = 0.98            # probability at which a search ends though more than hydrogen is missing, anisotropy for one
 # Minutes that a search may take, in which starts that ended without a structure are built on by random omission.
 MINUTES = {"quick": 0.0, "normal": 0.5, "thorough": 10.0}
+TRIALS = 96            # random starts
 LOOK_TO = 1.3          # Å, d_min from which atoms are built by omission alone: completing them fails more often than not
-BUILT = 16             # starts that are built on together
+POOLS = 16, 64         # starts that are built on together, first and then: what is easy comes out of a few
+PART = 0.3             # of the time left, that the starts of a pool may take before they are built on
 ORIGINS, NEARLY = 3, 0.6  # places of the origin that are tried, where the agreement is at least NEARLY the best one
 SETTLE = 0.55          # R1, that of five right atoms of eight, below which the number of atoms and their elements are settled
 SETTLED = 2            # chains whose number of atoms is settled
@@ -67,7 +71,7 @@ def one_thread():
 
 
 @one_thread()
-def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96, seed=0, accept=None, effort="normal",
+def solve(reflections, elements=None, *, groups=None, predicted=None, trials=None, seed=0, accept=None, effort="normal",
           minutes=None, settings=Settings(), device="cpu", real_space_step=None, watch=None) -> Solution | None:
     """Solve a structure whose space group is known, or one of several.
 
@@ -76,7 +80,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
     refined in the one where they explain most (``Candidate.rank``). The search ends when they are the structure with a
     probability of `accept` (``verdict.weigh``) and nothing but hydrogen is missing (``certain_r1``), or of SURE; else the
     starts of the batch are followed to their end and the best one is taken. Starts that led to nothing are built on by
-    random omission (``building``), BUILT at a time; of data that end before LOOK_TO all are.
+    random omission (``building``), one of the POOLS at a time; of data that end before LOOK_TO all are.
 
     Parameters
     ----------
@@ -88,7 +92,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
     groups : sequence of gemmi.SpaceGroup, those in which the structure may be, all of one Laue class and with the lattice of
         the reflections, whose own group is the only one by default. Reflections that are absent in some of these groups
         only must be in the table: give it in a group without such absences.
-    trials : int, random starts, at most
+    trials : int, random starts, at most; by default TRIALS where none are built on, else what the time allows
     accept : float, probability; that of the verdict "solved" by default
     effort : "quick", without building; "normal" or "thorough", with MINUTES; minutes : the same as a number, the search ends
         after so many, or after `trials`
@@ -98,7 +102,8 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
 
     Returns
     -------
-    Solution, the one accepted or else the one that explains most; None if no start gave any atoms
+    Solution, the one accepted, with hydrogen as far as the data see it, or else the one that explains most, without; None if
+    no start gave any atoms
 
     Raises
     ------
@@ -116,10 +121,12 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
     screen = np.interp(reflections.d_min, list(SCREEN_R1), list(SCREEN_R1.values()))
     minutes = minutes_of(effort) if minutes is None else minutes
     building = minutes > 0
+    trials = trials or (sys.maxsize if building else TRIALS)
     looking = not building or reflections.d_min < LOOK_TO
-    batch = settings.batch if looking else BUILT
+    batch = settings.batch if looking else min(POOLS)
     until = began + 60 * minutes if building else np.inf
-    best, evidence, used, waiting = None, None, 0, []
+    best, evidence, used, waiting, (pool, larger) = None, None, 0, [], POOLS
+    enough = began + PART * 60 * minutes
 
     def accepted(found):
         """Whether what was found, if it is the best so far, is the structure."""
@@ -156,16 +163,19 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=96,
                         break
         if building and not sure():
             waiting.append(sf)
-            if sum(map(len, waiting)) >= BUILT or used >= trials or time.perf_counter() > until:
+            if sum(map(len, waiting)) >= pool or used >= trials or time.perf_counter() > enough:
                 chains = build(_chains(grid, candidates, torch.cat(waiting)), until, watch=tell)
-                waiting = []
-                any(accepted(_found(candidates, chain)) for chain in chains[:SETTLED])
+                waiting, pool = [], larger
+                enough = time.perf_counter() + PART * (until - time.perf_counter())
+                any(accepted(_found(candidates, built)) for built in chains[:SETTLED])
     if best is None:
         return None
     candidate = best.candidate
     model = candidate.refiner.exchange_elements(best.model)
     if np.isnan(evidence.r_free) or model is not best.model:
         evidence = verdict.weigh(model, candidate.refiner, elements)
+    if sure():
+        model = with_hydrogen(candidate.refiner, model, elements.get("H", np.inf if "C" in elements else 0))
     return Solution(fract=model.fract % 1, heights=model.heights, elements=model.elements, u_iso=model.u_iso, occ=model.occ,
                     rho=candidate.refiner.map(model), cell=reflections.cell, spacegroup=candidate.spacegroup, r1=model.r1,
                     figure_of_merit=best.agreement[candidates.index(candidate)], trials=used,
@@ -210,7 +220,7 @@ def _flipped(grid, candidates, sf, step, looking=False):
 
 
 @one_thread()
-def begin(reflections, elements=None, trials=BUILT, seed=0) -> list[Chain]:
+def begin(reflections, elements=None, trials=POOLS[0], seed=0) -> list[Chain]:
     """Chains of some random starts, as ``solve`` has them before it builds on them: for pictures and benchmarks.
 
     Parameters

@@ -21,7 +21,6 @@ from .solution import PhasingError, Solution
 from .spacegroups import candidates, laue_group, moved_to, without_absences
 from .verdict import weigh_solution
 
-TRIALS = 96  # random starts, at most
 MINUTES_KNOWN = 5.0  # that a search for known molecules may take
 
 
@@ -62,7 +61,7 @@ def prepared(measured: Measured, elements=(), spacegroup="", d_min=0.0) -> Measu
     return replace(measured, hkl=measured.hkl[inside], intensity=measured.intensity[inside], sigma=measured.sigma[inside])
 
 
-def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=None, predicted=None, effort="normal",
+def phase(reflections: Reflections, elements=(), trials=None, seed=0, groups=None, predicted=None, effort="normal",
           minutes=None, watch=None) -> Solution | None:
     """``charge_flipping.solve``, or None where it cannot start: one crystal does not end the others.
 
@@ -82,7 +81,7 @@ def phase(reflections: Reflections, elements=(), trials=TRIALS, seed=0, groups=N
         return None
 
 
-def solve_measured(measured: Measured, extra: Reflections | None = None, search=False, trials=TRIALS, seed=0,
+def solve_measured(measured: Measured, extra: Reflections | None = None, search=False, trials=None, seed=0,
                    effort="normal", minutes=None, watch=None) -> Solved:
     """Charge flipping, and atoms in the space group of the data or in one that their absences allow.
 

@@ -39,8 +39,9 @@ RISE = 0.003           # of R1, by which a later cycle may be worse and still be
 
 
 @compiled
-def design(indices, shifts, factor, stol2, weights, x, y, z, centric, J, sf):
+def design(indices, shifts, factor, stol2, weights, x, y, z, centric, extra, J, sf):
     """Rows of J (n, 4 a + 1): derivatives of |Fcalc| by x, y, z (fractions) and U of all atoms, and |Fcalc|; sf (n,) complex.
+    extra (n,) is added to it: what other atoms give, which stay where they are.
 
     indices (n, g, 3) and shifts (n, g) of the reflections under all operators, float32; weights (n, a), occ f exp(-8π² U s²).
     """
@@ -84,7 +85,7 @@ def design(indices, shifts, factor, stol2, weights, x, y, z, centric, J, sf):
         for a in range(n_atoms):
             re += weights[i, a] * A[a]
             im += weights[i, a] * B[a]
-        re, im = re * factor[i], im * factor[i]
+        re, im = re * factor[i] + extra[i].real, im * factor[i] + extra[i].imag
         size = np.sqrt(re * re + im * im)
         p, q = (re / size * factor[i], im / size * factor[i]) if size > 1e-9 else (factor[i], np.float32(0))
         sf[i] = re + 1j * im
@@ -335,22 +336,25 @@ class RestrainedRefiner(Refiner):
         """Rows (n,) of the restraints of elements."""
         return np.array([self._row[element] for element in elements], np.int64)
 
-    def derivatives(self, fract, kind, u_iso, occ):
+    def derivatives(self, fract, kind, u_iso, occ, extra=None):
         """Derivatives (n, 4 a + 1) of |Fcalc| by all x, then y, z, U, and |Fcalc| itself in the last column; Fcalc (n,)."""
         weights = np.multiply.outer(-8 * np.float32(np.pi**2) * self._stol2, u_iso.astype(np.float32))
         np.exp(weights, out=weights)
         weights *= self._forms[:, kind] * occ.astype(np.float32)
         J, sf = np.empty((len(weights), 4 * len(kind) + 1), np.float32), np.empty(len(weights), np.complex64)
         design(self._indices, self._shifts, self._factor, self._stol2, weights, *fract.T.astype(np.float32, order="C"),
-               self.centric, J, sf)
+               self.centric, np.zeros(len(weights), np.complex64) if extra is None else extra, J, sf)
         return J, sf
 
-    def fit(self, fract, kind, u_iso, occ, cycles, restrained=True):
-        """Some cycles of restrained least squares -> fract, u_iso, scale, r1, Fcalc of the best one."""
+    def fit(self, fract, kind, u_iso, occ, cycles, restrained=True, extra=None):
+        """Some cycles of restrained least squares -> fract, u_iso, scale, r1, Fcalc of the best one.
+
+        extra (n,) complex64 : added to Fcalc, of atoms that are not refined
+        """
         F, total, best, n = self._F, float(self._F.sum()), None, len(kind)
         special = np.flatnonzero(occ < 0.99)
         for cycle in range(cycles + 1):
-            J, sf = self.derivatives(fract, kind, u_iso, occ)
+            J, sf = self.derivatives(fract, kind, u_iso, occ, extra)
             Fc = J[:, -1]
             scale = float(F @ Fc) / max(float(Fc @ Fc), 1e-30)
             residual = F - np.float32(scale) * Fc
@@ -360,13 +364,7 @@ class RestrainedRefiner(Refiner):
                 best = fract, u_iso, scale, r1, sf
             if cycle == cycles:
                 return best
-            factor = np.full(4 * n + 1, scale)
-            factor[-1] = 1
-            variance = max(float(residual @ residual) / len(F), self._least)
-            normal = (J.T @ J).astype(float) * (factor[:, None] * factor / variance)
-            rhs = (J.T @ residual).astype(float) * factor / variance
-            normal.flat[::4 * n + 2] *= 1.001
-            normal.flat[::4 * n + 2] += 1e-9 * np.trace(normal) / len(normal)
+            normal, rhs = self._normal(J, residual, scale)
             if restrained:
                 r = self.restraints
                 restrain(normal, rhs, r.pairs(fract, occ), kind, u_iso, r.rot, r.orth, r.bond, r.spread, r.longest)
@@ -377,6 +375,35 @@ class RestrainedRefiner(Refiner):
             for i in special:
                 fract[i] = snap(fract[i], self.restraints.rot, self.restraints.tran, self.orth, 0.9)[0]
             u_iso = (u_iso + step[3 * n:4 * n].clip(-0.03, 0.03)).clip(U_MIN, U_MAX)
+
+    def _normal(self, J, residual, scale):
+        """Normal matrix and right side of the amplitudes, in units of their variance."""
+        factor = np.full(J.shape[1], scale)
+        factor[-1] = 1
+        variance = max(float(residual @ residual) / len(residual), self._least)
+        normal = (J.T @ J).astype(float) * (factor[:, None] * factor / variance)
+        rhs = (J.T @ residual).astype(float) * factor / variance
+        normal.flat[::J.shape[1] + 1] *= 1.001
+        normal.flat[::J.shape[1] + 1] += 1e-9 * np.trace(normal) / len(normal)
+        return normal, rhs
+
+    def n_parameters(self, model) -> float:
+        """As many as the amplitudes determine: the trace of (N + R)⁻¹ N, N and R the normal matrices of amplitudes and
+        restraints (Hastie, Tibshirani & Friedman (2009), The Elements of Statistical Learning, 7.6)."""
+        fract, kind, u_iso = np.asarray(model.fract, float), self.kinds(model.elements), np.asarray(model.u_iso, float)
+        J, _ = self.derivatives(fract, kind, u_iso, model.occ)
+        normal, rhs = self._normal(J, self._F - np.float32(model.scale) * J[:, -1], model.scale)
+        both, r = normal.copy(), self.restraints
+        restrain(both, rhs, r.pairs(fract, model.occ), kind, u_iso, r.rot, r.orth, r.bond, r.spread, r.longest)
+        return float(np.trace(np.linalg.solve(both, normal)))
+
+    def adjusted_r1(self, model):
+        """As ``Refiner.adjusted_r1``; of fewer reflections than parameters with ``n_parameters``."""
+        n = len(self.reflections)
+        if n > 4 * len(model.fract) + 1:
+            return super().adjusted_r1(model)
+        p = self.n_parameters(model)
+        return model.r1 * np.sqrt(n / (n - p)) if n > p else np.inf
 
     def least_squares(self, model, cycles):
         """As ``Refiner.least_squares``, with restraints."""
