@@ -5,128 +5,78 @@ Amplitudes are calculated from the published atoms, hydrogen and anisotropy incl
 molecule from it, metal complexes mostly: published distances and angles with every torsion at random), the cell and the space
 group. How many molecules there are in the cell is found from its volume. Set *one*: a single molecule in a general
 position; *several*: all others. Solved: 80 % of the non-H atoms within 0.5 Å, at the best allowed origin and hand.
-*measured*: measured intensities cut at d_min.
+*measured*: measured intensities cut at d_min. r_ext and cc_ext: of the amplitudes beyond d_min, to 0.8 Å.
+
+--torsions: chains with so many torsions, --n of each (5), drawn unit by unit, a conformer of RDKit (not one of those searched)
+with its torsions off by 15° and its atoms by 0.03 Å (standard deviations), packed without clashes in P21/c.
+--fragment: of each crystal of the set *one* a part is known, cut out at one or two bonds outside rings so that it has nearest
+to such a share of the scattering (ΣZ²); placed, and completed from maps.
 
 A row is written as soon as it is there, and none is done twice: a run goes on where the last one stopped. With --table
 nothing is run.
 
 Usage: python benchmarks/known_molecule.py --crystals FOLDER [--measured FOLDER] [--part tune|report|all]
        [--set one|several|all] [--d 1.5 2.0 2.5 3.0] [--minutes 1] [--noise 0.1] [--n 0] [--out FOLDER] [--table]
-It writes known_molecule.csv (a row a crystal and resolution) and known_molecule.json (the table) into --out.
+       python benchmarks/known_molecule.py --torsions 2 4 6 8 10 12 14 16 [--n 5] [--d 2.0] [--minutes 1] [--out FOLDER]
+       python benchmarks/known_molecule.py --crystals FOLDER --fragment 0.3 0.5 0.7 [--n 8] [--d 1.2 1.5 2.0] [--out FOLDER]
+It writes known_molecule.csv (a row a crystal and resolution) and known_molecule.json (the table) into --out; with --torsions
+and --fragment known_molecule_torsions and known_molecule_fragments.
 """
 
 import argparse
 import os
+import re
 import time
 from dataclasses import replace
-from fractions import Fraction
-from itertools import product
-from math import lcm
+from itertools import combinations, count, product
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import gemmi
 import numpy as np
 import pandas as pd
 from rdkit import Chem, RDLogger
-from rdkit.Chem import rdDetermineBonds
 from tqdm import tqdm
 
 from xrd_helpers.bonds import SLACK, covalent_radii, whole_molecules
 from xrd_helpers.cif import read_cif
 from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.config import UserError, run_folder, write_json
-from xrd_helpers.known_molecule import from_geometry, read_molecules, scrambled
+from xrd_helpers.crystals import Crystal
+from xrd_helpers.known_molecule import (
+    drawn_molecules,
+    formula_unit,
+    from_geometry,
+    molecules_in,
+    read_molecules,
+    scrambled,
+    with_more_conformers,
+)
+from xrd_helpers.metrics import correlation, r_factor
+from xrd_helpers.phasing.job import solve_with_fragment
 from xrd_helpers.phasing.origin import match_atoms
 from xrd_helpers.phasing.placing import place
+from xrd_helpers.random_crystals.packing import Contents, pack
 from xrd_helpers.reflection_files import read_measured
-from xrd_helpers.reflections import Reflections, unique_hkl
-from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.reflections import Measured, Reflections, unique_hkl
+from xrd_helpers.structure_factors import fit_scale, structure_factors
 from xrd_helpers.summary import git_state, machine
 
 RDLogger.DisableLog("rdApp.*")
 
-IONS = {"O": "O", "N": "[NH4+]", "F": "[F-]", "Cl": "[Cl-]", "Br": "[Br-]", "I": "[I-]", "Li": "[Li+]", "Na": "[Na+]",
-        "K": "[K+]", "Rb": "[Rb+]", "Cs": "[Cs+]"}
 CONFORMERS = 24  # with random torsions, of a geometry
 
 
 def perceive(crystal):
-    """(kind, [(what, amount in the asymmetric unit)]): kind "smiles" or "geometry", what a SMILES or KnownMolecule."""
-    molecules = [m for m in whole_molecules(crystal.fract, crystal.elements, crystal.cell, crystal.spacegroup)
-                 if crystal.heavy[m.atom].any()]
-    amounts = [Fraction(float(crystal.occ[m.atom[m.own]].sum()) / len(m.atom)).limit_denominator(12) for m in molecules]
-    choices = [list(smiles_of([crystal.elements[i] for i in m.atom], m.xyz, m.bonds)) for m in molecules]
-    if all(choices):
-        picked = [c[0] for c in choices]
-        for i, options in enumerate(choices):  # another charge of one molecule, where those of all do not add up
-            if sum(q * a for (_, q), a in zip(picked, amounts)) == 0:
-                break
-            picked[i] = next((o for o in options if not sum(
-                q * a for (_, q), a in zip(picked[:i] + [o] + picked[i + 1:], amounts))), picked[i])
-        if sum(q * a for (_, q), a in zip(picked, amounts)) == 0:
-            return "smiles", _counted([s for s, _ in picked], amounts)
-    made = [from_geometry([crystal.elements[i] for i in m.atom], m.xyz, crystal.name) for m in molecules]
+    """(kind, [(KnownMolecule, count)]): kind "smiles", or "geometry" where RDKit reads no molecule from it."""
+    if found := drawn_molecules(crystal):
+        return "smiles", found
+    molecules = molecules_in(crystal)
+    made = [from_geometry([crystal.elements[i] for i in m.atom], m.xyz, crystal.name) for m, _ in molecules]
     keys = [f"{m.formula} {len(m.bonds)}" for m in made]
     by_key = dict(reversed(list(zip(keys, made))))
-    return "geometry", [(scrambled(by_key[key], CONFORMERS), amount) for key, amount in _counted(keys, amounts)]
-
-
-def _counted(names, amounts):
-    return [(name, sum(a for other, a in zip(names, amounts) if other == name)) for name in dict.fromkeys(names)]
-
-
-def smiles_of(elements, xyz, bonds):
-    """(SMILES, charge) that the atoms may be, the least charged first."""
-    elements = ["H" if e == "D" else e for e in elements]
-    if len(elements) == 1:
-        if elements[0] in IONS:
-            charge = Chem.GetFormalCharge(Chem.MolFromSmiles(IONS[elements[0]]))
-            yield (IONS[elements[0]], charge)
-        return
-    mol = Chem.RWMol(Chem.MolFromXYZBlock(f"{len(elements)}\n\n" + "\n".join(
-        f"{e} {x:.4f} {y:.4f} {z:.4f}" for e, (x, y, z) in zip(elements, xyz))))
-    for a, b in bonds.tolist():
-        mol.AddBond(a, b, Chem.BondType.SINGLE)
-    for charge in (0, 1, -1, 2, -2):
-        try:
-            made = Chem.Mol(mol.GetMol())
-            rdDetermineBonds.DetermineBondOrders(made, charge=charge, maxIterations=2000)
-            Chem.SanitizeMol(made)
-            Chem.AssignStereochemistryFrom3D(made)
-        except (ValueError, RuntimeError):
-            continue
-        if sensible(made):
-            yield Chem.MolToSmiles(Chem.RemoveHs(made)), charge
-
-
-def sensible(mol):
-    """Whether a chemist would draw it: no radicals, and charges on N+, P+, O-, S-, N- and B- alone."""
-    pattern = Chem.MolFromSmarts("[N,n;+](~[O-])~[O-]")
-    usual = {("N", 1), ("P", 1), ("O", -1), ("S", -1), ("N", -1), ("B", -1), ("C", -1)}
-    charged = [(a.GetSymbol(), a.GetFormalCharge()) for a in mol.GetAtoms() if a.GetFormalCharge()]
-    carbanions = sum(symbol == "C" for symbol, _ in charged)
-    nitro = mol.GetSubstructMatches(pattern)
-    return (not any(a.GetNumRadicalElectrons() for a in mol.GetAtoms()) and set(charged) <= usual and carbanions < 2
-            and not nitro and len(charged) <= 6)
-
-
-def formula_unit(amounts):
-    """Counts of each molecule from their amounts in the asymmetric unit."""
-    least = min(amounts)
-    ratio = [a / least for a in amounts]
-    common = lcm(*(r.denominator for r in ratio))
-    return [int(r * common) for r in ratio]
-
-
-def known(crystal):
-    kind, found = perceive(crystal)
-    counts = formula_unit([amount for _, amount in found])
-    if kind == "smiles":
-        pairs = [(read_molecules(what)[0][0], n) for (what, _), n in zip(found, counts)]
-    else:
-        pairs = [(what, n) for (what, _), n in zip(found, counts) if len(what)]
-    return kind, [m for m, _ in pairs], [n for _, n in pairs]
+    return "geometry", [(scrambled(by_key[key], CONFORMERS), n) for key, n in formula_unit(keys, [n for _, n in molecules])]
 
 
 def calculated(crystal, d_min, noise=0.0):
@@ -146,25 +96,114 @@ def measured_sets(folder):
         yield replace(read_cif(model), name=str(row.id)), read_measured(Path(folder) / row.file, about).merge()
 
 
-def placed(crystal, reflections, minutes, seed):
-    """A row of the table."""
+UNITS = ("C", "CC", "O", "C(=O)N", "NC(=O)", "c1ccc(cc1)", "C(C)", "S", "C(=O)")
+NEVER = re.compile("[NOS][NOS]|[NOS]C[NOS]|\\)O|OC\\(=O\\)|C\\(=O\\)C\\(=O\\)|C\\(=O\\)S|SC\\(=O\\)")  # no such bonds
+
+
+def chain(torsions, rng):
+    """A KnownMolecule with so many torsions, drawn unit by unit."""
+    turns = Chem.MolFromSmarts("[!D1]-!@[!D1]")
+    while True:
+        text = "c1ccccc1"
+        while (n := len(Chem.MolFromSmiles(text + "c1ccncc1").GetSubstructMatches(turns))) < torsions:
+            text += str(rng.choice(UNITS))
+        if n == torsions and not NEVER.search(text[8:] + "C"):
+            (molecule, _), = read_molecules(text + "c1ccncc1")
+            if len(molecule.torsions) == torsions and len(molecule) <= 50:
+                return molecule
+
+
+def packed(molecule, seed):
+    """A Crystal of a KnownMolecule in P21/c, packed as recipe *molecules* packs."""
+    rng, group = np.random.default_rng(seed), gemmi.SpaceGroup("P 1 21/c 1")
+    elements = [*molecule.elements, *["H"] * len(molecule.parents)]
+    parents = np.concatenate([np.full(len(molecule), -1), molecule.parents])
+    for attempt in count():
+        made = with_more_conformers(molecule, 1, seed=int(rng.integers(2**31)))
+        made = replace(made, conformers=made.conformers[-1:], hydrogen=made.hydrogen[-1:])
+        drawn = scrambled(made, 1, int(rng.integers(2**31)), np.radians(15))
+        xyz = np.concatenate([drawn.conformers[0], drawn.hydrogen[0]])
+        apart = np.linalg.norm(xyz[:, None] - xyz, axis=-1)
+        if (apart[np.triu_indices(len(xyz), 1)] < 0.9).any() or (apart[:len(molecule), :len(molecule)] + 9 * (
+                bonded_within(molecule, 3)) < 3.0).any():
+            continue  # the chain runs into itself
+        volume = 4 * molecule.volume * (1 + 0.01 * (attempt // 10))
+        contents = Contents(group, volume, [elements], [xyz + rng.normal(0, 0.03, xyz.shape)], [parents], [None],
+                            np.ones(len(xyz)))
+        cell, fract = pack(contents, rng)
+        if cell:
+            return Crystal(f"{len(molecule.torsions)}_{seed}", cell, group, tuple(elements), fract % 1,
+                           np.where(np.array(elements) == "H", 0.06, 0.05), np.ones(len(xyz)))
+
+
+def bonded_within(molecule, most):
+    """(n, n) bool, pairs of atoms no more than so many bonds apart, each with itself."""
+    n = len(molecule)
+    step = np.eye(n, dtype=bool)
+    step[molecule.bonds[:, 0], molecule.bonds[:, 1]] = step[molecule.bonds[:, 1], molecule.bonds[:, 0]] = True
+    return np.linalg.matrix_power(step.astype(int), most) > 0
+
+
+def cut(smiles, share):
+    """(SMILES of a part, its share of ΣZ²) cut out at one or two bonds outside rings, of the share nearest to that wanted."""
+    mol, found = Chem.MolFromSmiles(smiles), []
+    total = sum(atom.GetAtomicNum() ** 2 for atom in mol.GetAtoms())
+    bonds = [b.GetIdx() for b in mol.GetBonds() if not b.IsInRing() and b.GetBondType() == Chem.BondType.SINGLE]
+    for some in [*combinations(bonds, 1), *combinations(bonds, 2)]:
+        for part in Chem.GetMolFrags(Chem.FragmentOnBonds(mol, some, addDummies=False), asMols=True, sanitizeFrags=False):
+            text = Chem.MolToSmiles(part)
+            if part.GetNumAtoms() > 4 and Chem.MolFromSmiles(text):
+                mine = sum(atom.GetAtomicNum() ** 2 for atom in part.GetAtoms()) / total
+                found.append((abs(mine - share), text, mine))
+    return min(found)[1:] if found else None
+
+
+def fragment_placed(crystal, reflections, minutes, seed, part):
+    """The row of one fragment, (SMILES, share)."""
+    began = time.perf_counter()
+    row = {"crystal": crystal.name, "light": crystal.light, "n_hkl": len(reflections), "fragment": part[0], "share": part[1],
+           "atoms": int(crystal.heavy.sum())}
+    data = Measured(reflections.hkl, *reflections.intensities(), crystal.cell, crystal.spacegroup, crystal.contents, 0.71073,
+                    (Path(crystal.name),), "calculated")
+    solution = solve_with_fragment(data, read_molecules(part[0]), minutes, seed).solution
+    heavy = np.array(solution.elements) != "H"
+    match = match_atoms(solution.fract[heavy], crystal.fract[crystal.heavy], crystal.cell, crystal.spacegroup)
+    return row | {"solved": match.n_matched >= 0.8 * match.n_true, "matched": match.n_matched, "true": match.n_true,
+                  "r1": solution.r1, "verdict": solution.verdict, "seconds": time.perf_counter() - began}
+
+
+def placed(crystal, reflections, minutes, seed, measured=False, found=None):
+    """A row of the table; found : (KnownMolecule, count) pairs, by default those perceived."""
     began, began_cpu = time.perf_counter(), time.process_time()
     row = {"crystal": crystal.name, "spacegroup": crystal.spacegroup.xhm(), "light": crystal.light, "n_hkl": len(reflections)}
     try:
-        kind, molecules, counts = known(crystal)
+        kind, found = ("smiles", found) if found else perceive(crystal)
+        molecules, counts = zip(*found)
         row |= {"known": kind, "molecules": ".".join(f"{n}*{m.formula}" for m, n in zip(molecules, counts)),
                 "atoms": sum(n * len(m) for m, n in zip(molecules, counts)),
                 "torsions": max(len(m.torsions) for m in molecules), "seconds_molecules": time.perf_counter() - began}
-        solution = place(reflections, molecules, counts, minutes=minutes, seed=seed)
+        solution = place(reflections, molecules, list(counts), minutes=minutes, seed=seed)
     except UserError as error:
         return row | {"solved": False, "seconds": time.perf_counter() - began, "error": str(error)}
     row |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - began_cpu}
     heavy = np.array(solution.elements) != "H"
     match = match_atoms(solution.fract[heavy], crystal.fract[crystal.heavy], crystal.cell, crystal.spacegroup)
     e = solution.evidence
+    if solution.spacegroup.xhm() == crystal.spacegroup.xhm() and not measured:
+        row |= beyond(solution, crystal, reflections)
     return row | {"solved": match.n_matched >= 0.8 * match.n_true, "matched": match.n_matched, "true": match.n_true,
                   "rms": match.rms, "r1": e.r1, "r_free": e.r_free, "found": e.found, "tried": e.tried, "next_r1": e.next_r1,
                   "strain": e.strain, "contact": e.contact, "verdict": solution.verdict, "error": ""}
+
+
+def beyond(solution, crystal, reflections, d_target=0.8):
+    """What the atoms say of the amplitudes that were not measured, against those of the published ones (*molecule first*)."""
+    hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_target)
+    hkl = hkl[crystal.cell.calculate_d_array(hkl.astype(np.int32)) < reflections.d_min - 1e-6]
+    atoms = solution.as_crystal()
+    scale = fit_scale(reflections.F, np.abs(structure_factors(atoms, reflections.hkl)))
+    true, pred = np.abs(structure_factors(crystal, hkl)), scale * np.abs(structure_factors(atoms, hkl))
+    return {"r_ext": r_factor(pred, true), "cc_ext": correlation(pred, true)}
 
 
 def all_end(crystal):
@@ -206,13 +245,55 @@ def jobs(args):
                        lambda r=reflections, d=d_min: r.select(r.d >= d))
 
 
+def made_of_torsions(args, rows):
+    """Rows of --torsions, one after the other, beside those that are there already."""
+    done = {r["crystal"] for r in rows}
+    for torsions in args.torsions:
+        for i in range(args.n or 5):
+            name = f"{torsions}_{(seed := 1000 * torsions + i)}"
+            if name not in done:
+                molecule = chain(torsions, np.random.default_rng([args.seed, seed]))
+                crystal = packed(molecule, seed)
+                for d_min in args.d:
+                    yield {"d_min": d_min, **placed(crystal, calculated(crystal, d_min), args.minutes, args.seed,
+                                                    found=[(molecule, 1)])}
+
+
+def made_of_fragments(args, rows):
+    done = {(str(r["crystal"]), r["d_min"], r["wanted"]) for r in rows}
+    for _, part, d_min, crystal, data in jobs(args):
+        drawn = drawn_molecules(crystal) if crystal.heavy.sum() <= args.most_atoms else None
+        for wanted in args.fragment if drawn else ():
+            if (crystal.name, d_min, wanted) not in done and (fragment := cut(drawn[0][0].name, wanted)):
+                yield {"part": part, "d_min": d_min, "wanted": wanted,
+                       **fragment_placed(crystal, data(), args.minutes, args.seed, fragment)}
+
+
 def table(rows):
     """Solved and median seconds by part, set, known, light and d_min."""
+    rows = rows.assign(**{name: rows.get(name, pd.Series(np.nan, rows.index)) for name in ("r_ext", "cc_ext")})
     groups = rows.groupby(["part", "set", "known", "light", "d_min", "noise"])
     made = groups.agg(crystals=("solved", "size"), solved=("solved", "sum"), seconds=("seconds", "median"),
-                      cpu_seconds=("cpu_seconds", "median"), slowest=("seconds", "max"), rms=("rms", "median")).reset_index()
+                      cpu_seconds=("cpu_seconds", "median"), slowest=("seconds", "max"), rms=("rms", "median"),
+                      r_ext=("r_ext", "mean"), cc_ext=("cc_ext", "mean")).reset_index()
     made["share"] = made.solved / made.crystals
     return made
+
+
+def extra(args, path, make, keys):
+    """Rows of another table as they come, and their numbers by some columns."""
+    rows = pd.read_csv(path, dtype={"crystal": str}).to_dict("records") if path.exists() else []
+    about = {"seed": args.seed, "minutes": args.minutes, "commit": str(git_state()), "machine": str(machine())}
+    for row in () if args.table else tqdm(make(args, list(rows)), mininterval=30):
+        rows.append(row | about)
+        pd.DataFrame(rows).to_csv(path, index=False)
+    table = pd.DataFrame(rows)
+    means = {name: (name, how) for name, how in (("atoms", "mean"), ("share", "mean"), ("cpu_seconds", "median"))
+             if name in table}
+    made = table.groupby(keys).agg(crystals=("solved", "size"), solved=("solved", "sum"), seconds=("seconds", "median"),
+                                   claimed=("verdict", lambda v: int((v == "solved").sum())), **means).reset_index()
+    print(made.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    write_json(path.with_suffix(".json"), {"rows": made.to_dict("records"), **about, "options": vars(args)})
 
 
 def main():
@@ -229,9 +310,16 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--torsions", type=int, nargs="+", default=[])
+    parser.add_argument("--fragment", type=float, nargs="+", default=[], help="shares of the scattering")
     args = parser.parse_args()
     out = Path(args.out) if args.out else run_folder("benchmarks")
     out.mkdir(parents=True, exist_ok=True)
+    if args.torsions:
+        return extra(args, out / "known_molecule_torsions.csv", made_of_torsions, ["d_min", "torsions"])
+    if args.fragment:
+        args.set = "one"
+        return extra(args, out / "known_molecule_fragments.csv", made_of_fragments, ["light", "d_min", "wanted"])
     path = out / "known_molecule.csv"
     rows = pd.read_csv(path, dtype={"crystal": str}) if path.exists() else pd.DataFrame()
     rows = rows.assign(noise=rows.get("noise", pd.Series(0.0, rows.index)).fillna(0.0)).to_dict("records") if len(rows) else []
@@ -242,7 +330,7 @@ def main():
         if crystal.heavy.sum() > args.most_atoms:
             continue
         row = {"set": kind, "part": part, "d_min": d_min, "noise": args.noise,
-               **placed(crystal, data(), args.minutes, args.seed), **about}
+               **placed(crystal, data(), args.minutes, args.seed, kind == "measured"), **about}
         rows.append(row)
         pd.DataFrame(rows).to_csv(path, index=False)
     made = table(pd.DataFrame(rows))

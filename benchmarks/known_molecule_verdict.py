@@ -10,13 +10,20 @@ from it. How many wrong molecules are claimed because they are placed right is c
 A row is written as soon as it is there, and none is done twice. With --fit the logistic function of ``placing.features`` is
 fitted to the rows, held out by crystal to see what it is worth, and written to xrd_helpers/phasing/placing.json.
 
+With --pairs it is asked which of two molecules it is: the right one beside an isomer, one with two near atoms exchanged (the
+hardest), a homologue and the other diastereomer, in amplitudes with errors too. The probability that the one with the lower R1
+is right is a logistic function of ln of the ratio of R1 alone, without a constant, fitted to the pairs and written to the same
+file (``placing.preferences``).
+
 Usage: python benchmarks/known_molecule_verdict.py --crystals FOLDER [--part tune] [--n 40] [--d 2.0 2.5 3.0] [--minutes 0.1]
-       [--out FOLDER] [--fit]
+       [--pairs --noise 0 0.1] [--out FOLDER] [--fit]
 """
 
 import argparse
+import json
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import gemmi
@@ -28,10 +35,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
-from known_molecule import all_end, calculated, kind_of, perceive
+from known_molecule import all_end, calculated, kind_of
 from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.config import UserError, run_folder, write_json
-from xrd_helpers.known_molecule import read_molecules
+from xrd_helpers.known_molecule import drawn_molecules, read_molecules
 from xrd_helpers.phasing import placing, verdict
 from xrd_helpers.phasing.origin import match_atoms
 from xrd_helpers.phasing.placing import Arrangement, Part, place
@@ -68,20 +75,46 @@ def isomer(smiles, rng):
             made.RemoveBond(leaf, stem)
             made.AddBond(leaf, int(rng.choice(to)), Chem.BondType.SINGLE)
         else:
-            i, j = rng.choice(made.GetNumAtoms(), 2, replace=False)
-            x, y = made.GetAtomWithIdx(int(i)), made.GetAtomWithIdx(int(j))
-            if x.GetAtomicNum() == y.GetAtomicNum() or x.GetFormalCharge() or y.GetFormalCharge():
+            i, j = rng.choice(made.GetNumAtoms(), 2, replace=False).tolist()
+            if made.GetAtomWithIdx(i).GetAtomicNum() == made.GetAtomWithIdx(j).GetAtomicNum():
                 continue
-            x_number = x.GetAtomicNum()
-            x.SetAtomicNum(y.GetAtomicNum())
-            y.SetAtomicNum(x_number)
-            for atom in (x, y):
-                atom.SetNoImplicit(False)
-                atom.SetNumExplicitHs(0)
+            made = exchanged(mol, i, j)
+            if made and made != Chem.MolToSmiles(mol):
+                return made
+            continue
         found = valid(made)
         if found and found != Chem.MolToSmiles(mol) and "." not in found:
             return found
     return None
+
+
+def neighbour(smiles, rng):
+    """Two atoms of different elements, bonded or with one atom between them, exchanged."""
+    mol = Chem.MolFromSmiles(smiles)
+    apart = Chem.GetDistanceMatrix(mol)
+    pairs = [(i, j) for i, j in zip(*np.nonzero(np.triu((apart > 0) & (apart <= 2))))
+             if mol.GetAtomWithIdx(int(i)).GetAtomicNum() != mol.GetAtomWithIdx(int(j)).GetAtomicNum()]
+    for i, j in rng.permutation(pairs).tolist() if pairs else ():
+        made = exchanged(mol, i, j)
+        if made and made != Chem.MolToSmiles(mol):
+            return made
+    return None
+
+
+def exchanged(mol, i, j):
+    """The SMILES with the elements of two atoms exchanged; None if that is no molecule."""
+    made = Chem.RWMol(mol)
+    x, y = made.GetAtomWithIdx(i), made.GetAtomWithIdx(j)
+    if x.GetFormalCharge() or y.GetFormalCharge():
+        return None
+    number = x.GetAtomicNum()
+    x.SetAtomicNum(y.GetAtomicNum())
+    y.SetAtomicNum(number)
+    for atom in (x, y):
+        atom.SetNoImplicit(False)
+        atom.SetNumExplicitHs(0)
+    found = valid(made)
+    return found if found and "." not in found else None
 
 
 def homologue(smiles, rng):
@@ -138,6 +171,43 @@ def cases(crystal, smiles, others, d_min, rng):
     yield "random", smiles, replace(data, F=swapped)
 
 
+def pairs(crystal, smiles, d_min, noise, rng):
+    """(kind, SMILES, Reflections) of molecules that may take each other's place."""
+    data = calculated(crystal, d_min, noise)
+    yield "right", smiles, data
+    for kind, make in (("isomer", isomer), ("neighbour", neighbour), ("homologue", homologue), ("diastereomer", diastereomer)):
+        if made := make(smiles, rng):
+            yield kind, made, data
+
+
+def fit_pairs(rows, about):
+    """Fit P(the right one has the lower R1) = 1 / (1 + exp(-w ln(R1 wrong / R1 right))), and add it to placing.json."""
+    keys = ["crystal", "d_min", "noise"]
+    right = rows.loc[(rows.kind == "right") & rows.right, [*keys, "r1"]]
+    wrong = rows[rows.kind != "right"].merge(right, on=keys, suffixes=("", "_right"))
+    gap, group = np.log(wrong.r1 / wrong.r1_right).to_numpy(), wrong.crystal.to_numpy()
+
+    def weight(gap):  # antisymmetric: each pair stands there both ways
+        both, truth = np.concatenate([gap, -gap])[:, None], np.repeat([1, 0], len(gap))
+        return float(LogisticRegression(C=30, fit_intercept=False).fit(both, truth).coef_[0, 0])
+
+    p = np.empty(len(gap))
+    for inside, outside in GroupKFold(min(10, len(set(group)))).split(gap, groups=group):
+        p[outside] = 1 / (1 + np.exp(-weight(gap[inside]) * gap[outside]))
+    named = np.maximum(p, 1 - p) >= placing.TOLD_APART
+    made = {"weight": weight(gap), "limit": 1 / (len(gap) + 2), "held_out": {
+        "pairs": len(gap), "crystals": len(set(group)), "lower_r1_is_right": int((gap > 0).sum()), "named": int(named.sum()),
+        "wrongly": int((named & (p < 0.5)).sum()),
+        "by_kind": {kind: {"n": int(of.sum()), "named": int((of & named).sum()), "wrongly": int((of & named & (p < 0.5)).sum())}
+                    for kind in sorted(set(wrong.kind)) for of in [(wrong.kind == kind).to_numpy()]},
+        "by_d_min_and_noise": {f"{d:g} Å, {e:g}": f"{int(named[of].sum())} of {int(of.sum())} named"
+                               for d, e in sorted(set(zip(wrong.d_min, wrong.noise)))
+                               for of in [((wrong.d_min == d) & (wrong.noise == e)).to_numpy()]}}, **about}
+    stored = json.loads(placing.FILE.read_text(encoding="utf-8"))
+    write_json(placing.FILE, stored | {"pairs": made})
+    print(made)
+
+
 def held_out(features, right, groups):
     """Probability of each row from a fit without the rows of its crystal."""
     p = np.empty(len(right))
@@ -170,7 +240,8 @@ def fit(rows, about):
                                                     for d in sorted(set(rows.d_min)) for own in
                                                     [right & ((rows.kind == "right") & (rows.d_min == d)).to_numpy()]}},
             **about}
-    write_json(placing.FILE, made)
+    stored = json.loads(placing.FILE.read_text(encoding="utf-8")) if placing.FILE.exists() else {}
+    write_json(placing.FILE, made | {name: stored[name] for name in ("pairs",) if name in stored})
     print(made)
 
 
@@ -184,24 +255,29 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="")
     parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--pairs", action="store_true", help="which of two molecules it is")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.1], help="with --pairs: of F, as a share of it")
     args = parser.parse_args()
     out = Path(args.out) if args.out else run_folder("benchmarks")
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "known_molecule_verdict.csv"
-    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    path = out / f"known_molecule_{'pairs' if args.pairs else 'verdict'}.csv"
+    rows = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    rows = rows.assign(noise=rows.get("noise", pd.Series(0.0, rows.index)).fillna(0.0)).to_dict("records")
     if args.crystals:
-        done = {(str(r["crystal"]), r["d_min"], r["kind"]) for r in rows}
+        done = {(str(r["crystal"]), r["d_min"], r.get("noise", 0.0), r["kind"]) for r in rows}
         part = dict(pd.read_csv(Path(args.crystals) / "SPLIT.csv").values)
         crystals, _ = read_cif_folders([args.crystals])
         crystals = [c for c in crystals if part[c.name + ".cif"] == args.part and kind_of(c) == "one" and all_end(c)]
-        smiles = {c.name: found[0][0] for c in crystals for kind, found in [perceive(c)] if kind == "smiles"}
+        smiles = {c.name: found[0][0].name for c in crystals if (found := drawn_molecules(c))}
         crystals = [c for c in crystals if c.name in smiles and c.heavy.sum() <= 30]
         order = np.random.default_rng(args.seed).permutation(len(crystals))[:args.n]
-        for i, d_min in tqdm([(i, d) for i in order for d in args.d], mininterval=30):
+        for i, d_min, noise in tqdm(list(product(order, args.d, args.noise if args.pairs else [0.0])), mininterval=30):
             rng = np.random.default_rng([args.seed, int(i), int(10 * d_min)])
             c = crystals[i]
-            for kind, text, data in cases(c, smiles[c.name], list(smiles.values()), d_min, rng):
-                if (c.name, d_min, kind) in done:
+            some = (pairs(c, smiles[c.name], d_min, noise, rng) if args.pairs else
+                    cases(c, smiles[c.name], list(smiles.values()), d_min, rng))
+            for kind, text, data in some:
+                if (c.name, d_min, noise, kind) in done:
                     continue
                 began = time.perf_counter()
                 try:
@@ -214,8 +290,8 @@ def main():
                 heavy = np.array(s.elements) != "H"
                 match = match_atoms(s.fract[heavy], c.fract[c.heavy], c.cell, c.spacegroup)
                 e = s.evidence
-                rows.append({"crystal": c.name, "d_min": d_min, "kind": kind, "smiles": text, "n_hkl": len(data),
-                             "centric": c.spacegroup.is_centrosymmetric(),
+                rows.append({"crystal": c.name, "d_min": d_min, "noise": noise, "kind": kind, "smiles": text,
+                             "n_hkl": len(data), "centric": c.spacegroup.is_centrosymmetric(),
                              "atoms": len(molecule), "torsions": len(molecule.torsions),
                              "matched": match.n_matched / match.n_true,
                              "right": kind == "right" and match.n_matched >= 0.8 * match.n_true, "r1": e.r1, "r_free": e.r_free,
@@ -224,8 +300,9 @@ def main():
                 pd.DataFrame(rows).to_csv(path, index=False)
     table = pd.DataFrame(rows)
     if args.fit:
-        fit(table, {"data": f"{args.part} of the shared crystals, one molecule, at most 30 non-H atoms", "seed": args.seed,
-                    "commit": git_state(), "machine": machine()})
+        about = {"data": f"{args.part} of the shared crystals, one molecule, at most 30 non-H atoms", "seed": args.seed,
+                 "commit": git_state(), "machine": machine()}
+        (fit_pairs if args.pairs else fit)(table, about)
     print(table.groupby(["d_min", "kind"])[["right", "matched", "r1", "r_free", "next_r1", "strain", "seconds"]]
           .agg(["median"]).to_string(float_format=lambda x: f"{x:.3f}"))
 

@@ -301,6 +301,19 @@ def test_evaluate_phase_first(xrd, capsys, tmp_path):
     assert table.loc["phase first", "cc_ext"] > 0.9, "the five atoms are found from data to 1.0 Å"
 
 
+def test_evaluate_molecule_first_says_what_it_knew(xrd, capsys, tmp_path):
+    import pandas as pd
+
+    (tmp_path / "a.cif").write_bytes((ROOT / "data" / "molecules" / "glycine_alpha_high_pressure.cif").read_bytes())
+    out = tmp_path / "table.csv"
+    assert xrd("evaluate", str(tmp_path), "--out", str(out), "--workers", "0", "--curve", "20", "--model", "molecule_first",
+               "--d-input", "2.0") == 0
+    table = pd.read_csv(out).set_index("method")
+    assert list(table.index) == ["molecule first (molecule known)", "shell mean", "shell permuted", "zero fill"]
+    assert table["cc_ext"].iloc[0] > 0.9 and table["cc_ext"].iloc[1] < 0.6
+    assert "molecules known, for molecule_first" in capsys.readouterr().out
+
+
 def test_evaluate_takes_generated_crystals_too(xrd, capsys, tmp_path):
     import pandas as pd
 

@@ -11,8 +11,10 @@ import torch
 
 from makers import REAL, direct_sum, make_crystal, random_crystal
 from xrd_helpers import ROOT, baselines, inference
+from xrd_helpers.cif import read_cif
 from xrd_helpers.config import UserError
 from xrd_helpers.gridding import BOXES, AmplitudeBoxes, measured_box, to_box_setting
+from xrd_helpers.known_molecule import read_molecules
 from xrd_helpers.metrics import score
 from xrd_helpers.reflection_files import read_measured
 from xrd_helpers.reflections import Measured, ReflectionError, Reflections, unique_hkl
@@ -333,6 +335,45 @@ def test_boxes_hold_what_the_reflections_say(monkeypatch):
     known = inference.phase_first_boxes(boxes, MEAN.predict, solutions=[None, solution])
     np.testing.assert_allclose(known[1], F[1], rtol=0.02, atol=1e-3)
     np.testing.assert_allclose(known[0], MEAN.predict(boxes)[0])
+
+
+@pytest.fixture(scope="module")
+def known():
+    """(crystal, its molecules, Measured to 2 Å, {hkl: |F|} to 0.9 Å by gemmi's direct summation)."""
+    pytest.importorskip("rdkit")
+    crystal = read_cif(ROOT / "data" / "molecules" / "paracetamol.cif")
+    hkl = unique_hkl(crystal.cell, crystal.spacegroup, 0.9)
+    F = 0.3 * np.abs(direct_sum(crystal, hkl))
+    short = crystal.cell.calculate_d_array(hkl.astype(np.int32)) >= 2
+    measured = Measured(hkl[short], F[short] ** 2, 0.02 * F[short] ** 2 + 0.1, crystal.cell, crystal.spacegroup, {}, 0.71073,
+                        (Path("made.hkl"),), "made up")
+    return crystal, read_molecules("CC(=O)Nc1ccc(O)cc1"), measured, dict(zip(map(tuple, hkl.tolist()), F))
+
+
+def test_what_was_not_measured_follows_from_the_molecule(known):
+    _, molecules, measured, truth = known
+    extended, trained, words = inference.extend_by("molecule_first", measured, d_target=0.9, molecules=molecules)
+    F = np.array([truth[tuple(h)] for h in extended.predicted.hkl.tolist()])
+    P = extended.predicted.F
+    assert len(F) > 5 * len(measured.hkl) and np.corrcoef(P, F)[0, 1] > 0.9 and np.abs(P - F).sum() / F.sum() < 0.4
+    assert 0.5 < (np.abs(F - P) < extended.predicted.sigF).mean() < 0.95
+    assert trained == (0, 0) and words.startswith("Molecule first: 1 C8H9NO2 in the asymmetric unit")
+    with pytest.raises(UserError, match="name it with --molecule"):
+        inference.extend_by("molecule_first", measured)
+    with pytest.raises(UserError, match="no number of them fills it"):
+        inference.extend_by("molecule_first", measured, molecules=read_molecules("C" * 40))
+
+
+def test_the_molecule_stands_in_the_boxes_of_crystals_that_have_one(known):
+    crystal, molecules, _, _ = known
+    boxes = AmplitudeBoxes.from_crystals([to_box_setting(crystal)] * 3, d_input=2.0, d_target=0.9)
+    too_large = read_molecules("C" * 40)
+    boxes = replace(boxes, samples=tuple(s._replace(molecules=tuple(m)) for s, m in zip(boxes.samples,
+                                                                                      (molecules, (), too_large))))
+    F = inference.molecule_first_boxes(boxes, lambda b: np.full(b.F.shape, 0.123), minutes=0.2)
+    scores = score(F, boxes)
+    assert scores["cc_ext"][0] > 0.9 and scores["r_ext"][0] < 0.4
+    assert (F[1:][boxes.extension[1:].numpy()] == 0.123).all()
 
 
 def test_measured_data_of_any_space_group_are_extended():

@@ -5,8 +5,10 @@ import sys
 import numpy as np
 import pytest
 
+from xrd_helpers.cif import read_cif
 from xrd_helpers.known_molecule import (
     MoleculeError,
+    drawn_molecules,
     from_geometry,
     read_molecules,
     scrambled,
@@ -112,9 +114,63 @@ def test_a_file_is_taken_as_it_stands(tmp_path, suffix):
     np.testing.assert_allclose(molecule.conformers, mol.GetConformer().GetPositions()[None, heavy], atol=1e-3)
 
 
+MOL2 = """@<TRIPOS>MOLECULE
+acetamide
+9 8 1 0 0
+SMALL
+USER_CHARGES
+@<TRIPOS>ATOM
+1 C1 -1.3800 -0.1900 0.0000 C.3 1 ACM 0.0
+2 C2 0.0900 0.1300 0.0000 C.2 1 ACM 0.0
+3 O1 0.5000 1.2800 0.0000 O.2 1 ACM 0.0
+4 N1 0.9100 -0.9200 0.0000 N.am 1 ACM 0.0
+5 H1 -1.5600 -1.2600 0.0000 H 1 ACM 0.0
+6 H2 -1.8400 0.2600 0.8900 H 1 ACM 0.0
+7 H3 -1.8400 0.2600 -0.8900 H 1 ACM 0.0
+8 H4 1.9000 -0.7700 0.0000 H 1 ACM 0.0
+9 H5 0.5500 -1.8600 0.0000 H 1 ACM 0.0
+@<TRIPOS>BOND
+1 1 2 1
+2 2 3 2
+3 2 4 am
+4 1 5 1
+5 1 6 1
+6 1 7 1
+7 4 8 1
+8 4 9 1
+"""  # written by hand, after the format of Tripos; distances of Jeffrey et al. (1980), Acta Cryst. B36, 2292, about
+
+
+def test_a_mol2_file_is_taken_as_it_stands(tmp_path):
+    path = tmp_path / "acetamide.mol2"
+    path.write_text(MOL2)
+    molecule = one(str(path))
+    assert molecule.formula == "C2H5NO" and molecule.labels == ["C1", "C2", "O1", "N1"]
+    np.testing.assert_allclose(molecule.conformers[0][2], [0.5, 1.28, 0], atol=1e-4)
+    assert sorted(map(sorted, molecule.bonds.tolist())) == [[0, 1], [1, 2], [1, 3]]
+    assert molecule.n_hydrogen.tolist() == [3, 0, 0, 2] and len(molecule.torsions) == 0
+    path.write_text(MOL2.replace("@<TRIPOS>ATOM", "ATOMS"))
+    with pytest.raises(MoleculeError, match="acetamide.mol2 holds no molecule"):
+        one(str(path))
+
+
 def test_a_crystal_file_gives_whole_molecules():
     found = read_molecules("data/molecules/glycine_dihydrate.cif")
     assert [(m.formula, n) for m, n in found] == [("C2H5NO2", 1), ("H2O", 2)]
+
+
+@pytest.mark.parametrize("name, smiles", [
+    ("paracetamol", ["CC(=O)Nc1ccc(O)cc1"]), ("ornithine_hydrochloride", ["[NH3+]CCC[C@H]([NH3+])C(=O)[O-]", "[Cl-]"]),
+    ("dithioquinacridone", ["S=c1c2ccccc2[nH]c2cc3c(=S)c4ccccc4[nH]c3cc12"]),
+    ("glycine_dihydrate", ["[NH3+]CC([O-])=O", "2*O"])])
+def test_a_published_crystal_is_drawn_as_a_chemist_would(name, smiles):
+    found = drawn_molecules(read_cif(f"data/molecules/{name}.cif"))
+    expected = [(Chem.CanonSmiles(text.removeprefix("2*")), 2 if text[0] == "2" else 1) for text in smiles]
+    assert [(m.name, n) for m, n in found] == expected
+
+
+def test_no_drawing_is_made_of_what_is_no_molecule():
+    assert drawn_molecules(read_cif("data/simple/titanium_dioxide.cif")) is None
 
 
 def test_bonds_of_a_geometry_are_told_by_distance():

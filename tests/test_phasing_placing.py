@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gemmi
 import numpy as np
@@ -10,6 +11,7 @@ from xrd_helpers.cli import app
 from xrd_helpers.config import UserError
 from xrd_helpers.crystals import Crystal, all_operators
 from xrd_helpers.known_molecule import from_geometry, read_molecules, turn
+from xrd_helpers.phasing import placing
 from xrd_helpers.phasing.climbing import climb, data_of, score
 from xrd_helpers.phasing.distances import distances_of, refine, rigid_distances
 from xrd_helpers.phasing.origin import match_atoms, solved
@@ -149,6 +151,28 @@ def test_a_molecule_on_a_centre_is_brought_to_its_symmetry():
     assert kept.tolist() == [True] * 3 + [False] * 3 and (occ == 1).all() and not disordered.any()
 
 
+def test_restraints_for_shelxl_name_every_bond_and_angle_once():
+    crystal = read_cif("data/molecules/paracetamol.cif")
+    names = [f"{e}{i}" for i, e in enumerate(crystal.elements)]
+    assert placing.shelx_restraints(crystal, names, 0.9) == []
+    lines = placing.shelx_restraints(crystal, names, 2.5)
+    assert max(map(len, lines)) <= 80
+    found = {"DFIX": {}, "DANG": {}}
+    for kind, length, sigma, *atoms in map(str.split, lines):
+        assert float(sigma) == {"DFIX": 0.02, "DANG": 0.04}[kind]
+        for pair in zip(atoms[::2], atoms[1::2]):
+            assert frozenset(pair) not in found[kind]
+            found[kind][frozenset(pair)] = float(length)
+    # C8H9NO2 has a ring: 20 atoms and 20 bonds, and Σ n (n - 1) / 2 angles of atoms with n neighbours:
+    # 7 of three (six of the ring, C=O), one N, one CH3 with four, one O with two
+    assert len(found["DFIX"]) == 20 and len(found["DANG"]) == 8 * 3 + 6 + 1
+    place = {name: gemmi.Fractional(*x) for name, x in zip(names, crystal.fract)}
+    for pairs in found.values():
+        for (a, b), length in ((tuple(pair), length) for pair, length in pairs.items()):
+            image = crystal.small_structure().cell.find_nearest_image(*(crystal.cell.orthogonalize(place[x]) for x in (a, b)))
+            assert image.dist() == pytest.approx(length, abs=6e-4)
+
+
 def water():
     return read_molecules("O")[0][0]
 
@@ -175,9 +199,12 @@ def test_contradictions_are_said():
 
 
 def test_paracetamol_is_found_from_its_drawing_at_two_and_a_half_angstrom():
-    crystal = read_cif("data/molecules/paracetamol.cif")
+    crystal, told = read_cif("data/molecules/paracetamol.cif"), []
     (molecule, _), = read_molecules("CC(=O)Nc1ccc(O)cc1")
-    solution = place(calculated(crystal, 2.5), [molecule], minutes=0.3)
+    solution = place(calculated(crystal, 2.5), [molecule], minutes=0.3, watch=told.append)
+    assert len(told) > 2 and told[0].starts == 0 and told[0].r1 == float("inf")
+    assert told[-1].starts == solution.trials and 0 < told[-1].seconds < solution.seconds + 0.1
+    assert all(a.seconds <= b.seconds and a.starts <= b.starts for a, b in zip(told, told[1:]))
     heavy = np.array(solution.elements) != "H"
     assert solved(solution.fract[heavy], crystal)
     assert solution.r1 < 0.12 and (~heavy).sum() == 9
@@ -236,6 +263,7 @@ def test_the_command_line_places_a_molecule_and_writes_its_files(job):
     done = run(hkl, "--molecule", "CC(=O)Nc1ccc(O)cc1", "--d-min", 2.5, "--minutes", 0.3)
     assert done.exit_code == 0, done.output
     assert "1 C8H9NO2 in the asymmetric unit" in done.output
+    assert "placing C8H9NO2 until the answer is certain, 0.3 minutes at most\n" in done.output  # before the search
     written = read_cif(hkl.parent / "paracetamol_xrd" / "paracetamol.cif")
     assert solved(written.fract[written.heavy], crystal)
     res = (hkl.parent / "paracetamol_xrd" / "paracetamol.res").read_text()
@@ -253,6 +281,29 @@ def test_the_space_group_is_searched_with_a_molecule(job):
     assert solved(written.fract[written.heavy], crystal)
 
 
+def test_of_two_molecules_the_lower_r1_is_the_likelier_one(monkeypatch):
+    monkeypatch.setattr(placing, "calibration", lambda: {"pairs": {"weight": 5.0, "limit": 0.01}})
+    p = placing.preferences([SimpleNamespace(r1=0.1), SimpleNamespace(r1=0.2)])
+    # logistic function of 5 ln 2: 1 / (1 + 2**-5) = 32 / 33, and no nearer to 1 than the limit
+    np.testing.assert_allclose(p, [0.005 + 0.99 * 32 / 33, 0.005 + 0.99 / 33])
+    p = placing.preferences([SimpleNamespace(r1=r) for r in (0.3, 0.3, 0.3, 1e-9)])
+    assert p[0] == p[1] == p[2] and p.sum() == pytest.approx(1) and p[3] == pytest.approx(1 - 0.01 * 3 / 4, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_of_two_isomers_the_right_one_is_named_and_both_where_they_are_one(job):
+    hkl, _ = job
+    wanted = ["--molecule", "CC(=O)Nc1ccc(O)cc1", "--d-min", 2.0, "--minutes", 0.05]
+    done = run(hkl, *wanted, "--or", "CNC(=O)c1ccc(O)cc1", "--or", "C" * 30, "--out", hkl.parent / "isomers")
+    assert done.exit_code == 0, done.output
+    assert "The data prefer CC(=O)Nc1ccc(O)cc1:" in done.output and "\nCNC(=O)c1ccc(O)cc1: R1 0." in done.output
+    assert "\n" + "C" * 30 + ": the asymmetric unit of" in done.output and "Solved in P 1 21/n 1" in done.output
+    again = "Oc1ccc(NC(C)=O)cc1"  # the same, written from the other end
+    done = run(hkl, *wanted, "--or", again, "--out", hkl.parent / "same")
+    told = done.output.split("The data do not tell ")[1].split(". The first")[0]
+    assert sorted(told.split(" from ")) == sorted([wanted[1], again])
+
+
 @pytest.mark.slow
 def test_a_fragment_is_completed(job):
     hkl, crystal = job
@@ -264,7 +315,10 @@ def test_a_fragment_is_completed(job):
 
 @pytest.mark.parametrize("arguments, says", [
     (["--molecule", "CC(=O)Nc1ccc(O)cc1", "--fragment", "CC"], "either --molecule"),
-    (["--molecule", "C[NH3+]"], "counter-ion"), (["--molecule", "CCC("], "no SMILES")])
+    (["--molecule", "C[NH3+]"], "counter-ion"), (["--molecule", "CCC("], "no SMILES"),
+    (["--molecule", "CCO", "--extend", "shell_mean"], "--extend is for structures of which no molecule is known"),
+    (["--or", "CCO"], "give that, too"),
+    (["--fragment", "CCO", "--engine", "shelxt"], "leave out --fragment")])
 def test_contradictions_on_the_command_line_are_sentences(job, arguments, says):
-    done = run(job[0], *arguments, "--out", job[0].parent / "contradictions")
+    done = run(job[0], *arguments, "--out", job[0].parent / "nothing")
     assert isinstance(done.exception, UserError) and says in str(done.exception)

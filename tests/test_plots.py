@@ -9,27 +9,34 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.collections import LineCollection
 
 from xrd_helpers import locate, viewer
 from xrd_helpers.baselines import KNOW_NOTHING
 from xrd_helpers.cif import read_cif
 from xrd_helpers.crystals import Crystal
 from xrd_helpers.gridding import AmplitudeBoxes, Box
+from xrd_helpers.known_molecule import from_geometry, read_molecules
 from xrd_helpers.models import MODELS
 from xrd_helpers.plots import (
     COLOURS,
     ELEMENTS,
     plot_calibration,
     plot_cells,
+    plot_conformers,
     plot_density,
     plot_extension,
     plot_history,
     plot_match,
     plot_molecule,
+    plot_overlay,
+    plot_packing,
     plot_phasing_time,
     plot_r_by_resolution,
+    plot_search,
     plot_solve_rate,
     plot_solved_with,
+    plot_torsions,
 )
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.viewer import browse_layers
@@ -407,6 +414,74 @@ def test_benchmark_of_one_program_or_of_nothing_solved():
 
 
 # ---- the calibration of phasing ----
+
+
+# --- a known molecule ---
+
+
+def segments(ax):
+    return np.concatenate([np.array(lines.get_segments()).reshape(-1, 2, 2) for lines in ax.collections
+                           if isinstance(lines, LineCollection)])
+
+
+def test_conformers_are_laid_over_each_other():
+    (molecule, _), = read_molecules("CC(=O)Nc1ccc(O)cc1")
+    left, right = plot_conformers(molecule).axes
+    assert left.get_title() == "C8H9NO2, 2 torsions to turn" and left.images[0].get_array().shape[2] in (3, 4)
+    assert len(segments(right)) == 11 * len(molecule.conformers) and right.get_xlabel() == "Å"
+    given = from_geometry(["C", "O"], [[0, 0, 0], [1.43, 0, 0]], "given")
+    left, right = plot_conformers(given).axes
+    assert not left.images and np.linalg.norm(np.diff(segments(right)[0], axis=0)) == pytest.approx(1.43)
+
+
+def test_the_search_shows_each_placement_where_its_amplitudes_put_it():
+    F = np.array([1.0, 2.0, 4.0, 3.0])
+    made = [SimpleNamespace(amplitude=a, r1=r1, fresh=fresh) for a, r1, fresh in
+            ((5 * F, 0.05, True), (F[::-1], 0.5, False), (F + 1, 0.2, True))]
+    fig = plot_search([made[1:], made[:1]], F, lambda p: p.r1 < 0.1)
+    points = {line.get_label(): line.get_xydata() for line in fig.axes[0].lines}
+    np.testing.assert_allclose(points["the published structure, from a random start"], [[2, 1]])
+    np.testing.assert_allclose(points["another one, from a random start"], [[1, 1]])
+    np.testing.assert_allclose(points["another one, from a changed placement"], [[1.45, np.corrcoef(F, F[::-1])[0, 1]]])
+    assert fig.axes[1].lines[0].get_ydata() == [0.05] and fig.axes[1].get_ylabel() == "R1"
+
+
+def test_packing_has_every_molecule_of_the_cell_once():
+    # bonds: atoms + rings - 1; the second sits on inversion centres
+    for name, molecules, bonds in (("paracetamol", 4, 11 + 1 - 1), ("biphenylyl_diimine", 2, 30 + 4 - 1)):
+        crystal = read_cif(locate(f"data/molecules/{name}.cif"))
+        fig = plot_packing(crystal)
+        for ax in fig.axes:
+            assert len(segments(ax)) == molecules * bonds, name
+    # a monoclinic cell seen along b: its outline has the angle and lengths of the cell
+    crystal = read_cif(locate("data/molecules/paracetamol.cif"))
+    along = {ax.get_title(): ax for ax in plot_packing(crystal).axes}
+    x = along["along b"].lines[0].get_xydata()
+    edges = x[1] - x[0], x[3] - x[0]
+    assert [np.linalg.norm(e) for e in edges] == pytest.approx([crystal.cell.c, crystal.cell.a])
+    cos = edges[0] @ edges[1] / crystal.cell.a / crystal.cell.c
+    assert cos == pytest.approx(np.cos(np.radians(crystal.cell.beta)), abs=1e-6)
+
+
+def test_the_overlay_says_how_far_each_atom_is():
+    crystal = read_cif(locate("data/molecules/paracetamol.cif"))
+    moved = crystal.fract.copy()
+    orth = np.array(crystal.cell.orth.mat.tolist())
+    moved[3] += np.linalg.inv(orth) @ [0.3, 0, 0]
+    rot, tran = 1 - moved, 0.5  # in another hand and origin, which P 21/n allows
+    found = SimpleNamespace(fract=rot + tran, elements=crystal.elements)
+    left, right = plot_overlay(found, crystal).axes
+    heights = [bar.get_height() for bar in right.patches]
+    assert len(heights) == 11 and max(heights) == pytest.approx(0.3, abs=1e-3) and np.median(heights) < 1e-6
+    assert right.get_ylabel().endswith("Å") and len(segments(left)) == 22
+
+
+def test_success_against_torsions():
+    table = pd.DataFrame({"d_min": 2.0, "torsions": [2, 2, 16, 16], "solved": [True, True, True, False],
+                          "seconds": [1.0, 2.0, 30.0, 60.0]})
+    left, right = plot_torsions(table).axes
+    assert left.lines[0].get_xydata().tolist() == [[2, 100], [16, 50]] and left.get_xlabel() == "torsions"
+    assert right.lines[0].get_ydata().tolist() == [1, 2, 30] and right.lines[1].get_xydata().tolist() == [[16, 60]]
 
 
 def test_calibration_shows_shares_counts_and_thresholds():

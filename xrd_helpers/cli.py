@@ -10,8 +10,6 @@ import typer
 from xrd_helpers import __version__
 from xrd_helpers.config import UserError, refuse_to_overwrite
 
-KNOWN_MINUTES = 5  # that a search for known molecules may take
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Network = Annotated[
@@ -21,6 +19,11 @@ Elements = Annotated[str, typer.Option(help="As in 'C H N O', where no file stat
 Formula = Annotated[str, typer.Option(help="Of one formula unit, as C8H9NO2, in place of that of the file.")]
 Z = Annotated[int, typer.Option("--z", min=0, help="Formula units in the cell. Default: as many as fill it best.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of these names, if there are any.")]
+
+Molecules = Annotated[
+    list[str], typer.Option(help="A molecule that is known: SMILES or .mol, .sdf, .mol2, .xyz, .cif; again for each "
+                                 "component, with a count as in '2*O' for two of water.")
+]
 
 
 def _print_version(wanted: bool):
@@ -194,7 +197,8 @@ def evaluate(
     out: Annotated[str, typer.Option(help="The table, as CSV: a row a crystal and method.")],
     model: Annotated[
         list[str],
-        typer.Option(help="A file in weights, as unet; a path to one; phase_first; or all. May be given again.")
+        typer.Option(help="A file in weights, as unet; a path to one; phase_first; or all. May be given again. molecule_first, "
+                          "which all leaves out, knows the molecules besides, read by RDKit from the crystals themselves.")
     ] = ["all"],
     network: Network = [],
     solve: Annotated[int, typer.Option(min=0, help="Phase that many of the crystals from every method's amplitudes.")] = 0,
@@ -216,6 +220,7 @@ def evaluate(
     from xrd_helpers.baselines import shell_mean
     from xrd_helpers.cif_folders import collect
     from xrd_helpers.gridding import check_resolutions, find_box
+    from xrd_helpers.known_molecule import drawn_molecules
     from xrd_helpers.simulate import Faults
     from xrd_helpers.weights import load_models
 
@@ -226,15 +231,20 @@ def evaluate(
     if os.path.isdir(out) or not os.access(os.path.dirname(out) or ".", os.W_OK):
         raise UserError(f"--out {out} cannot be written: name a file in a folder that exists")
     _find_networks(network)
-    models = load_models([name for name in model if name != "phase_first"], amplitude_box)
+    models = load_models([name for name in model if name not in ("phase_first", "molecule_first")], amplitude_box)
     try:
         found = collect(sources, amplitude_box, d_target, keep_disordered, workers, progress=True)
         print("\n".join(f"{label:<48}{number:>8}" for label, number in found.rows))
         if not found.crystals:
             raise UserError(f"none of the {found.n_files} files gave a crystal that fits the {box} box to {d_target:g} Å")
-        methods = ev.methods_of(models, shell_mean(curve, **settings), bool({"all", "phase_first"} & set(model)), trials, seed)
+        known = None
+        if "molecule_first" in model:
+            known = [drawn_molecules(crystal) for crystal in found.crystals]
+            print(f"{'molecules known, for molecule_first':<48}{sum(map(bool, known)):>8}")
+        methods = ev.methods_of(models, shell_mean(curve, **settings), bool({"all", "phase_first"} & set(model)), trials, seed,
+                                "molecule_first" in model)
         result = ev.evaluate(found.crystals, methods, **settings, faults=faults, n_solve=solve, trials=trials, seed=seed,
-                             progress=True)
+                             progress=True, molecules=known)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -261,6 +271,7 @@ def extend(
                                "shell_mean.")
     ] = "phase_first",
     network: Network = [],
+    molecule: Molecules = [],
     about: Annotated[str, typer.Option(help="The .ins or .cif with cell and symmetry. Default: that beside the file.")] = "",
     out: Annotated[
         str, typer.Option(help="Path of what is written, without suffix, or a folder. Default: FILE with _extended.")
@@ -280,16 +291,29 @@ def extend(
     from pathlib import Path
 
     from xrd_helpers import inference
-    from xrd_helpers.phasing.job import with_contents
+    from xrd_helpers.known_molecule import read_molecules
+    from xrd_helpers.phasing.job import MINUTES_KNOWN, with_contents
+    from xrd_helpers.phasing.output import search_on_terminal
     from xrd_helpers.reflection_files import read_measured
 
     _find_networks(network)
-    measured, symbols = with_contents(read_measured(file, about or None), formula, z, elements), []
+    if molecule and model not in ("phase_first", "molecule_first"):
+        raise UserError(f"--model {model} knows no molecules: leave out --molecule, or --model")
+    known, measured, symbols = read_molecules(molecule), read_measured(file, about or None), []
+    if not known:
+        measured = with_contents(measured, formula, z, elements)
     stem = measured.files[0].with_name(measured.files[0].stem + "_extended")
     if out:
         stem = Path(out) / stem.name if Path(out).is_dir() else Path(out)
     refuse_to_overwrite(inference.extended_files(stem, measured, csv, cif, mtz).values(), overwrite)
-    result, trained, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
+    if known:
+        model = "molecule_first"
+        print(_placing(known, MINUTES_KNOWN), flush=True)
+        with search_on_terminal(MINUTES_KNOWN) as watch:
+            result, trained, words = inference.extend_by(model, measured, symbols, d_target, seed=seed, molecules=known,
+                                                         watch=watch)
+    else:
+        result, trained, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
     if not measured.elements:
         symbols = ["C", "H", "N", "O"]
         print("no file states the elements: C, H, N and O were taken; correct SFAC, or give --elements")
@@ -298,6 +322,12 @@ def extend(
     print(words)
     print("\n".join(f"Note: {note}." for note in measured.notes), end="\n" * bool(measured.notes))
     print("wrote " + ", ".join(map(str, paths)))
+
+
+def _placing(known, minutes):
+    """What happens next, for minutes of silence where there is no terminal for a bar."""
+    names = " + ".join(f"{n} {part.formula}" if n > 1 else part.formula for part, n in known)
+    return f"placing {names} until the answer is certain, {minutes:g} minutes at most"
 
 
 @app.command(epilog="Example: xrd solve job.hkl --formula C8H9NO2 --z 4")
@@ -317,9 +347,10 @@ def solve(
     engine: Annotated[str, typer.Option(help="auto (SHELXT where it is found), shelxt or charge_flipping.")] = "auto",
     shelxt: Annotated[str, typer.Option(help="Path of the SHELXT program. Default: look for it on PATH.")] = "",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that SHELXT may take.")] = 600,
-    molecule: Annotated[
-        list[str], typer.Option(help="A molecule that is known: SMILES or .mol, .sdf, .mol2, .xyz, .cif; again for each "
-                                     "component, with a count as in '2*O' for two of water.")
+    molecule: Molecules = [],
+    or_: Annotated[
+        list[str], typer.Option("--or", help="What the first --molecule may be instead, an isomer perhaps; may be given again. "
+                                             "Each is placed, and those that the data do not tell apart are named.")
     ] = [],
     fragment: Annotated[list[str], typer.Option(help="The same for a part of the molecule; the rest is built.")] = [],
     trials: Annotated[int, typer.Option(min=0, help="Random starts of charge flipping, at most; 0: what the time allows.")] = 0,
@@ -459,13 +490,14 @@ def _solve_row(file, folder, options):
 
 
 def _solve_file(file, say, *, about, elements, formula, z, spacegroup, extend, network, engine, shelxt, timeout, molecule,
-                fragment, trials, effort, minutes, seed, d_min, out, overwrite):
+                or_, fragment, trials, effort, minutes, seed, d_min, out, overwrite):
     """Solve one file with the options of ``solve``, and tell `say` in words; returns ``output.summary``."""
     from pathlib import Path
 
     from xrd_helpers.known_molecule import read_molecules
     from xrd_helpers.phasing import job, output
     from xrd_helpers.phasing.charge_flipping import minutes_of
+    from xrd_helpers.phasing.placing import shelx_restraints
     from xrd_helpers.phasing.shelxt import find_shelxt
     from xrd_helpers.reflection_files import read_measured
 
@@ -475,11 +507,17 @@ def _solve_file(file, say, *, about, elements, formula, z, spacegroup, extend, n
         raise UserError("give either --molecule, for all that is in the crystal, or --fragment, for a part of it")
     if fragment and spacegroup == "search":
         raise UserError("--fragment wants one space group: name it instead of search")
+    if (molecule or fragment) and (extend or engine == "shelxt"):
+        raise UserError(f"{'--extend' if extend else '--engine shelxt'} is for structures of which no molecule is known: "
+                        f"leave it out, or leave out {'--molecule' if molecule else '--fragment'}")
+    if or_ and not molecule:
+        raise UserError("--or names what the first --molecule may be instead: give that, too")
     known = read_molecules(molecule or fragment)
+    alternatives = {text: read_molecules([text, *molecule[1:]]) for text in [*molecule[:1], *or_]} if or_ else {}
     program = find_shelxt(shelxt) if engine != "charge_flipping" and not known else None
     if engine == "shelxt" and program is None:
         raise UserError("no SHELXT program was found: name it with --shelxt, or use --engine charge_flipping")
-    minutes = minutes or (KNOWN_MINUTES if molecule or fragment else minutes_of(effort))
+    minutes = minutes or (job.MINUTES_KNOWN if known else minutes_of(effort))
     search = spacegroup == "search"
     measured = job.prepared(read_measured(file, about or None), "" if search else spacegroup, d_min)
     if not molecule:
@@ -488,6 +526,8 @@ def _solve_file(file, say, *, about, elements, formula, z, spacegroup, extend, n
     refuse_to_overwrite(output.may_be_written(folder / measured.files[0].stem), overwrite)
     merged = measured.merge()
     say(output.describe_data(measured, merged))
+    for molecules in alternatives.values() or ([known] if known else ()):
+        say(_placing(molecules, minutes))
     extra = None
     if extend:
         from xrd_helpers.inference import extend_by
@@ -496,20 +536,27 @@ def _solve_file(file, say, *, about, elements, formula, z, spacegroup, extend, n
         extended, _, words = extend_by(extend, measured, (), 0.8, trials, seed)
         extra = extended.predicted
         say(f"{len(extra)} reflections predicted by {extend}. {words}")
-    if molecule:
-        solved = job.solve_with_molecules(measured, known, search, minutes, seed)
-    elif fragment:
-        solved = job.solve_with_fragment(measured, known, minutes, seed)
-    elif program:
+    ranked = None
+    if program:
         solved = job.solve_with_shelxt(measured, folder / "shelxt", program, extra, timeout, output.watch_on_terminal)
     else:
         with output.search_on_terminal(minutes) as watch:
-            solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch)
-    words = output.verdict(solved.solution, solved.tried)
+            if alternatives:
+                ranked = job.solve_with_alternatives(measured, alternatives, search, minutes, seed, watch)
+                solved = ranked[0].solved
+            elif molecule:
+                solved = job.solve_with_molecules(measured, known, search, minutes, seed, watch)
+            elif fragment:
+                solved = job.solve_with_fragment(measured, known, minutes, seed, watch)
+            else:
+                solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch)
+    words = (f"{job.compared(ranked)}\n" if ranked else "") + output.verdict(solved.solution, solved.tried)
     say(words)
     paths = [output.write_listing(folder / measured.files[0].stem, measured, solved, words)]
     if solved.solution is not None:
-        paths += output.write_solution(folder / measured.files[0].stem, solved.solution, measured)
+        names = output.labels(solved.solution.elements)
+        lines = shelx_restraints(solved.solution, names, merged.d_min) if molecule else ()
+        paths += output.write_solution(folder / measured.files[0].stem, solved.solution, measured, names, lines)
     say(f"wrote {', '.join(path.name for path in paths)} into {folder}")
     return {"file": str(file), **output.summary(measured, solved.solution), "folder": str(folder)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from .baselines import KNOW_NOTHING, know_nothing
 from .config import UserError, atomic_path, write_json
 from .gridding import BOXES, OWN, amplitude_boxes, check_resolutions, to_box_setting
-from .inference import phase_first_boxes
+from .inference import molecule_first_boxes, phase_first_boxes
 from .metrics import SCORES, correlation, r_factor, score
 from .models import PattersonNet
 from .phasing.job import phase
@@ -27,6 +27,7 @@ from .weights import predict
 from .wilson import ShellMean, volume_shells
 
 TRUE, NOTHING = "true amplitudes", "nothing added"  # phased beside the methods: what is the most, and the least
+MOLECULE_FIRST = "molecule first (molecule known)"  # the others know the formula at most
 N_SHELLS = 8
 
 
@@ -43,7 +44,7 @@ class Evaluation:
     resolution: pd.DataFrame
 
 
-def methods_of(models, mean: ShellMean, phase_first=True, trials=16, seed=0) -> dict:
+def methods_of(models, mean: ShellMean, phase_first=True, trials=16, seed=0, molecule_first=False) -> dict:
     """The methods of a table by their names, each a function of AmplitudeBoxes: networks, phase first, what knows nothing.
 
     Parameters
@@ -51,16 +52,19 @@ def methods_of(models, mean: ShellMean, phase_first=True, trials=16, seed=0) -> 
     models : {title: (network, what its file says)}, as ``weights.load_models`` gives them
     mean : what is known of any crystal
     phase_first : whether the row is wanted, each crystal with `trials` starts; PattersonNet, or else the mean, stands in
+    molecule_first : the same of that row, for which ``evaluate`` has to be given the molecules
     """
     methods = {title: partial(predict, network) for title, (network, _) in models.items()}
+    otherwise = methods.get(PattersonNet.title, mean.predict)
     if phase_first:
-        otherwise = methods.get(PattersonNet.title, mean.predict)
         methods["phase first"] = partial(phase_first_boxes, otherwise=otherwise, trials=trials, seed=seed)
+    if molecule_first:
+        methods[MOLECULE_FIRST] = partial(molecule_first_boxes, otherwise=otherwise, seed=seed)
     return methods | know_nothing(mean, seed)
 
 
 def evaluate(crystals, methods, box=BOXES["monoclinic"], d_input=1.5, d_target=0.8, *, faults=Faults(), n_solve=0, trials=8,
-             seed=0, batch_size=32, progress=False) -> Evaluation:
+             seed=0, batch_size=32, progress=False, molecules=None) -> Evaluation:
     """Score methods on crystals that fit the box, some of them to be phased, `batch_size` in memory at a time.
 
     Parameters
@@ -72,6 +76,7 @@ def evaluate(crystals, methods, box=BOXES["monoclinic"], d_input=1.5, d_target=0
         amplitudes guided by every method's, from the true ones, and from the measured ones alone. The latter stand for
         ``zero fill`` as well: who adds nothing leaves the reflections out.
     faults : what is hidden from the methods or disturbed
+    molecules : (KnownMolecule, count) pairs of each crystal, for MOLECULE_FIRST; none where they are not known
 
     Raises
     ------
@@ -91,6 +96,9 @@ def evaluate(crystals, methods, box=BOXES["monoclinic"], d_input=1.5, d_target=0
         part = crystals[first:first + batch_size]
         set_up = [to_box_setting(crystal) for crystal in part]
         boxes, = amplitude_boxes(set_up, box, d_input, d_target)
+        if molecules:
+            boxes = replace(boxes, samples=tuple(sample._replace(molecules=tuple(known or ())) for sample, known in
+                                                 zip(boxes.samples, molecules[first:first + len(part)])))
         seen = boxes
         if faults:
             seen, boxes = faults.apply(boxes, seed, range(first, first + len(part)))

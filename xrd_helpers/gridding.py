@@ -216,6 +216,7 @@ class Sample(NamedTuple):
     cell: gemmi.UnitCell
     spacegroup: gemmi.SpaceGroup
     contents: dict[str, float]  # {symbol: atoms in the asymmetric unit}; empty where the formula is not known
+    molecules: tuple = ()       # (KnownMolecule, count) each, where they are known
 
 
 @dataclass

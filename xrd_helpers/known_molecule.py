@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import lcm
 from pathlib import Path
 
 import gemmi
@@ -29,6 +31,12 @@ OTHER_VOLUME = 35.0
 DOUBLE = 0.895    # of the sum of covalent radii: C=C is 0.88 of it, C=N 0.87, the C-N of an amide 0.905, biphenyl 0.98
 OFF_AXIS = 0.3    # Å, atoms nearer to the axis of a torsion are not turned by it
 SPACING = 0.95    # Å between hydrogen and its parent as X-rays see it (C-H; SHELXL's AFIX 43 has 0.95, AFIX 13 1.00)
+
+
+# what an atom alone is: hydrogen of water and ammonium may be missing
+IONS = {"O": ("O", 0), "N": ("[NH4+]", 1), **{e: (f"[{e}-]", -1) for e in ("F", "Cl", "Br", "I")},
+        **{e: (f"[{e}+]", 1) for e in ("Li", "Na", "K", "Rb", "Cs")}}
+CHARGED = {("N", 1), ("P", 1), ("O", -1), ("S", -1), ("N", -1), ("B", -1), ("C", -1)}  # as they are drawn
 
 
 class MoleculeError(UserError):
@@ -428,8 +436,11 @@ def superpose(moving, fixed, parent_first=False):
     return (u @ np.diag([1, 1, sign]) @ vt).T
 
 
-def scrambled(molecule: KnownMolecule, n, seed=0) -> KnownMolecule:
-    """The same molecule with n conformers in which every torsion has a random angle: a published geometry tells no angles."""
+def scrambled(molecule: KnownMolecule, n, seed=0, spread=None) -> KnownMolecule:
+    """The same molecule with n conformers in which every torsion has a random angle: a published geometry tells no angles.
+
+    spread : standard deviation from the angle that it has, in radians; by default any angle
+    """
     rng = np.random.default_rng(seed)
     made = []
     for k in range(n):
@@ -438,7 +449,7 @@ def scrambled(molecule: KnownMolecule, n, seed=0) -> KnownMolecule:
             rows = np.concatenate([torsion.side, len(molecule) + np.flatnonzero(
                 np.isin(molecule.parents, [*torsion.side, torsion.b]))])
             axis = xyz[torsion.b] - xyz[torsion.a]
-            end, angle = xyz[torsion.b].copy(), rng.uniform(-np.pi, np.pi)
+            end, angle = xyz[torsion.b].copy(), rng.uniform(-np.pi, np.pi) if spread is None else rng.normal(0, spread)
             xyz[rows] = turn(xyz[rows] - end, axis / np.linalg.norm(axis), angle) + end
         made.append(xyz)
     made = np.array(made)
@@ -449,3 +460,78 @@ def turn(xyz, axis, angle):
     """Points (n, 3) turned about an axis (3,) of length 1 through the origin by an angle in radians (Rodrigues)."""
     cos, sin = np.cos(angle), np.sin(angle)
     return xyz * cos + np.cross(axis, xyz) * sin + np.outer(xyz @ axis, axis) * (1 - cos)
+
+
+# --- the molecules of a published crystal, as a chemist would draw them ---
+
+
+def drawn_molecules(crystal) -> list[tuple[KnownMolecule, int]] | None:
+    """What ``read_molecules`` would give for a published Crystal: of its atoms the bonds alone are kept.
+
+    Bond orders and charges follow from the distances (RDKit's rdDetermineBonds; Kim & Kim, 2015, Bull. Korean Chem. Soc. 36,
+    1769). None where that makes no molecule one would draw, as of most metal complexes, or the charges do not add up.
+    """
+    found = molecules_in(crystal)
+    choices = [list(_drawn(_rdkit(), [crystal.elements[i] for i in m.atom], m.xyz, m.bonds)) for m, _ in found]
+    if not found or not all(choices):
+        return None
+    amounts, picked = [n for _, n in found], [options[0] for options in choices]
+
+    def charge(some):
+        return sum(q * n for (_, q), n in zip(some, amounts))
+
+    for i, options in enumerate(choices):  # another charge of one molecule, where those of all do not add up
+        if charge(picked):
+            tried = [[*picked[:i], option, *picked[i + 1:]] for option in options]
+            picked = next((some for some in tried if not charge(some)), picked)
+    if charge(picked):
+        return None
+    return [(read_molecules(smiles)[0][0], n) for smiles, n in formula_unit([smiles for smiles, _ in picked], amounts)]
+
+
+def molecules_in(crystal):
+    """[(``bonds.whole_molecules`` entry, amount in the asymmetric unit as a Fraction)], those of hydrogen alone left out."""
+    molecules = [m for m in whole_molecules(crystal.fract, crystal.elements, crystal.cell, crystal.spacegroup)
+                 if crystal.heavy[m.atom].any()]
+    return [(m, Fraction(float(crystal.occ[m.atom[m.own]].sum()) / len(m.atom)).limit_denominator(12)) for m in molecules]
+
+
+def formula_unit(names, amounts):
+    """[(name, how many in a formula unit)] of molecules by name, from their amounts in the asymmetric unit."""
+    total = {name: sum(n for other, n in zip(names, amounts) if other == name) for name in names}
+    ratio = [n / min(total.values()) for n in total.values()]
+    common = lcm(*(r.denominator for r in ratio))
+    return [(name, int(r * common)) for name, r in zip(total, ratio)]
+
+
+def _drawn(Chem, elements, xyz, bonds):
+    """(SMILES, charge) that atoms may be, the least charged first."""
+    from rdkit.Chem import rdDetermineBonds
+
+    elements = ["H" if e == "D" else e for e in elements]
+    if len(elements) == 1:
+        if elements[0] in IONS:
+            yield IONS[elements[0]]
+        return
+    mol = Chem.RWMol(Chem.MolFromXYZBlock(f"{len(elements)}\n\n" + "\n".join(
+        f"{e} {x:.4f} {y:.4f} {z:.4f}" for e, (x, y, z) in zip(elements, xyz))))
+    for a, b in bonds.tolist():
+        mol.AddBond(a, b, Chem.BondType.SINGLE)
+    for charge in (0, 1, -1, 2, -2):
+        try:
+            made = Chem.Mol(mol.GetMol())
+            rdDetermineBonds.DetermineBondOrders(made, charge=charge, maxIterations=2000)
+            Chem.SanitizeMol(made)
+            Chem.AssignStereochemistryFrom3D(made)
+        except (ValueError, RuntimeError):
+            continue
+        if _sensible(Chem, made):
+            yield Chem.MolToSmiles(Chem.RemoveHs(made)), charge
+
+
+def _sensible(Chem, mol):
+    """Whether a chemist would draw it: no radicals, few charges, and those where they are usual."""
+    charged = [(a.GetSymbol(), a.GetFormalCharge()) for a in mol.GetAtoms() if a.GetFormalCharge()]
+    return (not any(a.GetNumRadicalElectrons() for a in mol.GetAtoms()) and set(charged) <= CHARGED and len(charged) <= 6
+            and sum(symbol == "C" for symbol, _ in charged) < 2
+            and not mol.GetSubstructMatches(Chem.MolFromSmarts("[N,n;+](~[O-])~[O-]")))

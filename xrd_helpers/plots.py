@@ -7,6 +7,7 @@ from itertools import cycle, product
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.collections import LineCollection
 from matplotlib.patches import Circle, Polygon
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import map_coordinates, spline_filter
@@ -17,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from .baselines import KNOW_NOTHING
 from .bonds import covalent_radii, whole_molecules
 from .crystals import all_operators
+from .known_molecule import superpose
 from .phasing.origin import hands, match_atoms, match_solution
 from .phasing.output import labels
 
@@ -305,7 +307,7 @@ def _draw_density(ax, views, rho, cell):
         voxel = np.moveaxis(xyz @ frac.T * rho.shape, -1, 0)
         return map_coordinates(coefficients, voxel, order=3, mode="grid-wrap", prefilter=False)
 
-    typical = np.median(np.concatenate([at(view.molecule.xyz) for view in views]))
+    typical = np.median(np.concatenate([at(view.molecule.xyz[~np.isin(view.elements, ["H", "D"])]) for view in views]))
     steps = [m * 10.0**k for k in range(-3, 3) for m in (1, 2, 5)]
     step = min(steps, key=lambda step: abs(step - typical / LEVELS))
     levels = list(step * np.arange(1, 2 * LEVELS))
@@ -328,6 +330,166 @@ def _draw_density(ax, views, rho, cell):
         "largest density along the view")
     end = f" to {levels[2 * LEVELS - 2]:g}, then doubled" if len(levels) >= 2 * LEVELS else ""
     ax.set_title(f"{what}\na line every {step:g} e/Å³{end}", fontsize=9)
+
+
+# --- a known molecule (notebook 08) ---
+
+
+def plot_conformers(molecule):
+    """A ``KnownMolecule`` as drawn, with the names of its atoms (not, where a geometry was given), and its conformers laid over
+    each other."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    fig.suptitle(molecule.name)
+    left.set(title=f"{molecule.formula}, {len(molecule.torsions)} torsions to turn")
+    if molecule.source is not None:
+        left.imshow(_drawing(molecule))
+    left.set_axis_off()
+    first = molecule.conformers[0] - molecule.conformers[0].mean(0)
+    axes = np.linalg.svd(first)[2]
+    for k, xyz in enumerate(molecule.conformers):
+        laid = (xyz - xyz.mean(0)) @ superpose(xyz, first).T @ axes.T
+        _sticks(right, laid[:, :2], molecule.bonds, f"C{k % 10}", lw=1.2, alpha=0.7)
+    right.set(title=f"{len(molecule.conformers)} conformers", xlabel="Å", ylabel="Å", aspect="equal")
+    return fig
+
+
+def _drawing(molecule):
+    """The structural formula as an image (rows, columns, 4)."""
+    from io import BytesIO
+
+    from rdkit import Chem
+    from rdkit.Chem.Draw import rdMolDraw2D
+
+    mol = Chem.Mol(molecule.source)
+    heavy = [atom for atom in mol.GetAtoms() if atom.GetAtomicNum() > 1]
+    for atom, label in zip(heavy, molecule.labels):
+        atom.SetProp("atomNote", label)
+    drawer = rdMolDraw2D.MolDraw2DCairo(1000, 800)
+    drawer.drawOptions().annotationFontScale = 0.6
+    rdMolDraw2D.PrepareAndDrawMolecule(drawer, Chem.RemoveHs(mol))
+    drawer.FinishDrawing()
+    return plt.imread(BytesIO(drawer.GetDrawingText()))
+
+
+def _sticks(ax, xy, bonds, color, **style):
+    """Bonds (m, 2) of atoms xy (n, 2) as lines, an atom without a bond as a dot."""
+    ax.add_collection(LineCollection([xy[[i, j]] for i, j in bonds], color=color, capstyle="round", **style))
+    alone = np.setdiff1d(np.arange(len(xy)), np.ravel(bonds).astype(int))
+    ax.plot(*xy[alone].T, "o", color=color, ms=4)
+    ax.update_datalim(xy)
+    ax.autoscale_view()
+
+
+def plot_search(rounds, F, right):
+    """How well placements explain the amplitudes, one dot each that was refined, the best of a round first.
+
+    Parameters
+    ----------
+    rounds : what ``placing.Search.round`` returned, one after the other; F (n,) of the search, as in ``Search.data``
+    right : function of a Placement, whether it is the published structure
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    rows = [(i + 0.9 * k / len(made), np.corrcoef(p.amplitude, F)[0, 1], p.r1, bool(right(p)), p.fresh)
+            for i, made in enumerate(rounds, 1) for k, p in enumerate(sorted(made, key=lambda p: p.r1))]
+    x, *values, is_right, fresh = (np.array(column) for column in zip(*rows))
+    for ax, y, name in zip(axes, values, ("correlation of |F|", "R1")):
+        for mask, color, label in ((is_right, "C2", "the published structure"), (~is_right, "0.6", "another one")):
+            for chosen, marker, how in ((fresh, "o", "from a random start"), (~fresh, "^", "from a changed placement")):
+                ax.plot(x[mask & chosen], y[mask & chosen], marker, color=color, ms=4, label=f"{label}, {how}")
+        ax.set(xlabel="round of the search", ylabel=name, xticks=np.arange(len(rounds)) + 1)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return fig
+
+
+def plot_packing(structure, title=""):
+    """All molecules of the cell, without hydrogen, seen along its two shortest axes."""
+    orth, group = np.array(structure.cell.orth.mat.tolist()), structure.spacegroup
+    heavy = np.flatnonzero(np.array(structure.elements) != "H")
+    elements = [structure.elements[i] for i in heavy]
+    rot, tran = all_operators(group)
+    molecules, seen = [], set()
+    for molecule in whole_molecules(structure.fract[heavy], elements, structure.cell, group):
+        for images in np.einsum("gij,nj->gni", rot, molecule.xyz @ np.linalg.inv(orth).T) + tran[:, None]:
+            images = images - np.floor(images.mean(0) + 1e-3)
+            key = len(images), *np.round(images.mean(0), 2)
+            if key not in seen:  # a molecule on a special position comes back on itself
+                seen.add(key)
+                molecules.append((images, molecule.bonds, [elements[i] for i in molecule.atom]))
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for ax, along in zip(axes, np.argsort(structure.cell.parameters[:3])):
+        i, j = (along + 1) % 3, (along + 2) % 3
+        across = orth[:, i] - orth[:, i] @ orth[:, along] * orth[:, along] / (orth[:, along] @ orth[:, along])
+        x, z = across / np.linalg.norm(across), orth[:, along] / np.linalg.norm(orth[:, along])
+        view = np.array([x, np.cross(z, x)]) @ orth                           # (2, 3), of fractions
+        corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) @ view[:, [i, j]].T
+        ax.plot(*corners.T, "k-", lw=0.8)
+        for corner, letter in zip(corners[[1, 3]], ("abc"[i], "abc"[j])):
+            ax.text(*(corner + 0.5 * corner / np.linalg.norm(corner)), letter, ha="center", va="center", style="italic",
+                    path_effects=[withStroke(linewidth=3, foreground="white")])
+        ax.update_datalim(1.08 * corners)
+        for images, bonds, names in molecules:
+            xy = images @ view.T
+            _sticks(ax, xy, bonds, "0.5", lw=1.5)
+            other = [k for k, e in enumerate(names) if e != "C"]
+            ax.scatter(*xy[other].T, s=22, c=[ELEMENTS.get(names[k], METAL) for k in other], zorder=3)
+        ax.set(title=f"along {'abc'[along]}", xlabel="Å", ylabel="Å", aspect="equal")
+    there = sorted({e for *_, names in molecules for e in names} - {"C"})
+    fig.legend([plt.Line2D([], [], ls="", marker="o", color=ELEMENTS.get(e, METAL)) for e in there], there,
+               loc="outside right center", frameon=False)
+    fig.suptitle(title)
+    return fig
+
+
+def plot_overlay(solution, crystal):
+    """Found atoms over the published ones, seen along the least extent, and how far each is from its published place."""
+    orth, heavy = np.array(crystal.cell.orth.mat.tolist()), np.flatnonzero(crystal.heavy)
+    parts = whole_molecules(crystal.fract[heavy], [crystal.elements[i] for i in heavy], crystal.cell, crystal.spacegroup)
+    true = np.concatenate([part.xyz[part.own] for part in parts])
+    names = np.array(labels(solution.elements))[np.array(solution.elements) != "H"]
+    match = match_atoms(solution.fract[np.array(solution.elements) != "H"], true @ np.linalg.inv(orth).T, crystal.cell,
+                        crystal.spacegroup)
+    found = match.fract @ orth.T
+    axes = np.linalg.svd(true - true.mean(0))[2]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(1, 1.3))
+    for xyz, color, lw, name in ((true, "0.75", 5, "published"), (found, "C3", 1.5, "found")):
+        apart = np.linalg.norm(xyz[:, None] - xyz, axis=-1)
+        _sticks(left, (xyz - true.mean(0)) @ axes[:2].T, np.argwhere(np.triu((apart < 1.9) & (apart > 0.6))), color, lw=lw,
+                label=name)
+    left.set(xlabel="Å", ylabel="Å", aspect="equal")
+    left.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 1.14), ncols=2)
+    i, j = match.pairs.T
+    away = np.linalg.norm(found[i] - true[j], axis=1)
+    order = np.argsort(i)
+    right.bar(names[i][order], away[order], color="C3")
+    right.axhline(np.median(away), color="grey", ls="--", label=f"median {np.median(away):.2f} Å")
+    right.set(ylabel="distance from the published atom / Å")
+    right.tick_params(axis="x", rotation=90)
+    right.legend(frameon=False)
+    fig.suptitle(f"{crystal.name}: {match.n_matched} of {match.n_true} atoms within 0.5 Å, rms {match.rms:.2f} Å")
+    return fig
+
+
+def plot_torsions(table):
+    """Share of made-up chains that were solved, with bars of one standard deviation (Wilson's interval), and the seconds each
+    took, against the number of torsions.
+
+    ``table`` is that of ``benchmarks/known_molecule.py --torsions``: a row a chain and d_min, with torsions, solved, seconds.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    for i, (d_min, rows) in enumerate(table.groupby("d_min")):
+        groups = rows.groupby("torsions")["solved"].agg(["sum", "size"])
+        k, n = groups.to_numpy(float).T
+        middle, half = _wilson(k, n)
+        left.errorbar(groups.index, 100 * k / n, 100 * np.maximum([k / n - middle + half, middle + half - k / n], 0),
+                      fmt="o-", ms=4, capsize=2, color=f"C{i}", label=f"{d_min:g} Å, {int(n.min())}-{int(n.max())} chains each")
+        for solved, marker, name in ((True, "o", "solved"), (False, "x", "not solved")):
+            some = rows[rows["solved"].astype(bool) == solved]
+            right.plot(some["torsions"], some["seconds"], marker, color=f"C{i}", ms=4, ls="", label=f"{d_min:g} Å, {name}")
+    left.set(xlabel="torsions", ylabel="solved / %", ylim=(-3, 103))
+    right.set(xlabel="torsions", ylabel="s a chain", yscale="log")
+    for ax in (left, right):
+        ax.legend(frameon=False, fontsize=8)
+    return fig
 
 
 def plot_calibration(found=None):

@@ -94,7 +94,7 @@ class PattersonMap:
 
     def _geometry(self):
         """``maps``: peaks at the origin, the distance from it, Harker planes and lines. ``numbers`` of the crystal."""
-        cell, group, contents = self.sample
+        cell, group, contents = self.sample[:3]
         n, orth = np.array(self.size), np.array(cell.orth.mat.tolist())
         u = np.stack(np.meshgrid(*(np.arange(points) / whole for points, whole in zip(self.fold.shape(n), n)),
                                  indexing="ij"), -1)

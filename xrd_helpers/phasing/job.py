@@ -18,12 +18,13 @@ from ..shelx import formula_units
 from . import charge_flipping, shelxt
 from .charge_flipping import ATOM_VOLUME
 from .peaks import without_hydrogen
-from .placing import Arrangement, Part, completed, place
+from .placing import TOLD_APART, Arrangement, Part, PlacingError, completed, place, preferences
 from .solution import PhasingError, Solution
 from .spacegroups import candidates, laue_group, moved_to, without_absences
 from .verdict import weigh_solution
 
 LEAST = 20  # reflections, fewer than which are no data
+MINUTES_KNOWN = 5.0  # that a search for known molecules may take
 
 
 class Solved(NamedTuple):
@@ -199,20 +200,69 @@ def _where(measured, search):
     return replace(measured, spacegroup=without_absences(measured.spacegroup)), candidates(measured)
 
 
-def solve_with_molecules(measured: Measured, molecules, search=False, minutes=5.0, seed=0) -> Solved:
+def solve_with_molecules(measured: Measured, molecules, search=False, minutes=MINUTES_KNOWN, seed=0, watch=None) -> Solved:
     """Known molecules placed in the cell; molecules as ``known_molecule.read_molecules`` gives them, see ``placing.place``."""
     measured, groups = _where(measured, search)
     known, counts = zip(*molecules)
-    solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups)
+    solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups, watch=watch)
     return Solved(solution, [(solution.spacegroup, float("nan"))])
 
 
-def solve_with_fragment(measured: Measured, fragments, minutes=5.0, seed=0) -> Solved:
+class Alternative(NamedTuple):
+    """One of several molecules that may be in the crystal.
+
+    solved : None where it cannot fill the cell, which `refused` says; probability : that it is the one, if one of them is
+    """
+
+    name: str
+    solved: Solved | None
+    probability: float = 0.0
+    refused: str = ""
+
+
+def solve_with_alternatives(measured: Measured, alternatives, search=False, minutes=MINUTES_KNOWN, seed=0, watch=None):
+    """``solve_with_molecules`` of each of several; list of Alternative, the likeliest first.
+
+    Parameters
+    ----------
+    alternatives : {name: list of (KnownMolecule, count)}; minutes : for each
+
+    Raises
+    ------
+    PlacingError
+        If none of them can fill the cell.
+    """
+    found, refused = [], []
+    for name, molecules in alternatives.items():
+        try:
+            found.append(Alternative(name, solve_with_molecules(measured, molecules, search, minutes, seed, watch)))
+        except PlacingError as error:
+            refused.append(Alternative(name, None, refused=str(error)))
+    if not found:
+        raise PlacingError(refused[0].refused)
+    p = preferences([one.solved.solution for one in found]).tolist()
+    return sorted((one._replace(probability=x) for one, x in zip(found, p)), key=lambda one: -one.probability) + refused
+
+
+def compared(alternatives) -> str:
+    """Which of several molecules it is, in words; those that the data do not tell apart are all named."""
+    rows = [f"{one.name}: {one.refused}" if one.refused else
+            f"{one.name}: R1 {one.solved.solution.r1:.3f}, {one.solved.solution.evidence.r_free:.3f} for reflections left out, "
+            f"{one.solved.solution.verdict}; probability {one.probability:.3f}, if it is one of these" for one in alternatives]
+    total = np.cumsum([one.probability for one in alternatives])
+    likely = [one.name for one in alternatives[:int(np.searchsorted(total, TOLD_APART)) + 1]]
+    said = (f"The data prefer {likely[0]}:" if len(likely) == 1 else
+            f"The data do not tell {' from '.join(likely)}. The first of them:")
+    return "\n".join([*rows, said])
+
+
+def solve_with_fragment(measured: Measured, fragments, minutes=MINUTES_KNOWN, seed=0, watch=None) -> Solved:
     """Known parts of the molecules placed in the cell, the other atoms from maps with their phases."""
     known, counts = zip(*fragments)
     parts = tuple(Part(row, 1) for row, n in enumerate(counts) for _ in range(n))
     merged = measured.merge()
-    solution = place(merged, known, minutes=minutes, seed=seed, chosen=Arrangement(parts, Fraction(1), float("nan")))
+    chosen = Arrangement(parts, Fraction(1), float("nan"))
+    solution = place(merged, known, minutes=minutes, seed=seed, chosen=chosen, watch=watch)
     return Solved(completed(solution, merged, measured.elements), [(measured.spacegroup, float("nan"))])
 
 

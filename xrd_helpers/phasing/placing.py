@@ -21,13 +21,14 @@ import gemmi
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from ..bonds import whole_molecules
 from ..compiled import compiled
 from ..config import UserError
 from ..crystals import all_operators
 from ..known_molecule import with_hydrogen, with_more_conformers
-from .charge_flipping import one_thread
+from .charge_flipping import Progress, one_thread
 from .climbing import Joints, add_waves, climb, data_of, draw, mutate, r_factors, score
-from .distances import Distances, distances_of, refine, rigid_distances
+from .distances import SIGMAS, Distances, distances_of, refine, rigid_distances
 from .origin import match_atoms
 from .peaks import without_hydrogen
 from .refine import Model, Refiner
@@ -60,6 +61,8 @@ SMALL, MOSTLY = 5, 0.6         # atoms of a small molecule; share of all atoms t
 BASE_ROUNDS, GROW = 6, 64      # rounds of the large ones alone; places that are tried for a small one
 BEFORE_MORE, MORE_CONFORMERS = 4, 24  # rounds after which conformers are added, and how many
 FOLDS = 5
+RESTRAINED = 1.2               # Å, data that end beyond are refined with restraints
+TOLD_APART = 0.95              # probability above which one of several molecules is named alone
 
 
 class PlacingError(UserError):
@@ -118,7 +121,7 @@ class Evidence:
         return (f"{self.contents}; R1 {self.r_free:.3f} for reflections left out of it; {found}, and the best of the "
                 f"placements that differ has R1 {self.next_r1:.3f}; the shortest distance between molecules is "
                 f"{self.contact:.2f} Å; probability {self.probability:.3f} that the atoms are where they are. An isomer or a "
-                "homologue may fit as well: place it, too, and compare R1")
+                "homologue may fit as well: place it, too (--or), and compare R1")
 
 
 class Placement(NamedTuple):
@@ -280,8 +283,9 @@ class Search:
         self.molecules = [with_more_conformers(m, MORE_CONFORMERS, seed) for m in self.molecules]
         self.conformers = self._side_by_side()
 
-    def round(self, rng, deadline):
-        """Draw, climb, refine; what is found goes into the pool."""
+    def round(self, rng, deadline, tell=lambda: None):
+        """Draw, climb, refine; what is found goes into the pool. tell : is called between these. Returns what was refined."""
+        tell()
         if self.rounds and self.rounds % BEFORE_MORE == 0 and deadline - time.perf_counter() > 10:
             self.more_conformers(int(rng.integers(2**31)))
         data, n_hkl = self.data, len(self.d)
@@ -291,7 +295,7 @@ class Search:
         grown = 0
         if self.base:
             if self.rounds < BASE_ROUNDS:
-                self.base.round(rng, deadline)
+                self.base.round(rng, deadline, tell)
             grown = fresh // 2
         starts = [self._drawn(DRAWN, fresh - grown, rng)]
         if grown:
@@ -311,7 +315,9 @@ class Search:
         xyz, free, chosen, origin = xyz[keep], free[keep], chosen[keep], origin[keep]
         counts = np.array([self._count(d) for d in np.concatenate([np.linspace(middle, d_min, steady // 3),
                                                                    np.full(steady - steady // 3, d_min)])])
+        tell()
         climb(xyz, free, data, self.joints, counts, np.linspace(1, 0.2, steady).astype(np.float32))
+        tell()
         r = r_factors(xyz, data, n_hkl)
         self.cost_of_step = (time.perf_counter() - began) / begun / sum(STEPS)
         made = []
@@ -321,6 +327,7 @@ class Search:
                 break
         self.tried, self.rounds = self.tried + begun, self.rounds + 1
         self._pool(made)
+        return made
 
     def _drawn(self, n, best, rng):
         """(xyz, free, chosen) of the best of n random placements at FROM Å."""
@@ -563,6 +570,19 @@ def probability(evidence: Evidence) -> float:
     return float(np.clip(1 / (1 + np.exp(-total)), fitted["limit"], 0.5 if doubtful else 1 - fitted["limit"]))
 
 
+def preferences(solutions) -> np.ndarray:
+    """Probability (n,) that each of several molecules placed in the same data is the right one, if one of them is.
+
+    Between two of them it is a logistic function of ln of the ratio of their R1 (``benchmarks/known_molecule_verdict.py
+    --pairs``), and no nearer to 0 and 1 than the number of pairs in it allows.
+    """
+    fitted = calibration()["pairs"]
+    likely = np.log(np.maximum([solution.r1 for solution in solutions], 0.005)) * -fitted["weight"]
+    p = np.exp(likely - likely.max())
+    limit = fitted["limit"]
+    return limit / len(p) + (1 - limit) * p / p.sum()
+
+
 def is_certain(search) -> bool:
     """Whether to stop looking: the best placement is good, was found again, and the next different one is far off."""
     if not search.pool:
@@ -577,7 +597,7 @@ def is_certain(search) -> bool:
 
 
 @one_thread()
-def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=None, chosen=None) -> Solution:
+def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=None, chosen=None, watch=None) -> Solution:
     """Find known molecules in a cell.
 
     Parameters
@@ -587,6 +607,7 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
     minutes : when to give up; the search ends before that when its answer is certain (``is_certain``)
     groups : sequence of gemmi.SpaceGroup in which the structure may be, as for ``charge_flipping.solve``
     chosen : Arrangement, by default those that the volume allows
+    watch : function that is called now and then with a Progress
 
     Returns
     -------
@@ -613,6 +634,12 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
         raise refused
     options.sort(key=lambda option: option[:2])  # the likeliest of each group first
     searches, best = [], None
+
+    def tell():
+        if watch:
+            watch(Progress(sum(search.tried for search in searches), time.perf_counter() - began,
+                           best.pool[0].r1 if best else np.inf, np.nan))
+
     # whatever the time, two rounds: compiling may have used it up
     while time.perf_counter() < deadline or (best is None or best.rounds < 2):
         # every option once or twice, then the best one two times of three
@@ -623,8 +650,9 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
             searches.append(search := Search(options[len(searches)][2], molecules, options[len(searches)][3]))
         else:
             search = searches[int(np.argmin(rounds))]
-        search.round(rng, deadline)
+        search.round(rng, deadline, tell)
         best = min((s for s in searches if s.pool), key=lambda s: s.pool[0].cost, default=None)
+        tell()
         if best and is_certain(best):
             break
     return solution_of(best, time.perf_counter() - began)
@@ -729,6 +757,35 @@ def completed(solution: Solution, reflections, elements) -> Solution:
     evidence = weigh(model, refiner, elements or model.elements)
     return replace(solution, fract=model.fract % 1, heights=model.heights, elements=model.elements, u_iso=model.u_iso,
                    occ=model.occ, rho=refiner.map(model), r1=model.r1, engine="known fragment", evidence=evidence)
+
+
+def shelx_restraints(solution: Solution, names, d_min) -> list[str]:
+    """DFIX of the bonds and DANG of the distances across one angle, as lines for SHELXL; none for data beyond RESTRAINED Å.
+
+    Distances are those of the atoms as placed, which were held to those of the molecule. Pairs of which one atom is an
+    equivalent of one in the list are left out.
+
+    Parameters
+    ----------
+    names : (n,) of the atoms; d_min : Å, of the data
+    """
+    pairs = {"DFIX": {}, "DANG": {}}
+    for molecule in whole_molecules(solution.fract, solution.elements, solution.cell, solution.spacegroup):
+        near, bonds = [set() for _ in molecule.atom], set(map(tuple, molecule.bonds.tolist()))
+        for a, b in bonds:
+            near[a].add(b)
+            near[b].add(a)
+        across = {pair for around in near for pair in combinations(sorted(around), 2)} - bonds
+        for kind, some in (("DFIX", sorted(bonds)), ("DANG", sorted(across))):
+            for a, b in some:
+                if molecule.own[[a, b]].all():
+                    length = f"{np.linalg.norm(molecule.xyz[a] - molecule.xyz[b]):.3f}"
+                    pairs[kind].setdefault(length, []).append(f"{names[molecule.atom[a]]} {names[molecule.atom[b]]}")
+    lines = []
+    for kind, sigma in (("DFIX", SIGMAS[0]), ("DANG", 2 * SIGMAS[0])):
+        for length, named in sorted(pairs[kind].items()):
+            lines += [f"{kind} {length} {sigma:g} {' '.join(named[i:i + 6])}" for i in range(0, len(named), 6)]
+    return lines if d_min > RESTRAINED else []
 
 
 def left_out(search, xyz, u, distances: Distances, seed=0) -> float:
