@@ -4,9 +4,9 @@ Real molecules of P2₁/c, P2₁, P-1 and P2₁2₁2₁ of one part of SPLIT.csv
 processor time a crystal at most (the engine's clock is set to that, so that other work on the machine does not count). A
 structure is solved when 80 % of its non-H atoms are found within 0.5 Å at the best allowed origin and hand. Variants: the
 *engine*; *no omission*, starts completed from difference maps alone (effort quick); *no restraints*; *one origin* for each
-start; *no guide*, the phases of a start make its first atoms alone; *elements only*, no numbers of atoms. What riding
-hydrogen is worth stands in every row: cc_ext of the amplitudes to 0.8 Å that were not given, from all atoms and from those
-that are not hydrogen.
+start; *no guide*, the phases of a start make its first atoms alone; *no hydrogen*, none is put
+onto the atoms found; *elements only*, no numbers of atoms. cc_ext is the correlation of the amplitudes to 0.8 Å that were not
+given with the true ones.
 
 A row is written as soon as it is there, and none is done twice: a run goes on where the last one stopped.
 
@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from xrd_helpers.cif import read_cif
 from xrd_helpers.config import UserError, run_folder, write_json
-from xrd_helpers.crystals import Crystal
 from xrd_helpers.phasing import charge_flipping, phase
 from xrd_helpers.phasing.building import Atoms, Builder, Chain
 from xrd_helpers.phasing.origin import match_solution
@@ -41,7 +40,7 @@ from xrd_helpers.structure_factors import structure_factors
 from xrd_helpers.summary import git_state, machine
 
 GROUPS = {14, 4, 2, 19}
-VARIANTS = ("engine", "no omission", "no restraints", "one origin", "no guide", "elements only")
+VARIANTS = ("engine", "no omission", "no restraints", "one origin", "no guide", "no hydrogen", "elements only")
 TRIALS = {"no omission": 24}   # what the engine used before it built
 ROUNDS = 50                    # whose time is taken
 
@@ -75,20 +74,19 @@ def search(crystal, data, variant, seconds):
             stack.enter_context(mock.patch.object(charge_flipping, "ORIGINS", 1))
         if variant == "no guide":
             stack.enter_context(mock.patch.object(Chain, "follow", lambda self, until: None))
+        if variant == "no hydrogen":
+            stack.enter_context(mock.patch.object(charge_flipping, "with_hydrogen", lambda refiner, model, most: model))
         began = time.process_time()
         minutes = 0 if variant == "no omission" else seconds / 60
         found = phase(data, elements, TRIALS.get(variant), minutes=minutes)
         return found, time.process_time() - began
 
 
-def cc_ext(solution, crystal, d_min, hydrogen, d_target=0.8):
+def cc_ext(solution, crystal, d_min, d_target=0.8):
     """Correlation with the true amplitudes from d_min to d_target of those of a solution."""
     hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_target)
     hkl = hkl[crystal.cell.calculate_d_array(hkl.astype(np.int32)) < d_min]
-    kept = np.array([hydrogen or element != "H" for element in solution.elements])
-    atoms = Crystal("", solution.cell, solution.spacegroup, tuple(np.array(solution.elements)[kept]), solution.fract[kept],
-                    solution.u_iso[kept], solution.occ[kept])
-    found, true = (np.abs(structure_factors(one, hkl)) for one in (atoms, crystal))
+    found, true = (np.abs(structure_factors(one, hkl)) for one in (solution.as_crystal(), crystal))
     return float(np.corrcoef(found, true)[0, 1]) if len(hkl) > 1 else np.nan
 
 
@@ -149,8 +147,7 @@ def main():
             "held": found.evidence.held if found else np.nan, "expected": found.evidence.expected if found else np.nan,
             "probability": found.probability if found else 0.0, "trials": found.trials if found else 0, "seconds": seconds,
             "hydrogen": found.elements.count("H") if found else 0,
-            **{name: cc_ext(found, crystal, d_min, hydrogen) if found else np.nan
-               for name, hydrogen in (("cc_ext", True), ("cc_ext_heavy", False))}}
+            "cc_ext": cc_ext(found, crystal, d_min) if found else np.nan}
         pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False)
     report(path, crystals, given)
 
