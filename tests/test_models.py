@@ -11,7 +11,7 @@ from scipy.special import erf
 from torch import nn
 
 from xrd_helpers.models import MODELS, FFTUNet, UNet, XRDTransformer
-from xrd_helpers.models.base import amplitudes, start_constant
+from xrd_helpers.models.base import amplitudes
 from xrd_helpers.models.fft_unet import ResFBlock
 from xrd_helpers.models.unet import DoubleConv
 
@@ -26,10 +26,14 @@ class Known(NamedTuple):
     target: torch.Tensor
     absent: torch.Tensor
 
+    box = None  # not looked at in the published form
 
-SMALL = {"unet": UNet.Config(widths=(3, 4), bottleneck=5), "fft_unet": FFTUNet.Config(widths=(3, 4), bottleneck=5),
-         "xrd_transformer": XRDTransformer.Config(shape=SHAPE, dim=16, depth=2, n_heads=4, mlp_ratio=2)}
-each_model = pytest.mark.parametrize("name", SMALL)  # the published ones; PattersonNet has a file of its own
+
+SMALL = {"unet": UNet.Config(widths=(3, 4), bottleneck=5, published=True),
+         "fft_unet": FFTUNet.Config(widths=(3, 4), bottleneck=5, published=True),
+         "xrd_transformer": XRDTransformer.Config(shape=SHAPE, dim=16, depth=2, n_heads=4, mlp_ratio=2, dropout=0.1,
+                                                  published=True)}
+each_model = pytest.mark.parametrize("name", SMALL)  # in the published form; PattersonNet has a file of its own
 
 
 def randomised(model, seed=0):
@@ -186,7 +190,7 @@ def test_res_f_block_equals_its_formula_on_odd_and_even_sizes(shape):
 
 
 def test_double_conv_is_convolution_norm_gelu_twice():
-    layers = [type(layer) for layer in DoubleConv(1, 2)]
+    layers = [type(layer) for layer in DoubleConv(1, 2, published=True)]
     assert layers == [nn.Conv3d, nn.InstanceNorm3d, nn.GELU] * 2
 
 
@@ -220,7 +224,7 @@ def n_transformer(shape, dim, depth, mlp_ratio):
 
 def test_published_sizes_have_the_parameters_of_the_closed_forms():
     with torch.device("meta"):
-        counts = {name: count(MODELS[name]()) for name in SMALL}
+        counts = {name: count(MODELS[name](MODELS[name].Config(**MODELS[name].PUBLISHED))) for name in SMALL}
     assert counts == {"unet": n_unet(64, 128, 256), "fft_unet": n_unet(64, 128, 256, n_res_f),
                       "xrd_transformer": n_transformer((26, 18, 23), 128, 5, 4)}
     assert counts["xrd_transformer"] == 994_989, "the published transformer prints 994 K"
@@ -229,18 +233,18 @@ def test_published_sizes_have_the_parameters_of_the_closed_forms():
 @pytest.mark.parametrize("widths", [(4, 8, 16), (5, 3, 7), (2, 2, 2)])
 def test_counts_follow_the_widths(widths):
     *levels, bottleneck = widths
-    assert count(UNet(UNet.Config(tuple(levels), bottleneck))) == n_unet(*widths)
-    assert count(FFTUNet(FFTUNet.Config(tuple(levels), bottleneck))) == n_unet(*widths, n_res_f)
+    assert count(UNet(UNet.Config(tuple(levels), bottleneck, True))) == n_unet(*widths)
+    assert count(FFTUNet(FFTUNet.Config(tuple(levels), bottleneck, True))) == n_unet(*widths, n_res_f)
 
 
 @pytest.mark.parametrize("shape, dim, depth, mlp_ratio", [((7, 6, 5), 16, 1, 4), ((7, 6, 5), 16, 3, 2), ((4, 9, 2), 20, 2, 1)])
 def test_counts_follow_the_depth_and_the_width(shape, dim, depth, mlp_ratio):
-    config = XRDTransformer.Config(shape=shape, dim=dim, depth=depth, mlp_ratio=mlp_ratio)
+    config = XRDTransformer.Config(shape=shape, dim=dim, depth=depth, mlp_ratio=mlp_ratio, published=True)
     assert count(XRDTransformer(config)) == n_transformer(shape, dim, depth, mlp_ratio)
 
 
 def test_three_levels_work_too():
-    F_out = randomised(UNet(UNet.Config(widths=(2, 3, 4), bottleneck=5)))(random_inputs(1, (17, 18, 23)))
+    F_out = randomised(UNet(UNet.Config(widths=(2, 3, 4), bottleneck=5, published=True)))(random_inputs(1, (17, 18, 23)))
     assert F_out.shape == (1, 17, 18, 23)
 
 
@@ -300,7 +304,7 @@ def test_an_untrained_model_says_one_amplitude_everywhere(name):
 
 
 def test_a_started_head_still_learns():
-    head = start_constant(nn.Linear(3, 1))
+    head = UNet().started(nn.Linear(3, 1))
     head(torch.ones(1, 3)).sum().backward()
     assert (head.weight.grad != 0).all() and (head.bias.grad != 0).all()
 

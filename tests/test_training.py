@@ -29,8 +29,8 @@ from xrd_helpers.weights import load_model, predict
 
 CPU = Device("cpu", precision="32-true")
 SETTINGS = dict(**LIMITS, batch_size=2, ema=0.0, device=CPU)
-SMALL = {"unet": UNet.Config((8, 16), 16), "fft_unet": FFTUNet.Config((8, 12), 12),
-         "xrd_transformer": XRDTransformer.Config(shape=TINY.shape, dim=64, depth=1, mlp_ratio=2, dropout=0.0)}
+SMALL = {"unet": UNet.Config((8, 16), 16, True), "fft_unet": FFTUNet.Config((8, 12), 12, True),
+         "xrd_transformer": XRDTransformer.Config(shape=TINY.shape, dim=64, depth=1, mlp_ratio=2, published=True)}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def new_model(name="unet", config=None, seed=0):
 
 
 def thin(seed=0):
-    return new_model(config=UNet.Config((2, 3), 4), seed=seed)
+    return new_model(config=UNet.Config((2, 3), 4, True), seed=seed)
 
 
 def weights(model):
@@ -453,7 +453,7 @@ def test_a_checkpoint_of_a_wider_model_says_so(crystals, tmp_path):
     fit(thin(), crystals[:4], None, **settings)
     other = r"training with model UNet.Config\(widths=\(2, 3\).*, not UNet.Config\(widths=\(4, 6\)"
     with pytest.raises(UserError, match=other):
-        fit(new_model(config=UNet.Config((4, 6), 8)), crystals[:4], None, **settings)
+        fit(new_model(config=UNet.Config((4, 6), 8, True)), crystals[:4], None, **settings)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 pickled", None])

@@ -156,6 +156,7 @@ def train(
     nodes: Annotated[int, typer.Option(min=1, help="Nodes, as started by torchrun or SLURM.")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Processes that make crystals; 0 for none beside this one.")] = 1,
     checkpoint_minutes: Annotated[float, typer.Option(min=0, help="Minutes that a killed run loses at most.")] = 5,
+    published: Annotated[bool, typer.Option("--published", help="A UNet or transformer in its published form.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of weights.")] = False,
 ):
     """Train a model that extends amplitudes. The same command goes on where it was killed."""
@@ -170,8 +171,9 @@ def train(
         made = training.train(
             model, out, budget, training.Device(device, devices, nodes, precision), crystals=crystals, recipe=recipe,
             box=find_box(box), d_input=d_input, d_target=d_target, n_validation=n_validation, workers=workers, seed=seed,
-            start=start, overwrite=overwrite, faults=Faults(tuple(d_min) if any(d_min) else None, missing, noise),
-            n_validations=n_validations, batch_size=batch_size, lr=lr, ema=ema, checkpoint_minutes=checkpoint_minutes)
+            start=start, published=published, overwrite=overwrite,
+            faults=Faults(tuple(d_min) if any(d_min) else None, missing, noise), n_validations=n_validations,
+            batch_size=batch_size, lr=lr, ema=ema, checkpoint_minutes=checkpoint_minutes)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -15,7 +15,7 @@ import timeit
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -461,7 +461,8 @@ def describe(history, validation, model, training=(), *, box=BOXES["monoclinic"]
 
 
 def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="molecules", box=BOXES["monoclinic"], d_input=1.5,
-          d_target=0.8, n_validation=32, workers=1, seed=0, start="", run="", overwrite=False, **options) -> dict:
+          d_target=0.8, n_validation=32, workers=1, seed=0, start="", published=False, run="", overwrite=False,
+          **options) -> dict:
     """Train a network and write its weights to `out`, with a CSV log beside it; returns what describes them.
 
     Parameters
@@ -469,6 +470,7 @@ def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="m
     name : one of ``models.MODELS``, or your own (``models.find_model``)
     crystals, recipe, n_validation, workers : see ``sources.training_sets``
     start : a file of weights of the same model to begin with; its crystals and minutes are counted in the description.
+    published : the form in which the network was published, where it has one besides ours.
     run : name of the run, for the description.
     options : as for ``fit``; a killed training goes on from ``<out>.checkpoint`` with the same call.
     """
@@ -485,7 +487,12 @@ def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="m
     model_class = MODELS[name]
     if box is OWN and not model_class.any_box:
         raise UserError(f"{model_class.title} needs one box for all crystals: choose {', '.join(BOXES)}")
-    model = model_class(model_class.config_for(box, d_target))
+    config = model_class.config_for(box, d_target)
+    if published:
+        if not model_class.PUBLISHED:
+            raise UserError(f"{model_class.title} has no published form besides the one here")
+        config = replace(config, **model_class.PUBLISHED)
+    model = model_class(config)
     before = {}
     if start:
         begun, before = load_model(start)

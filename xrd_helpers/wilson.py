@@ -10,6 +10,7 @@ from .gridding import AmplitudeBoxes
 
 N_SHELLS = 10    # of equal count, for E and for permuting
 UNKNOWN_R = 0.6  # r_ext of amplitudes of which nothing but the fall-off is known (DESIGN.md, section 7)
+MEAN_E = {True: 0.798, False: 0.886}  # mean of |E|, centric and acentric (Wilson, 1949, Acta Cryst. 2, 318)
 
 
 def shells(d, n_shells=N_SHELLS) -> np.ndarray:
@@ -115,3 +116,30 @@ class ShellMean:
             d = boxes.d[i].double().numpy()
             F[i][beyond] = self.at(F[i][measured], d[measured], d[beyond])
         return F
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one crystal of boxes lets expect of itself, without any knowledge of its structure.
+
+    E2 : (n,) E² of the measured reflections, in the flat voxels of the box: zero elsewhere, and where absent
+    voxels : (m,) flat voxels of the reflections to be predicted, each once
+    F : (m,) scaled amplitudes that are expected there: the shell mean, times what ε and centric reflections change in the
+        mean of |E|
+    """
+
+    E2: np.ndarray
+    voxels: np.ndarray
+    F: np.ndarray
+
+    @classmethod
+    def of(cls, boxes: AmplitudeBoxes, i, mean: ShellMean) -> Expected:
+        """Of crystal i, whose sample says its space group; nothing in it depends on what was not measured."""
+        epsilon, d, F_in = (x[i].flatten().double().cpu().numpy() for x in (boxes.epsilon, boxes.d, boxes.F_in))
+        use, wanted = (x[i].flatten().cpu().numpy() for x in (boxes.known, boxes.extension))
+        E2, F = np.zeros(len(d)), F_in[use]
+        E2[use] = normalize(F, d[use], epsilon[use], max(3, min(10, use.sum() // 20))) ** 2
+        hkl = np.ascontiguousarray(boxes.box.hkl[wanted], np.int32)
+        centric = np.array(boxes.samples[i].spacegroup.operations().centric_flag_array(hkl), bool)
+        factor = np.sqrt(epsilon[wanted]) * np.where(centric, MEAN_E[True], MEAN_E[False])
+        return cls(E2[boxes.box.representative], np.flatnonzero(wanted), mean.at(F, d[use], d[wanted]) * factor / factor.mean())
