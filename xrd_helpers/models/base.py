@@ -133,7 +133,7 @@ def normalized(boxes, mean):
 
     The inputs: ε E² - 1 and E where measured; coefficients of the square of the positive Patterson map (as Sayre's equation
     has them for a density: 1952, Acta Cryst. 5, 60), of mean 0 and deviation 1 over what is to be predicted; what is measured,
-    absent, to be predicted; and d_target/d. Equivalent voxels are equal.
+    absent, to be predicted; and 1/d, its largest being 1. Equivalent voxels are equal.
     """
     box = boxes.box
     E2, base = np.zeros((2, len(boxes), len(box.hkl)))
@@ -146,7 +146,8 @@ def normalized(boxes, mean):
     squared, wanted = to_box(to_map(values[:, None], box).clamp(min=0).square(), box)[:, 0], base > 0
     for i, rows in enumerate(wanted):
         squared[i] = (squared[i] - squared[i][rows].mean()) / squared[i][rows].std() * rows
-    s = torch.where(boxes.target, boxes.d[boxes.target].min() / boxes.d, 0)
+    finest = torch.where(boxes.target, boxes.d, torch.inf).amin(dim=(1, 2, 3), keepdim=True)
+    s = torch.where(boxes.target, finest / boxes.d, 0)
     return torch.stack([values, E2.sqrt(), squared, boxes.measured & ~boxes.absent, boxes.absent & boxes.target, wanted, s],
                        dim=1), base
 
