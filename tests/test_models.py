@@ -513,11 +513,11 @@ def test_the_loss_of_E_by_hand():
 
 @of_each
 def test_networks_of_E_learn_and_come_back_from_their_files(name, tmp_path):
-    crystals, box = [crystal(group, seed) for group in GROUPS for seed in (1, 2)], Box("small", (-7, 0, 0), (7, 7, 7), "P 1 2/m 1")
+    crystals, box = [crystal(group, seed) for group in GROUPS for seed in (1, 2)], Box("s", (-7, 0, 0), (7, 7, 7), "P 1 2/m 1")
     model, boxes = ours(name, box, trained=False), AmplitudeBoxes.from_crystals(crystals, box, **D)
     with torch.no_grad():
         before = float(model(boxes, boxes))
-    fit(model, crystals, None, Budget(epochs=12), Device("cpu", precision="32-true"), box=box, batch_size=4, lr=1e-2, ema=0, **D)
+    fit(model, crystals, None, Budget(epochs=12), Device("cpu", precision="32-true"), box=box, lr=1e-2, ema=0, **D)
     with torch.no_grad():
         assert float(model(boxes, boxes)) < 0.97 * before
     save_model(tmp_path / "m.safetensors", name, model, box="monoclinic")
