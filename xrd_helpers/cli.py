@@ -216,6 +216,7 @@ def evaluate(
     from xrd_helpers.gridding import check_resolutions, find_box
     from xrd_helpers.simulate import Faults
     from xrd_helpers.weights import load_models
+    from xrd_helpers.wilson import Spread
 
     amplitude_box, faults = find_box(box), Faults(None, missing, noise)
     settings = dict(box=amplitude_box, d_input=d_input, d_target=d_target)
@@ -231,8 +232,9 @@ def evaluate(
         if not found.crystals:
             raise UserError(f"none of the {found.n_files} files gave a crystal that fits the {box} box to {d_target:g} Å")
         methods = ev.methods_of(models, shell_mean(curve, **settings), bool({"all", "phase_first"} & set(model)), trials, seed)
+        spreads = {title: Spread(made["spread"]) for title, (_, made) in models.items() if "spread" in made}
         result = ev.evaluate(found.crystals, methods, **settings, faults=faults, n_solve=solve, trials=trials, seed=seed,
-                             progress=True)
+                             progress=True, spreads=spreads)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -31,14 +31,14 @@ from tqdm.auto import tqdm
 
 from .baselines import shell_mean
 from .config import UserError, atomic_path, shown
-from .gridding import BOXES, OWN, amplitude_boxes, check_resolutions
+from .gridding import BOXES, OWN, amplitude_boxes, check_resolutions, find_box
 from .metrics import score
 from .models import MODELS, find_model
 from .simulate import Faults
 from .sources import InMemory, training_sets
 from .summary import git_state, machine
 from .weights import load_model, predict, save_model
-from .wilson import ShellMean
+from .wilson import ShellMean, Spread
 
 WARM_UP = 0.05   # share of the training during which the learning rate rises
 CLIP = 1.0       # norm of the gradient at which it is cut
@@ -508,6 +508,8 @@ def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="m
     imperfect = {key: value for key, value in vars(options.get("faults", Faults())).items() if value}
     made = describe(history, validation, model, sample, **settings, **(dict(run=run) if run else {}), seed=seed, **imperfect,
                     **{key: options[key] for key in ("batch_size", "lr", "ema") if key in options})
+    if validation:
+        made["spread"] = spread_of(model, validation, faults=options.get("faults", Faults()), seed=seed, **settings).terms
     if before:
         made |= {key: round(made[key] + before.get(key, 0), 1) for key in ("crystals_seen", "minutes")}
         if "curve" in made:
@@ -518,6 +520,27 @@ def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="m
         save_model(out, name, model, **made)
         checkpoint.unlink(missing_ok=True)
     return made
+
+
+def spread_of(model, crystals, *, box=BOXES["monoclinic"], d_input=1.5, d_target=0.8, faults=Faults(), seed=0) -> Spread:
+    """The uncertainty of what a network predicts, from crystals that it was not trained on; faults as in its training."""
+    pairs = []
+    for number, boxes in enumerate(amplitude_boxes(crystals, box, d_input, d_target)):
+        seen, true = faults.apply(boxes, seed, range(number, number + len(boxes))) if faults else (boxes, boxes)
+        pairs.append((predict(model, seen), true))
+    return Spread.fit(pairs)
+
+
+def calibrate(path, crystals) -> Spread:
+    """``spread_of`` for a file of weights and crystals that fit its box, written into the file."""
+    model, made = load_model(path)
+    faults = Faults(*(tuple(x) if isinstance(x, list) else x for x in (made.get("d_min"), made.get("missing", 0.0),
+                                                                       made.get("noise", 0.0))))
+    limits = {key: made[key] for key in ("d_input", "d_target") if key in made}
+    spread = spread_of(model, crystals, box=find_box(made.get("box", "monoclinic")), faults=faults, **limits)
+    name = next(name for name, model_class in MODELS.items() if type(model) is model_class)
+    save_model(path, name, model, **made | {"spread": spread.terms})
+    return spread
 
 
 def is_first_process() -> bool:
