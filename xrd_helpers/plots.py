@@ -34,7 +34,7 @@ def plot_history(history, baseline=None):
     left.semilogy(history["crystals"], history["loss"], lw=0.5, alpha=0.5, label="step")
     smooth = history["loss"].rolling(max(1, len(history) // 20), min_periods=1).mean()
     left.semilogy(history["crystals"], smooth, label="running mean")
-    left.set(xlabel="crystals seen", ylabel="loss: MSE of scaled |F|")
+    left.set(xlabel="crystals seen", ylabel="loss")
     left.legend(frameon=False)
     validated = history.dropna(subset="r_ext")
     right.plot(validated["crystals"], validated["r_ext"], "o-", ms=4, label="validation")
@@ -60,6 +60,25 @@ def plot_extension(F_pred, boxes, row, l=1, title=""):
     axes[0].set_ylabel("k")
     fig.colorbar(drawn, ax=axes, label=r"$\sqrt{|F| / |F|_{max}}$")
     fig.suptitle(f"{title}  l = {l}".strip())
+    return fig
+
+
+def plot_uncertainty(F_pred, sigma, boxes):
+    """Errors of predicted amplitudes (B, *box.shape) against their stated sigma: by its size, and over it."""
+    where = boxes.extension.numpy()
+    error, sigma = np.asarray(F_pred, float)[where] - boxes.F.double().numpy()[where], np.asarray(sigma)[where]
+    parts, z = np.array_split(np.argsort(sigma), 12), error / sigma
+    stated, found = ([np.sqrt((x[rows] ** 2).mean()) for rows in parts] for x in (sigma, error))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(stated, found, "o", ms=4)
+    left.plot([0, max(stated)], [0, max(stated)], color="grey", ls=":", label="as stated")
+    left.set(xlabel=r"stated $\sigma$ of $|F| / |F|_{max}$", ylabel="error, root mean square", xlim=(0, None), ylim=(0, None))
+    x = np.linspace(-4, 4, 81)
+    right.hist(z.clip(-4, 4), x[::4] - 0.2, density=True, alpha=0.6, label=f"root mean square {np.sqrt((z**2).mean()):.2f}")
+    right.plot(x, np.exp(-x * x / 2) / np.sqrt(2 * np.pi), color="grey", ls=":", label="normal, 1")
+    right.set(xlabel=r"error / $\sigma$", ylabel="density")
+    for ax in (left, right):
+        ax.legend(frameon=False, fontsize=8)
     return fig
 
 
