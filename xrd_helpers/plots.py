@@ -29,19 +29,20 @@ LINES = dict(zip(KNOW_NOTHING, cycle((":", "-.", "--"))))  # grey
 
 
 def plot_history(history, baseline=None):
-    """Loss and r_ext against crystals seen; ``baseline`` is r_ext of the shell mean, a line to get below."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    """Loss, r_ext and cc_ext against crystals seen; ``baseline`` has both scores of the shell mean, lines to leave behind."""
+    fig, (left, *others) = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
     left.semilogy(history["crystals"], history["loss"], lw=0.5, alpha=0.5, label="step")
     smooth = history["loss"].rolling(max(1, len(history) // 20), min_periods=1).mean()
     left.semilogy(history["crystals"], smooth, label="running mean")
     left.set(xlabel="crystals seen", ylabel="loss")
-    left.legend(frameon=False)
     validated = history.dropna(subset="r_ext")
-    right.plot(validated["crystals"], validated["r_ext"], "o-", ms=4, label="validation")
-    if baseline is not None:
-        right.axhline(baseline, color="grey", ls=":", label="shell mean, knows nothing")
-    right.set(xlabel="crystals seen", ylabel="$R_{ext}$")
-    right.legend(frameon=False)
+    for ax, name, label in zip(others, ("r_ext", "cc_ext"), ("$R_{ext}$", "$CC_{ext}$")):
+        ax.plot(validated["crystals"], validated[name], "o-", ms=4, label="validation")
+        if baseline is not None:
+            ax.axhline(baseline[name], color="grey", ls=":", label="shell mean, knows nothing")
+        ax.set(xlabel="crystals seen", ylabel=label)
+    for ax in (left, *others):
+        ax.legend(frameon=False)
     return fig
 
 
