@@ -199,9 +199,11 @@ def _fit_variance(design, squares):
         variance = np.full(len(squares), squares.mean())
         for _ in range(8):
             weighted = design / variance[:, None] ** 2
-            terms = np.linalg.lstsq(weighted.T @ design, weighted.T @ squares, rcond=1e-9)[0]
+            normal = weighted.T @ design
+            # what the crystals do not decide (q of all may be nearly the same) stays small
+            terms = np.linalg.solve(normal + 1e-3 * np.diag(np.diag(normal)), weighted.T @ squares)
             variance = np.maximum(design @ terms, LEAST_VARIANCE)
-    return terms
+    return terms.tolist()
 
 
 def _centric(boxes, i, where):
