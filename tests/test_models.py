@@ -237,6 +237,17 @@ def test_published_sizes_have_the_parameters_of_the_closed_forms():
     assert counts["xrd_transformer"] == 994_989, "the published transformer prints 994 K"
 
 
+def test_networks_of_E_have_the_parameters_of_the_closed_forms():
+    """Seven inputs for one; a scale and a shift for each channel of each norm; in the branch 8 maps from and to the level's."""
+    a, b, c, maps = 16, 32, 64, 8
+    norms, more = 2 * 2 * (2 * a + 2 * b + c), 6 * 27 * a
+    counts = {name: count(MODELS[name]()) for name in SMALL}
+    assert counts["unet"] == n_unet(a, b, c) + norms + more
+    perceptron = 2 * (n_conv(maps, 2 * maps, 1) + n_conv(2 * maps, a, 1))
+    assert counts["fft_unet"] == counts["unet"] + (7 + b + a) * maps + perceptron
+    assert counts["xrd_transformer"] == n_transformer((26, 18, 23), 32, 2, 2) + 6 * 32
+
+
 @pytest.mark.parametrize("widths", [(4, 8, 16), (5, 3, 7), (2, 2, 2)])
 def test_counts_follow_the_widths(widths):
     *levels, bottleneck = widths
