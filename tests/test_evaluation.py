@@ -59,6 +59,23 @@ def test_scores_of_answers_that_are_known(result):
     assert steps[1:-1] == pytest.approx((1 - 1.5**-3) / 8) and steps[[0, -1]] == pytest.approx((1 - 1.5**-3) / 16)
 
 
+def test_stated_uncertainties_are_held_against_errors(crystals):
+    """Errors of F, half of F stated: 2 and none within; twice F stated: 1/2 and all within."""
+    class Stated:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def sigma(self, boxes, i, F_pred):
+            return self.factor * F_pred / 2
+    methods = {"twice": METHODS["twice"], "again": METHODS["twice"], "unstated": METHODS["twice"]}
+    result = ev.evaluate(crystals, methods, **D, spreads={"twice": Stated(0.5), "again": Stated(2)})
+    by = result.table.groupby("method")[["z", "in_sigma"]].agg(["min", "max"])
+    assert by.loc["twice"].tolist() == pytest.approx([2, 2, 0, 0])
+    assert by.loc["again"].tolist() == pytest.approx([0.5, 0.5, 1, 1])
+    assert by.loc["unstated"].isna().all()
+    assert "z: error over its stated σ" in ev.report(result)
+
+
 def test_the_size_of_the_batch_changes_nothing(crystals, result):
     again = ev.evaluate(crystals, METHODS, **D, batch_size=1)
     pd.testing.assert_frame_equal(again.table, result.table, atol=1e-6)

@@ -123,6 +123,26 @@ def test_the_uncertainty_is_that_of_the_validation():
     np.testing.assert_allclose(predicted.sigF * (2 / np.pi) ** 0.5, 0.4 * predicted.F, rtol=0.003)
 
 
+def test_the_uncertainty_of_each_amplitude_where_a_model_knows_it():
+    """A spread whose σ is the number of the voxel comes out at each reflection, in the setting of the data."""
+    crystal, truth, measured = made_data("P 1 21/a 1")
+
+    class Numbers:
+        def sigma(self, boxes, i, F):
+            return (F * (1 + np.arange(F.size).reshape(F.shape) / F.size)) * boxes.extension[i].numpy()
+
+    found = {}
+    for name in ("F", "sigF"):
+        spread = Numbers() if name == "sigF" else None
+        predicted = inference.extend(measured, all_knowing(crystal, MONOCLINIC), 0.5, MONOCLINIC, 0.9, spread=spread).predicted
+        found[name] = predicted
+    assert (found["F"].hkl == found["sigF"].hkl).all() and (found["F"].F == found["sigF"].F).all()
+    for hkl, F, sigF in zip(found["sigF"].hkl.tolist(), found["sigF"].F, found["sigF"].sigF):
+        h, k, l = hkl[2], -hkl[1], hkl[0]  # a > c: the box has them exchanged
+        voxel = MONOCLINIC.index(np.array([[h, k, l]]))[0]
+        assert sigF == pytest.approx(F * (1 + voxel / len(MONOCLINIC.hkl)), rel=1e-5)
+
+
 def test_the_resolution_that_is_found_in_the_data():
     _, _, measured = made_data("P 1 21/c 1", d_min=0.95)
     d = measured.cell.calculate_d_array(measured.hkl.astype(np.int32))

@@ -1,5 +1,6 @@
 """The networks: parameters against closed forms, forward passes against numpy, and what is known without a network."""
 
+from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
@@ -10,10 +11,16 @@ from scipy.ndimage import correlate
 from scipy.special import erf
 from torch import nn
 
+from test_patterson_net import GROUPS, MEAN, D, boxes_of, crystal, sphere
+from xrd_helpers.config import UserError
+from xrd_helpers.gridding import BOXES, AmplitudeBoxes, Box
+from xrd_helpers.metrics import score
 from xrd_helpers.models import MODELS, FFTUNet, UNet, XRDTransformer
-from xrd_helpers.models.base import amplitudes, start_constant
+from xrd_helpers.models.base import amplitudes, normalized, to_box, to_map
 from xrd_helpers.models.fft_unet import ResFBlock
 from xrd_helpers.models.unet import DoubleConv
+from xrd_helpers.training import Budget, Device, fit, train
+from xrd_helpers.weights import WeightsError, load_model, predict, save_model
 
 SHAPE = (9, 6, 8)
 
@@ -26,10 +33,14 @@ class Known(NamedTuple):
     target: torch.Tensor
     absent: torch.Tensor
 
+    box = None  # not looked at in the published form
 
-SMALL = {"unet": UNet.Config(widths=(3, 4), bottleneck=5), "fft_unet": FFTUNet.Config(widths=(3, 4), bottleneck=5),
-         "xrd_transformer": XRDTransformer.Config(shape=SHAPE, dim=16, depth=2, n_heads=4, mlp_ratio=2)}
-each_model = pytest.mark.parametrize("name", SMALL)  # the published ones; PattersonNet has a file of its own
+
+SMALL = {"unet": UNet.Config(widths=(3, 4), bottleneck=5, published=True),
+         "fft_unet": FFTUNet.Config(widths=(3, 4), bottleneck=5, published=True),
+         "xrd_transformer": XRDTransformer.Config(shape=SHAPE, dim=16, depth=2, n_heads=4, mlp_ratio=2, dropout=0.1,
+                                                  published=True)}
+each_model = pytest.mark.parametrize("name", SMALL)  # in the published form; PattersonNet has a file of its own
 
 
 def randomised(model, seed=0):
@@ -186,7 +197,7 @@ def test_res_f_block_equals_its_formula_on_odd_and_even_sizes(shape):
 
 
 def test_double_conv_is_convolution_norm_gelu_twice():
-    layers = [type(layer) for layer in DoubleConv(1, 2)]
+    layers = [type(layer) for layer in DoubleConv(1, 2, published=True)]
     assert layers == [nn.Conv3d, nn.InstanceNorm3d, nn.GELU] * 2
 
 
@@ -220,27 +231,38 @@ def n_transformer(shape, dim, depth, mlp_ratio):
 
 def test_published_sizes_have_the_parameters_of_the_closed_forms():
     with torch.device("meta"):
-        counts = {name: count(MODELS[name]()) for name in SMALL}
+        counts = {name: count(MODELS[name](MODELS[name].Config(**MODELS[name].PUBLISHED))) for name in SMALL}
     assert counts == {"unet": n_unet(64, 128, 256), "fft_unet": n_unet(64, 128, 256, n_res_f),
                       "xrd_transformer": n_transformer((26, 18, 23), 128, 5, 4)}
     assert counts["xrd_transformer"] == 994_989, "the published transformer prints 994 K"
 
 
+def test_networks_of_E_have_the_parameters_of_the_closed_forms():
+    """Seven inputs for one; a scale and a shift for each channel of each norm; in the branch 8 maps from and to the level's."""
+    a, b, c, maps = 16, 32, 64, 8
+    norms, more = 2 * 2 * (2 * a + 2 * b + c), 6 * 27 * a
+    counts = {name: count(MODELS[name]()) for name in SMALL}
+    assert counts["unet"] == n_unet(a, b, c) + norms + more
+    perceptron = 2 * (n_conv(maps, 2 * maps, 1) + n_conv(2 * maps, a, 1))
+    assert counts["fft_unet"] == counts["unet"] + (7 + b + a) * maps + perceptron
+    assert counts["xrd_transformer"] == n_transformer((26, 18, 23), 32, 2, 2) + 6 * 32
+
+
 @pytest.mark.parametrize("widths", [(4, 8, 16), (5, 3, 7), (2, 2, 2)])
 def test_counts_follow_the_widths(widths):
     *levels, bottleneck = widths
-    assert count(UNet(UNet.Config(tuple(levels), bottleneck))) == n_unet(*widths)
-    assert count(FFTUNet(FFTUNet.Config(tuple(levels), bottleneck))) == n_unet(*widths, n_res_f)
+    assert count(UNet(UNet.Config(tuple(levels), bottleneck, True))) == n_unet(*widths)
+    assert count(FFTUNet(FFTUNet.Config(tuple(levels), bottleneck, True))) == n_unet(*widths, n_res_f)
 
 
 @pytest.mark.parametrize("shape, dim, depth, mlp_ratio", [((7, 6, 5), 16, 1, 4), ((7, 6, 5), 16, 3, 2), ((4, 9, 2), 20, 2, 1)])
 def test_counts_follow_the_depth_and_the_width(shape, dim, depth, mlp_ratio):
-    config = XRDTransformer.Config(shape=shape, dim=dim, depth=depth, mlp_ratio=mlp_ratio)
+    config = XRDTransformer.Config(shape=shape, dim=dim, depth=depth, mlp_ratio=mlp_ratio, published=True)
     assert count(XRDTransformer(config)) == n_transformer(shape, dim, depth, mlp_ratio)
 
 
 def test_three_levels_work_too():
-    F_out = randomised(UNet(UNet.Config(widths=(2, 3, 4), bottleneck=5)))(random_inputs(1, (17, 18, 23)))
+    F_out = randomised(UNet(UNet.Config(widths=(2, 3, 4), bottleneck=5, published=True)))(random_inputs(1, (17, 18, 23)))
     assert F_out.shape == (1, 17, 18, 23)
 
 
@@ -300,7 +322,7 @@ def test_an_untrained_model_says_one_amplitude_everywhere(name):
 
 
 def test_a_started_head_still_learns():
-    head = start_constant(nn.Linear(3, 1))
+    head = UNet().started(nn.Linear(3, 1))
     head(torch.ones(1, 3)).sum().backward()
     assert (head.weight.grad != 0).all() and (head.bias.grad != 0).all()
 
@@ -387,3 +409,141 @@ def test_one_crystal_without_any_token_leaves_the_others_alone():
         other = small("xrd_transformer")(Known(*(x[1:] for x in (F_in, measured, target, absent))))
     assert (F_out[0] == 0).all()
     torch.testing.assert_close(F_out[1], other[0], rtol=0, atol=1e-5)
+
+
+# ---- on normalised amplitudes, the default ----
+
+OURS = {"unet": dict(widths=(4, 5), bottleneck=6), "fft_unet": dict(widths=(4, 5), bottleneck=6, maps=3),
+        "xrd_transformer": dict(dim=12, depth=1, n_heads=2)}
+of_each = pytest.mark.parametrize("name", OURS)
+
+
+def ours(name, box=BOXES["monoclinic"], trained=True, seed=0):
+    """A small network of E that begins at MEAN; `trained`, its head does something."""
+    torch.manual_seed(seed)
+    model = MODELS[name](replace(MODELS[name].config_for(box, 1.4), **OURS[name]))
+    model.start_from(lambda: MEAN)
+    if trained:
+        nn.init.normal_(model.head.weight, std=1.0)
+    return model.eval()
+
+
+def test_an_untrained_network_scores_as_the_row_that_knows_nothing():
+    """In P-1 all reflections are centric and ε is 1: what is expected is the shell mean itself, score by score."""
+    triclinic = crystal("P -1")
+    box = Box.around(triclinic.cell, triclinic.spacegroup, 1.4)
+    boxes = AmplitudeBoxes.from_crystals([triclinic, replace(triclinic, fract=triclinic.fract[::-1] ** 2)], box, **D)
+    expected = score(MEAN.predict(boxes), boxes)
+    for name in OURS:
+        got = score(predict(ours(name, box, trained=False), boxes), boxes)
+        np.testing.assert_allclose(got.drop(columns="cc_e"), expected.drop(columns="cc_e"), atol=1e-5)
+        assert (expected["cc_ext"] > 0.1).all()
+
+
+@of_each
+def test_an_untrained_network_is_the_shell_mean_times_what_symmetry_does_to_it(name):
+    """sqrt(ε) by gemmi; mean |E| of centric and acentric reflections, sqrt(2/π) and sqrt(π)/2 (Wilson, 1949)."""
+    boxes = boxes_of(*GROUPS)
+    F, mean = predict(ours(name, trained=False), boxes), MEAN.predict(boxes)
+    for i, sample in enumerate(boxes.samples):
+        ops, where = sample.spacegroup.operations(), boxes.extension[i].numpy()
+        hkl = boxes.box.hkl[where.ravel()].astype("i4")
+        factor = np.sqrt(ops.epsilon_factor_without_centering_array(hkl)) * np.where(
+            ops.centric_flag_array(hkl), np.sqrt(2 / np.pi), np.sqrt(np.pi) / 2)
+        np.testing.assert_allclose(F[i][where], mean[i][where] * factor / factor.mean(), rtol=2e-3)
+        assert np.ptp(factor) > 0.1 or sample.spacegroup.hm == "P 1 n 1"
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_maps_of_a_box_are_those_of_the_whole_sphere(name):
+    boxes = boxes_of(name)
+    x, _ = normalized(boxes, MEAN)
+    rho, n = to_map(x[:, :1], boxes.box)[0, 0].numpy(), boxes.box.sphere[0]
+    once = np.where(boxes.redundant.numpy(), np.nan, x[0, 0].numpy()).ravel()
+    hkl, values = sphere(boxes, once)
+    assert rho.shape == (28, 36, 25) and len(np.unique(hkl, axis=0)) == len(hkl)
+    for point in ((0, 0, 0), (3, 2, 5), (11, 30, 7), (20, 1, 24)):
+        direct = (values * np.cos(2 * np.pi * hkl @ (np.array(point) / n))).sum() * 5 / np.sqrt(np.prod(n))
+        assert rho[point] == pytest.approx(direct, abs=1e-4)
+    assert rho[0, 0, 0] == pytest.approx(5 * values.sum() / np.sqrt(np.prod(n)), abs=1e-4)
+    equal = x[0, 2].flatten()[boxes.box.representative].view(1, 1, *boxes.box.shape)  # any values, equivalent ones alike
+    np.testing.assert_allclose(to_box(to_map(equal, boxes.box), boxes.box) / 5, equal, atol=1e-5)
+
+
+def test_what_a_network_sees():
+    boxes = boxes_of("P 1 21/c 1", "C 1 2/c 1")
+    (values, E, squared, measured, absent, wanted, s), base = normalized(boxes, MEAN)[0].unbind(1), normalized(boxes, MEAN)[1]
+    for i in range(2):
+        known, extension = boxes.known[i], boxes.extension[i]
+        F, epsilon = boxes.F[i][known], boxes.epsilon[i][known]
+        assert (E[i][known] ** 2).mean() == pytest.approx(1, abs=0.1)
+        ratio = E[i][known] * epsilon.sqrt() / F  # falls off with resolution only: of neighbours in d it is the same
+        order = boxes.d[i][known].argsort()
+        assert (ratio[order][1:] / ratio[order][:-1] - 1).abs().median() < 0.05
+        np.testing.assert_allclose(values[i][known], epsilon * E[i][known] ** 2 - 1, atol=1e-5)
+        assert (values[i][boxes.measured[i] & boxes.absent[i]] == -1).all() and (values[i][extension] == 0).all()
+        assert squared[i][wanted[i] > 0].mean() == pytest.approx(0, abs=1e-5)
+        true = boxes.F[i][extension] / base[i][extension]
+        assert np.corrcoef(squared[i][extension], true)[0, 1] > 0.1, "the squared map holds something of the truth"
+        assert (base[i] > 0).equal(wanted[i] > 0) and (wanted[i] > 0)[extension].all() and (absent[i] * measured[i] == 0).all()
+        assert float(s[i].max()) == 1 and s[i][boxes.measured[i]].max() < D["d_target"] / D["d_input"] + 0.05
+
+
+@of_each
+def test_networks_of_E_keep_what_is_known_and_look_at_nothing_else(name):
+    boxes, model = boxes_of(*GROUPS), ours(name)
+    F = predict(model, boxes)
+    measured, absent = boxes.measured.numpy(), boxes.absent.numpy()
+    np.testing.assert_array_equal(F[measured & ~absent], boxes.F.double().numpy()[measured & ~absent])
+    assert (F[absent | ~boxes.target.numpy()] == 0).all() and (F[boxes.extension.numpy()] > 0).all()
+    untrained = predict(ours(name, trained=False), boxes)
+    assert np.abs(F - untrained)[boxes.extension.numpy()].max() > 0.01
+    hidden = replace(boxes, F=torch.where(boxes.measured, boxes.F, torch.rand_like(boxes.F)))
+    np.testing.assert_array_equal(predict(model, hidden), F)
+    np.testing.assert_allclose(predict(model, replace(boxes, F=7 * boxes.F)), 7 * F, rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(predict(model, boxes[[2]])[0], F[2], atol=1e-4)
+
+
+@of_each
+def test_gradient_reaches_every_parameter_of_networks_of_E(name):
+    boxes, model = boxes_of("P 1 21/c 1", "C 1 2/c 1"), ours(name).train()
+    model(boxes, boxes).backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+
+
+def test_the_loss_of_E_by_hand():
+    boxes, model = boxes_of("P 1 21/c 1", "P 1 21 1"), ours("unet")
+    F, base, parts = torch.as_tensor(predict(model, boxes)), predict(ours("unet", trained=False), boxes), []
+    for i in range(2):
+        where = boxes.extension[i].numpy()
+        pred, true, expected = F[i].numpy()[where], boxes.F[i].double().numpy()[where], base[i][where]
+        parts.append((pred - true) ** 2 / expected / expected.mean())
+    with torch.no_grad():
+        assert model(boxes, boxes).item() == pytest.approx(np.concatenate(parts).mean(), rel=1e-3)
+
+
+@of_each
+def test_networks_of_E_learn_and_come_back_from_their_files(name, tmp_path):
+    crystals, box = [crystal(group, seed) for group in GROUPS for seed in (1, 2)], Box("s", (-7, 0, 0), (7, 7, 7), "P 1 2/m 1")
+    model, boxes = ours(name, box, trained=False), AmplitudeBoxes.from_crystals(crystals, box, **D)
+    with torch.no_grad():
+        before = float(model(boxes, boxes))
+    fit(model, crystals, None, Budget(epochs=12), Device("cpu", precision="32-true"), box=box, lr=1e-2, ema=0, **D)
+    with torch.no_grad():
+        assert float(model(boxes, boxes)) < 0.97 * before
+    save_model(tmp_path / "m.safetensors", name, model, box="monoclinic")
+    loaded, _ = load_model(tmp_path / "m.safetensors")
+    assert loaded.config == model.config and not loaded.published
+    np.testing.assert_allclose(predict(loaded, boxes), predict(model, boxes), atol=5e-3)
+
+
+def test_the_published_form_is_a_choice_and_no_file_of_one_is_taken_for_the_other(tmp_path):
+    save_model(tmp_path / "p.safetensors", "unet", UNet(UNet.Config((3, 4), 5, published=True)))
+    loaded, _ = load_model(tmp_path / "p.safetensors")
+    assert loaded.published and loaded.n_inputs == 1
+    loaded.config = UNet.Config((3, 4), 5)  # as files say that were made before there was a choice
+    save_model(tmp_path / "old.safetensors", "unet", loaded)
+    with pytest.raises(WeightsError, match="does not fit the model unet: .* tensors are missing, too many or of another shape"):
+        load_model(tmp_path / "old.safetensors")
+    with pytest.raises(UserError, match="PattersonNet has no published form besides the one here"):
+        train("patterson_net", tmp_path / "x.safetensors", Budget(steps=1), published=True)

@@ -85,7 +85,8 @@ def test_cells_are_short(path):
 
 
 # What the trainings differ in: number, name in files, name in the literature.
-TRAININGS = [("02", "unet", "UNet"), ("03", "fft_unet", "FFT_UNet"), ("04", "xrd_transformer", "XRD_Transformer")]
+TRAININGS = [("02", "unet", "UNet"), ("03", "fft_unet", "FFT_UNet"), ("04", "xrd_transformer", "XRD_Transformer"),
+             ("05", "patterson_net", "PattersonNet")]
 
 
 def without_model(number, name, title):

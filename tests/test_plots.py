@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib.collections import LineCollection
 
+from box_makers import recipe
 from xrd_helpers import locate, viewer
 from xrd_helpers.baselines import KNOW_NOTHING
 from xrd_helpers.cif import read_cif
@@ -37,6 +38,7 @@ from xrd_helpers.plots import (
     plot_solve_rate,
     plot_solved_with,
     plot_torsions,
+    plot_uncertainty,
 )
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.viewer import browse_layers
@@ -117,20 +119,23 @@ def history(n=40):
     table = pd.DataFrame({"step": np.arange(n) + 1, "crystals": 4 * np.arange(n) + 4, "seconds": np.arange(n) * 1.0,
                           "loss": np.exp(-np.arange(n) / 10), "r_ext": np.nan, "cc_ext": np.nan})
     table.loc[[0, 19, 39], "r_ext"] = [0.6, 0.5, 0.45]
+    table.loc[[0, 19, 39], "cc_ext"] = [0.4, 0.5, 0.6]
     return table
 
 
 def test_history_shows_loss_and_validation():
     table = history()
-    fig = plot_history(table, baseline=0.47)
-    left, right = panels(fig)
-    assert left.get_xlabel() == right.get_xlabel() == "crystals seen" and left.get_yscale() == "log"
-    assert "loss" in left.get_ylabel() and "R_{ext}" in right.get_ylabel()
+    fig = plot_history(table, baseline={"r_ext": 0.47, "cc_ext": 0.41})
+    left, right, last = panels(fig)
+    assert left.get_xlabel() == right.get_xlabel() == last.get_xlabel() == "crystals seen" and left.get_yscale() == "log"
+    assert "loss" in left.get_ylabel() and "R_{ext}" in right.get_ylabel() and "CC_{ext}" in last.get_ylabel()
     step, smooth = left.lines
     np.testing.assert_array_equal(step.get_xydata(), table[["crystals", "loss"]])
     np.testing.assert_allclose(smooth.get_ydata()[5], (table["loss"][4] + table["loss"][5]) / 2)  # a twentieth of 40
     points, line = right.lines
     np.testing.assert_array_equal(points.get_xydata(), [[4, 0.6], [80, 0.5], [160, 0.45]])
+    assert set(last.lines[1].get_ydata()) == {0.41}
+    np.testing.assert_array_equal(last.lines[0].get_xydata(), table.dropna(subset="r_ext")[["crystals", "cc_ext"]])
     assert set(line.get_ydata()) == {0.47} and texts(right.get_legend()) == ["validation", "shell mean, knows nothing"]
     assert_nothing_is_cut_off(fig)
 
@@ -138,6 +143,21 @@ def test_history_shows_loss_and_validation():
 def test_history_without_validation_or_with_one_step():
     assert len(panels(plot_history(history().assign(r_ext=np.nan)))[1].lines[0].get_xdata()) == 0
     assert len(panels(plot_history(history()[:1]))[0].lines[0].get_xdata()) == 1
+
+
+def test_uncertainties_against_errors():
+    """Errors drawn with a σ that grows with h, and stated as half of it: root mean square 2, points on twice the diagonal."""
+    boxes, _ = recipe("P 1 21 1")
+    sigma = np.broadcast_to(0.01 + 0.002 * np.arange(boxes.box.shape[0])[:, None, None], boxes.F.shape)
+    F_pred = boxes.F.double().numpy() + sigma * np.random.default_rng(0).standard_normal(sigma.shape)
+    fig = plot_uncertainty(F_pred, sigma / 2, boxes)
+    left, right = panels(fig)
+    points, diagonal = left.lines
+    np.testing.assert_allclose(points.get_ydata(), 2 * points.get_xdata(), rtol=0.03)
+    np.testing.assert_array_equal(diagonal.get_xdata(), diagonal.get_ydata())
+    assert sorted(text[:20] for text in texts(right.get_legend())) == ["normal, 1", "root mean square 2.0"]
+    assert right.lines[0].get_ydata().max() == pytest.approx(1 / np.sqrt(2 * np.pi))
+    assert_nothing_is_cut_off(fig)
 
 
 def test_r_against_resolution_has_d_on_a_scale_of_its_inverse_square():

@@ -25,12 +25,12 @@ from xrd_helpers.simulate import Faults
 from xrd_helpers.sources import Generated
 from xrd_helpers.storage import write_crystals
 from xrd_helpers.training import PRECISIONS, Budget, Device, arithmetic, fit, learning_rate, pick_precision
-from xrd_helpers.weights import load_model, predict
+from xrd_helpers.weights import load_model, predict, save_model
 
 CPU = Device("cpu", precision="32-true")
 SETTINGS = dict(**LIMITS, batch_size=2, ema=0.0, device=CPU)
-SMALL = {"unet": UNet.Config((8, 16), 16), "fft_unet": FFTUNet.Config((8, 12), 12),
-         "xrd_transformer": XRDTransformer.Config(shape=TINY.shape, dim=64, depth=1, mlp_ratio=2, dropout=0.0)}
+SMALL = {"unet": UNet.Config((8, 16), 16, True), "fft_unet": FFTUNet.Config((8, 12), 12, True),
+         "xrd_transformer": XRDTransformer.Config(shape=TINY.shape, dim=64, depth=1, mlp_ratio=2, published=True)}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def new_model(name="unet", config=None, seed=0):
 
 
 def thin(seed=0):
-    return new_model(config=UNet.Config((2, 3), 4), seed=seed)
+    return new_model(config=UNet.Config((2, 3), 4, True), seed=seed)
 
 
 def weights(model):
@@ -453,7 +453,7 @@ def test_a_checkpoint_of_a_wider_model_says_so(crystals, tmp_path):
     fit(thin(), crystals[:4], None, **settings)
     other = r"training with model UNet.Config\(widths=\(2, 3\).*, not UNet.Config\(widths=\(4, 6\)"
     with pytest.raises(UserError, match=other):
-        fit(new_model(config=UNet.Config((4, 6), 8)), crystals[:4], None, **settings)
+        fit(new_model(config=UNet.Config((4, 6), 8, True)), crystals[:4], None, **settings)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 pickled", None])
@@ -550,10 +550,27 @@ def test_a_training_begins_with_the_weights_of_another(crystals, tmp_path, small
                           start=tmp_path / "a.safetensors", **call)
     first, second = (load_model(tmp_path / f"{name}.safetensors")[0].state_dict() for name in "ab")
     assert all(torch.equal(first[key], second[key]) for key in first)
+    assert np.shape(made["spread"]) == (2, 5)
     assert made["crystals_seen"] == 6 + 2 and made["started_from"]["crystals_seen"] == 6
     training.train("xrd_transformer", tmp_path / "t.safetensors", Budget(steps=1), **call)
     with pytest.raises(UserError, match="t.safetensors holds weights of another model than unet"):
         training.train("unet", tmp_path / "c.safetensors", Budget(steps=1), start=tmp_path / "t.safetensors", **call)
+
+
+def test_calibration_writes_the_uncertainty_into_a_file_and_nothing_else(crystals, tmp_path):
+    path, model = tmp_path / "u.safetensors", thin()
+    save_model(path, "unet", model, box="monoclinic", d_input=3.0, d_target=1.8, r_ext=0.6)
+    before = load_model(path)
+    spread = training.calibrate(path, crystals[:3])
+    model, made = load_model(path)
+    assert made == before[1] | {"spread": [list(terms) for terms in spread.terms]}
+    assert all(torch.equal(x, y) for x, y in zip(model.state_dict().values(), before[0].state_dict().values()))
+    boxes = AmplitudeBoxes.from_crystals(crystals[:3], d_input=3.0, d_target=1.8)
+    F, z = predict(model, boxes), []
+    for i in range(3):
+        where = boxes.extension[i].numpy()
+        z.append((boxes.F[i].numpy() - F[i])[where] / spread.sigma(boxes, i, F[i])[where])
+    assert np.sqrt((np.concatenate(z) ** 2).mean()) == pytest.approx(1, abs=0.1)
 
 
 def test_a_killed_training_goes_on_with_the_same_call_and_leaves_weights_and_log(crystals, tmp_path, small_models):

@@ -17,8 +17,8 @@ from xrd_helpers.models import MODELS, FFTUNet, UNet, XRDTransformer
 from xrd_helpers.weights import WeightsError, load_model, predict, save_model
 
 SHAPE = (9, 6, 8)
-SMALL = {"unet": UNet.Config((3, 4), 5), "fft_unet": FFTUNet.Config((3, 4), 5),
-         "xrd_transformer": XRDTransformer.Config(shape=SHAPE, dim=16, depth=2, n_heads=2, mlp_ratio=3)}
+SMALL = {"unet": UNet.Config((3, 4), 5, True), "fft_unet": FFTUNet.Config((3, 4), 5, True),
+         "xrd_transformer": XRDTransformer.Config(shape=SHAPE, dim=16, depth=2, n_heads=2, mlp_ratio=3, published=True)}
 MADE = {"commit": "abc", "n_crystals": 3, "r_ext": 0.5, "seeds": [1, 2], "note": "α 1.5 Å"}
 each_model = pytest.mark.parametrize("name", SMALL)  # PattersonNet has a file of its own
 
@@ -310,9 +310,9 @@ def test_the_readme_of_the_weights_is_what_the_files_say(tmp_path):
     lines = (tmp_path / "README.md").read_text().splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     row = dict(zip(table[0], table[2]))
-    assert row["file"] == "`b.safetensors`" and row["model"] == "XRD_Transformer" and row["parameters"] == "994,989"
+    assert row["file"] == "`b.safetensors`" and row["model"] == "XRD_Transformer" and row["parameters"] == "18,189"
     assert row["crystals seen"] == "12,345" and row["`r_ext`"] == "0.25" and row["shell mean `r_ext`"] == "0.75"
-    assert row["machine"] == "a kind" and row["`cc_ext`"] == "" and row["size"] == "1.9 MB"
+    assert row["machine"] == "a kind" and row["`cc_ext`"] == "" and row["size"] == "0.0 MB"
     assert table[-2:] == [["`b.safetensors`", "4", "0.9", "0.1"], ["", "12,345", "0.25", "0.3"]]
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(UserError, match="there are no weights in"):

@@ -1,5 +1,6 @@
 """Shells, normalised amplitudes and the mean at each resolution: Wilson statistics in closed form, fall-offs put in by hand."""
 
+from dataclasses import replace
 from math import exp, pi, sqrt
 
 import gemmi
@@ -185,3 +186,44 @@ def test_the_wilson_plot_of_atoms_at_rest_anywhere():
     F = np.sqrt(0.7 * epsilon * f2 * np.exp(-2 * 3.3 * s2))
     found = wilson.intensity_statistics(Reflections(hkl, F, 0.01 * F, cell, spacegroup), {"C": 8, "Cl": 2})
     assert found.B == pytest.approx(3.3, abs=0.02) and found.e2_1 == pytest.approx(0, abs=0.02)
+
+
+def test_the_uncertainty_that_was_put_in_is_found():
+    """Normal errors whose variance grows with E and with resolution, other ones where reflections are centric (h0l of P2₁)."""
+    training, other = recipe("P 1 21 1")
+    rng = np.random.default_rng(5)
+
+    def disturbed(boxes):
+        F_pred, sigma = boxes.F.double().numpy(), np.zeros(boxes.F.shape)
+        for i in range(len(boxes)):
+            where = boxes.extension[i].numpy()
+            F, d = F_pred[i][where], boxes.d[i].double().numpy()[where]
+            E = wilson.normalize(F, d, boxes.epsilon[i].double().numpy()[where])
+            centric, t = boxes.box.hkl[where.ravel(), 1] == 0, (1 / d - 1 / 1.5) / (1.25 - 1 / 1.5)
+            sigma[i][where] = F / E * np.sqrt(np.where(centric, 0.5 + 0.1 * E, 0.1 + 0.2 * E**2 + 0.1 * t))
+        true = F_pred + sigma * rng.standard_normal(F_pred.shape)
+        return F_pred, replace(boxes, F=torch.where(boxes.extension, torch.as_tensor(true), boxes.F)), sigma
+
+    F_pred, truth, _ = disturbed(training)
+    spread = wilson.Spread.fit([(F_pred, truth)])
+    F_pred, truth, sigma = disturbed(other)
+    z = []
+    for i in range(len(other)):
+        where, found = other.extension[i].numpy(), spread.sigma(truth, i, F_pred[i])
+        assert (found[~where] == 0).all()
+        acentric = where & (other.box.hkl[:, 1] > 0).reshape(where.shape)
+        np.testing.assert_allclose(np.median(found[acentric] / sigma[i][acentric]), 1, atol=0.05)
+        assert np.corrcoef(found[where], sigma[i][where])[0, 1] > 0.95
+        z += [((truth.F[i].numpy() - F_pred[i]) / np.where(where, found, 1))[where]]
+    assert np.sqrt((np.concatenate(z) ** 2).mean()) == pytest.approx(1, abs=0.03)
+
+
+def test_few_reflections_give_one_uncertainty_and_none_that_of_knowing_nothing():
+    """In P2₁ h0l alone is centric; here none of it is to be predicted."""
+    boxes = recipe("P 1 21 1")[0][[0]]
+    F, where = boxes.F[0].double().numpy(), boxes.extension[0].numpy()
+    few = replace(boxes, target=boxes.target & (torch.arange(18) > 0).view(1, 1, 18, 1) | boxes.measured)
+    spread = wilson.Spread.fit([(few.F.double().numpy() * 1.1, few)])
+    assert spread.terms[1] == (1, 0, 0, 0, 0), "h0l is not among them"
+    sigma = wilson.Spread(((0.0,) * 5, (0.0,) * 5)).sigma(boxes, 0, F)
+    assert (sigma[where] > 0).all() and (sigma[~where] == 0).all()

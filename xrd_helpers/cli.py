@@ -163,6 +163,7 @@ def train(
     nodes: Annotated[int, typer.Option(min=1, help="Nodes, as started by torchrun or SLURM.")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Processes that make crystals; 0 for none beside this one.")] = 1,
     checkpoint_minutes: Annotated[float, typer.Option(min=0, help="Minutes that a killed run loses at most.")] = 5,
+    published: Annotated[bool, typer.Option("--published", help="A UNet or transformer in its published form.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of weights.")] = False,
 ):
     """Train a model that extends amplitudes. The same command goes on where it was killed."""
@@ -177,8 +178,9 @@ def train(
         made = training.train(
             model, out, budget, training.Device(device, devices, nodes, precision), crystals=crystals, recipe=recipe,
             box=find_box(box), d_input=d_input, d_target=d_target, n_validation=n_validation, workers=workers, seed=seed,
-            start=start, overwrite=overwrite, faults=Faults(tuple(d_min) if any(d_min) else None, missing, noise),
-            n_validations=n_validations, batch_size=batch_size, lr=lr, ema=ema, checkpoint_minutes=checkpoint_minutes)
+            start=start, published=published, overwrite=overwrite,
+            faults=Faults(tuple(d_min) if any(d_min) else None, missing, noise), n_validations=n_validations,
+            batch_size=batch_size, lr=lr, ema=ema, checkpoint_minutes=checkpoint_minutes)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -223,6 +225,7 @@ def evaluate(
     from xrd_helpers.known_molecule import drawn_molecules
     from xrd_helpers.simulate import Faults
     from xrd_helpers.weights import load_models
+    from xrd_helpers.wilson import Spread
 
     amplitude_box, faults = find_box(box), Faults(None, missing, noise)
     settings = dict(box=amplitude_box, d_input=d_input, d_target=d_target)
@@ -243,8 +246,9 @@ def evaluate(
             print(f"{'molecules known, for molecule_first':<48}{sum(map(bool, known)):>8}")
         methods = ev.methods_of(models, shell_mean(curve, **settings), bool({"all", "phase_first"} & set(model)), trials, seed,
                                 "molecule_first" in model)
+        spreads = {title: Spread(made["spread"]) for title, (_, made) in models.items() if "spread" in made}
         result = ev.evaluate(found.crystals, methods, **settings, faults=faults, n_solve=solve, trials=trials, seed=seed,
-                             progress=True, molecules=known)
+                             progress=True, molecules=known, spreads=spreads)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -64,7 +64,7 @@ def methods_of(models, mean: ShellMean, phase_first=True, trials=16, seed=0, mol
 
 
 def evaluate(crystals, methods, box=BOXES["monoclinic"], d_input=1.5, d_target=0.8, *, faults=Faults(), n_solve=0, trials=8,
-             seed=0, batch_size=32, progress=False, molecules=None) -> Evaluation:
+             seed=0, batch_size=32, progress=False, molecules=None, spreads=None) -> Evaluation:
     """Score methods on crystals that fit the box, some of them to be phased, `batch_size` in memory at a time.
 
     Parameters
@@ -77,6 +77,8 @@ def evaluate(crystals, methods, box=BOXES["monoclinic"], d_input=1.5, d_target=0
         ``zero fill`` as well: who adds nothing leaves the reflections out.
     faults : what is hidden from the methods or disturbed
     molecules : (KnownMolecule, count) pairs of each crystal, for MOLECULE_FIRST; none where they are not known
+    spreads : {method: Spread} of those whose uncertainties are known: the table then has the columns ``z``, the root mean
+        square of error over σ, which is 1 where σ is right, and ``in_sigma``, the share of errors below σ
 
     Raises
     ------
@@ -104,6 +106,9 @@ def evaluate(crystals, methods, box=BOXES["monoclinic"], d_input=1.5, d_target=0
             seen, boxes = faults.apply(boxes, seed, range(first, first + len(part)))
         predictions = {name: np.asarray(method(seen), float) for name, method in methods.items()}
         scores = {name: score(F_pred, boxes) for name, F_pred in predictions.items()}
+        for name in spreads or ():
+            scores[name][["z", "in_sigma"]] = [_against_sigma(spreads[name], seen, boxes, i, predictions[name][i])
+                                               for i in range(len(part))]
         for i, crystal in enumerate(part):
             about = {"name": crystal.name, "spacegroup": crystal.spacegroup.xhm(), "atoms": int(crystal.heavy.sum()),
                      "light": crystal.light}
@@ -121,6 +126,13 @@ def evaluate(crystals, methods, box=BOXES["monoclinic"], d_input=1.5, d_target=0
     middle = ((edges[1:] + edges[:-1]) / 2) ** (-1 / 3)
     shells.insert(1, "d", middle[shells.pop("shell")])
     return Evaluation(pd.DataFrame(rows), shells)
+
+
+def _against_sigma(spread, seen, boxes, i, F_pred):
+    """Of one crystal, the root mean square of error over σ, and the share of errors below σ."""
+    where = boxes.extension[i].numpy()
+    z = (F_pred[where] - boxes.F[i].double().numpy()[where]) / spread.sigma(seen, i, F_pred)[where]
+    return float(np.sqrt((z * z).mean())), float((np.abs(z) < 1).mean())
 
 
 def _by_shell(name, F_pred, boxes, i, edges):
@@ -238,6 +250,12 @@ def report(result: Evaluation) -> str:
     if len(tests):
         lines += ["", "models against the shell mean: Wilcoxon signed-rank test, paired by crystal, two-sided p",
                   _text(tests.assign(p=[f"{p:.1e}" for p in tests["p"]]))]
+    if "z" in table:
+        z = table.dropna(subset="z").groupby("method", sort=False).agg(
+            z=("z", lambda x: (x**2).mean() ** 0.5), lowest=("z", lambda x: x.quantile(0.1)),
+            highest=("z", lambda x: x.quantile(0.9)), in_sigma=("in_sigma", "mean"))
+        lines += ["", "z: error over its stated σ, root mean square (1 where σ is right), the 10th and 90th crystal of 100; "
+                  "share of errors below σ (0.68 of normal ones)", _text(z.reset_index())]
     if table["solved"].notna().any():
         lines += ["", "solved: 80 % of the non-H atoms within 0.5 Å after the best allowed origin and hand. zero fill "
                   "is phased as 'nothing added'."]

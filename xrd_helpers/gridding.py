@@ -81,6 +81,18 @@ class Box:
         """(n,) int, of each voxel the number of that equivalent one that counts in scores: itself, unless redundant."""
         return self.index(self.hkl)
 
+    @cached_property
+    def sphere(self) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+        """The box unfolded to all reflections on a periodic grid, as a Fourier transform wants them.
+
+        The grid's size (3,), even, no prime factor above 7, with the index of 0 first; the voxel of each of its points in
+        C order, -1 where there is none; the point of each voxel (n,).
+        """
+        size = tuple(smooth_even(2 * max(-low, high) + 2) for low, high in zip(self.low, self.high))
+        axes = [np.fft.fftfreq(points, 1 / points).round().astype(int) for points in size]
+        every = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+        return size, self.index(every), np.ravel_multi_index((self.hkl % size).T, size)
+
     def index(self, hkl) -> np.ndarray:
         """Flat voxel numbers of reflections hkl (n, 3), taken to an equivalent that is inside; -1 where none is."""
         found = np.full(len(hkl), -1)
@@ -91,6 +103,11 @@ class Box:
             inside &= (found < 0) | self.redundant[found]  # the voxel that counts in scores, where there is a choice
             found = np.where(inside, voxel, found)
         return found
+
+
+def smooth_even(least) -> int:
+    """The smallest even number from `least` on without a prime factor above 7: a length that transforms fast."""
+    return next(n for n in range(least + least % 2, 10_000, 2) if 210**20 % n == 0)
 
 
 def _order(hkl):

@@ -29,7 +29,7 @@ from .reflections import Measured, ReflectionError, Reflections, unique_hkl
 from .shelx import shelx_scale, write_shelx_files
 from .structure_factors import fit_scale, structure_factors
 from .weights import WeightsError, find_weights, load_model, predict
-from .wilson import UNKNOWN_R, ShellMean, shells, volume_shells
+from .wilson import UNKNOWN_R, ShellMean, Spread, shells, volume_shells
 
 PHASING_CC = 0.65    # cc_ext at which phasing starts to work (DESIGN.md, section 8)
 # r_ext over R1 of 40 real molecules at 1.5 Å, without hydrogen and with it riding on them
@@ -63,7 +63,8 @@ class Extended:
         return pd.concat(parts, ignore_index=True)
 
 
-def extend(measured: Measured, method, r_ext=UNKNOWN_R, box: Box = BOXES["monoclinic"], d_target=0.8, d_shown=0.0) -> Extended:
+def extend(measured: Measured, method, r_ext=UNKNOWN_R, box: Box = BOXES["monoclinic"], d_target=0.8, d_shown=0.0,
+           spread: Spread | None = None) -> Extended:
     """Predict what was not measured to d_target, holes inside the data too; what was measured stays as it is.
 
     Parameters
@@ -72,6 +73,7 @@ def extend(measured: Measured, method, r_ext=UNKNOWN_R, box: Box = BOXES["monocl
     r_ext : its validation score; the uncertainty of a predicted amplitude is 1.25 r_ext times the mean predicted one of its
         shell of resolution: r_ext ⟨F⟩ is the mean error, and the standard one of normal errors is √(π/2) of that
     d_shown : Å, data beyond it are kept, but not shown to the method
+    spread : where it is known, the uncertainty of each amplitude, instead of r_ext
 
     Raises
     ------
@@ -80,11 +82,13 @@ def extend(measured: Measured, method, r_ext=UNKNOWN_R, box: Box = BOXES["monocl
     """
     merged = measured.merge()
     boxes, swapped = measured_box(merged, box, d_target, d_shown, measured.files[0].name, measured.elements)
-    hkl, F = boxes.reflections(0, method(boxes)[0])
+    F_out = method(boxes)[0]
+    hkl, F = boxes.reflections(0, F_out)
+    sigma = spread and boxes.reflections(0, spread.sigma(boxes, 0, F_out))[1]
     asu, ops = gemmi.ReciprocalAsu(merged.spacegroup), merged.spacegroup.operations()
     hkl = np.array([asu.to_asu(h, ops)[0] for h in box_indices(hkl, swapped).tolist()])
     new = _not_in(measured, hkl, d_target)
-    return _extended(measured, merged, hkl[new], F[new], r_ext)
+    return _extended(measured, merged, hkl[new], F[new], r_ext, sigma[new] if spread else None)
 
 
 def extend_by_structure(measured: Measured, elements=(), d_target=0.8, trials=None, seed=0, molecules=(), watch=None):
@@ -140,10 +144,11 @@ def _not_in(measured, hkl, d_target):
     return new
 
 
-def _extended(measured, merged, hkl, F, r_ext) -> Extended:
-    d = merged.cell.calculate_d_array(hkl.astype(np.int32))
-    shell = shells(d, max(1, min(10, len(d) // 20)))
-    sigma = 1.25 * r_ext * (np.bincount(shell, F) / np.bincount(shell))[shell]
+def _extended(measured, merged, hkl, F, r_ext, sigma=None) -> Extended:
+    if sigma is None:
+        d = merged.cell.calculate_d_array(hkl.astype(np.int32))
+        shell = shells(d, max(1, min(10, len(d) // 20)))
+        sigma = 1.25 * r_ext * (np.bincount(shell, F) / np.bincount(shell))[shell]
     predicted = Reflections(hkl, F, sigma, merged.cell, merged.spacegroup)
     scale = shelx_scale(measured.intensity, np.append(measured.sigma, (F + sigma) ** 2))
     return Extended(measured, merged, predicted, _complete_to(merged), scale)
@@ -281,7 +286,8 @@ def extend_by(name, measured: Measured, elements=(), d_target=0.8, trials=None, 
                         f"{made.get('d_input', 1.5):g} Å that {title} was trained for")
     trained = tuple(made.get("d_min") or [made.get("d_input", 1.5)] * 2)
     result = extend(measured, partial(predict, network), made.get("r_ext") or UNKNOWN_R,
-                    find_box(made.get("box", "monoclinic")), d_target, trained[0])
+                    find_box(made.get("box", "monoclinic")), d_target, trained[0],
+                    Spread(made["spread"]) if "spread" in made else None)
     return result, trained, verdict(title, made)
 
 

@@ -31,19 +31,20 @@ LINES = dict(zip(KNOW_NOTHING, cycle((":", "-.", "--"))))  # grey
 
 
 def plot_history(history, baseline=None):
-    """Loss and r_ext against crystals seen; ``baseline`` is r_ext of the shell mean, a line to get below."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    """Loss, r_ext and cc_ext against crystals seen; ``baseline`` has both scores of the shell mean, lines to leave behind."""
+    fig, (left, *others) = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
     left.semilogy(history["crystals"], history["loss"], lw=0.5, alpha=0.5, label="step")
     smooth = history["loss"].rolling(max(1, len(history) // 20), min_periods=1).mean()
     left.semilogy(history["crystals"], smooth, label="running mean")
-    left.set(xlabel="crystals seen", ylabel="loss: MSE of scaled |F|")
-    left.legend(frameon=False)
+    left.set(xlabel="crystals seen", ylabel="loss")
     validated = history.dropna(subset="r_ext")
-    right.plot(validated["crystals"], validated["r_ext"], "o-", ms=4, label="validation")
-    if baseline is not None:
-        right.axhline(baseline, color="grey", ls=":", label="shell mean, knows nothing")
-    right.set(xlabel="crystals seen", ylabel="$R_{ext}$")
-    right.legend(frameon=False)
+    for ax, name, label in zip(others, ("r_ext", "cc_ext"), ("$R_{ext}$", "$CC_{ext}$")):
+        ax.plot(validated["crystals"], validated[name], "o-", ms=4, label="validation")
+        if baseline is not None:
+            ax.axhline(baseline[name], color="grey", ls=":", label="shell mean, knows nothing")
+        ax.set(xlabel="crystals seen", ylabel=label)
+    for ax in (left, *others):
+        ax.legend(frameon=False)
     return fig
 
 
@@ -62,6 +63,25 @@ def plot_extension(F_pred, boxes, row, l=1, title=""):
     axes[0].set_ylabel("k")
     fig.colorbar(drawn, ax=axes, label=r"$\sqrt{|F| / |F|_{max}}$")
     fig.suptitle(f"{title}  l = {l}".strip())
+    return fig
+
+
+def plot_uncertainty(F_pred, sigma, boxes):
+    """Errors of predicted amplitudes (B, *box.shape) against their stated sigma: by its size, and over it."""
+    where = boxes.extension.numpy()
+    error, sigma = np.asarray(F_pred, float)[where] - boxes.F.double().numpy()[where], np.asarray(sigma)[where]
+    parts, z = np.array_split(np.argsort(sigma), 12), error / sigma
+    stated, found = ([np.sqrt((x[rows] ** 2).mean()) for rows in parts] for x in (sigma, error))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(stated, found, "o", ms=4)
+    left.plot([0, max(stated)], [0, max(stated)], color="grey", ls=":", label="as stated")
+    left.set(xlabel=r"stated $\sigma$ of $|F| / |F|_{max}$", ylabel="error, root mean square", xlim=(0, None), ylim=(0, None))
+    x = np.linspace(-4, 4, 81)
+    right.hist(z.clip(-4, 4), x[::4] - 0.2, density=True, alpha=0.6, label=f"root mean square {np.sqrt((z**2).mean()):.2f}")
+    right.plot(x, np.exp(-x * x / 2) / np.sqrt(2 * np.pi), color="grey", ls=":", label="normal, 1")
+    right.set(xlabel=r"error / $\sigma$", ylabel="density")
+    for ax in (left, right):
+        ax.legend(frameon=False, fontsize=8)
     return fig
 
 

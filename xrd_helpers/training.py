@@ -15,7 +15,7 @@ import timeit
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -31,14 +31,14 @@ from tqdm.auto import tqdm
 
 from .baselines import shell_mean
 from .config import UserError, atomic_path, shown
-from .gridding import BOXES, OWN, amplitude_boxes, check_resolutions
+from .gridding import BOXES, OWN, amplitude_boxes, check_resolutions, find_box
 from .metrics import score
 from .models import MODELS, find_model
 from .simulate import Faults
 from .sources import InMemory, training_sets
 from .summary import git_state, machine
 from .weights import load_model, predict, save_model
-from .wilson import ShellMean
+from .wilson import ShellMean, Spread
 
 WARM_UP = 0.05   # share of the training during which the learning rate rises
 CLIP = 1.0       # norm of the gradient at which it is cut
@@ -461,7 +461,8 @@ def describe(history, validation, model, training=(), *, box=BOXES["monoclinic"]
 
 
 def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="molecules", box=BOXES["monoclinic"], d_input=1.5,
-          d_target=0.8, n_validation=32, workers=1, seed=0, start="", run="", overwrite=False, **options) -> dict:
+          d_target=0.8, n_validation=32, workers=1, seed=0, start="", published=False, run="", overwrite=False,
+          **options) -> dict:
     """Train a network and write its weights to `out`, with a CSV log beside it; returns what describes them.
 
     Parameters
@@ -469,6 +470,7 @@ def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="m
     name : one of ``models.MODELS``, or your own (``models.find_model``)
     crystals, recipe, n_validation, workers : see ``sources.training_sets``
     start : a file of weights of the same model to begin with; its crystals and minutes are counted in the description.
+    published : the form in which the network was published, where it has one besides ours.
     run : name of the run, for the description.
     options : as for ``fit``; a killed training goes on from ``<out>.checkpoint`` with the same call.
     """
@@ -485,7 +487,12 @@ def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="m
     model_class = MODELS[name]
     if box is OWN and not model_class.any_box:
         raise UserError(f"{model_class.title} needs one box for all crystals: choose {', '.join(BOXES)}")
-    model = model_class(model_class.config_for(box, d_target))
+    config = model_class.config_for(box, d_target)
+    if published:
+        if not model_class.PUBLISHED:
+            raise UserError(f"{model_class.title} has no published form besides the one here")
+        config = replace(config, **model_class.PUBLISHED)
+    model = model_class(config)
     before = {}
     if start:
         begun, before = load_model(start)
@@ -501,6 +508,8 @@ def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="m
     imperfect = {key: value for key, value in vars(options.get("faults", Faults())).items() if value}
     made = describe(history, validation, model, sample, **settings, **(dict(run=run) if run else {}), seed=seed, **imperfect,
                     **{key: options[key] for key in ("batch_size", "lr", "ema") if key in options})
+    if validation:
+        made["spread"] = spread_of(model, validation, faults=options.get("faults", Faults()), seed=seed, **settings).terms
     if before:
         made |= {key: round(made[key] + before.get(key, 0), 1) for key in ("crystals_seen", "minutes")}
         if "curve" in made:
@@ -511,6 +520,27 @@ def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="m
         save_model(out, name, model, **made)
         checkpoint.unlink(missing_ok=True)
     return made
+
+
+def spread_of(model, crystals, *, box=BOXES["monoclinic"], d_input=1.5, d_target=0.8, faults=Faults(), seed=0) -> Spread:
+    """The uncertainty of what a network predicts, from crystals that it was not trained on; faults as in its training."""
+    pairs = []
+    for number, boxes in enumerate(amplitude_boxes(crystals, box, d_input, d_target)):
+        seen, true = faults.apply(boxes, seed, range(number, number + len(boxes))) if faults else (boxes, boxes)
+        pairs.append((predict(model, seen), true))
+    return Spread.fit(pairs)
+
+
+def calibrate(path, crystals) -> Spread:
+    """``spread_of`` for a file of weights and crystals that fit its box, written into the file."""
+    model, made = load_model(path)
+    faults = Faults(*(tuple(x) if isinstance(x, list) else x for x in (made.get("d_min"), made.get("missing", 0.0),
+                                                                       made.get("noise", 0.0))))
+    limits = {key: made[key] for key in ("d_input", "d_target") if key in made}
+    spread = spread_of(model, crystals, box=find_box(made.get("box", "monoclinic")), faults=faults, **limits)
+    name = next(name for name, model_class in MODELS.items() if type(model) is model_class)
+    save_model(path, name, model, **made | {"spread": spread.terms})
+    return spread
 
 
 def is_first_process() -> bool:

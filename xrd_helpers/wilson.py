@@ -14,6 +14,7 @@ from .structure_factors import form_factor
 N_SHELLS = 10    # of equal count, for E and for permuting
 LEAST_PAIRS = 200  # of reflections, fewer than which say nothing of twins
 UNKNOWN_R = 0.6  # r_ext of amplitudes of which nothing but the fall-off is known (DESIGN.md, section 7)
+MEAN_E = {True: 0.798, False: 0.886}  # mean of |E|, centric and acentric (Wilson, 1949, Acta Cryst. 2, 318)
 
 
 def shells(d, n_shells=N_SHELLS) -> np.ndarray:
@@ -182,3 +183,97 @@ class ShellMean:
             d = boxes.d[i].double().numpy()
             F[i][beyond] = self.at(F[i][measured], d[measured], d[beyond])
         return F
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one crystal of boxes lets expect of itself, without any knowledge of its structure.
+
+    E2 : (n,) E² of the measured reflections, in the flat voxels of the box: zero elsewhere, and where absent
+    voxels : (m,) flat voxels of the reflections to be predicted, each once
+    F : (m,) scaled amplitudes that are expected there: the shell mean, times what ε and centric reflections change in the
+        mean of |E|
+    """
+
+    E2: np.ndarray
+    voxels: np.ndarray
+    F: np.ndarray
+
+    @classmethod
+    def of(cls, boxes: AmplitudeBoxes, i, mean: ShellMean) -> Expected:
+        """Of crystal i, whose sample says its space group; nothing in it depends on what was not measured."""
+        epsilon, d, F_in = (x[i].flatten().double().cpu().numpy() for x in (boxes.epsilon, boxes.d, boxes.F_in))
+        use, wanted = (x[i].flatten().cpu().numpy() for x in (boxes.known, boxes.extension))
+        E2, F = np.zeros(len(d)), F_in[use]
+        E2[use] = normalize(F, d[use], epsilon[use], max(3, min(10, use.sum() // 20))) ** 2
+        factor = np.sqrt(epsilon[wanted]) * np.where(_centric(boxes, i, wanted), MEAN_E[True], MEAN_E[False])
+        return cls(E2[boxes.box.representative], np.flatnonzero(wanted), mean.at(F, d[use], d[wanted]) * factor / factor.mean())
+
+
+SPREAD_TERMS = 5        # of ``Spread``
+LEAST_VARIANCE = 0.01   # of E
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The uncertainty of predicted amplitudes, learnt from crystals whose true ones are known.
+
+    σ² = (F_pred/E)² (c0 + c1 E + c2 E² + c3 t + c4 q), E being the normalised predicted amplitude, t 0 where the data end and 1
+    at d_target, in 1/d, and q the deviation of E, which is small where a crystal told the method little. ``terms`` (2, 5)
+    are c of acentric and of centric reflections.
+    """
+
+    terms: tuple
+
+    @classmethod
+    def fit(cls, predictions) -> Spread:
+        """From pairs of F_pred (B, *box.shape) and AmplitudeBoxes with the true amplitudes."""
+        parts = [(*_spread_design(boxes, i, F_pred[i]), boxes.F[i].double().numpy()[boxes.extension[i].numpy()] -
+                  np.asarray(F_pred[i], float)[boxes.extension[i].numpy()]) for F_pred, boxes in predictions
+                 for i in range(len(boxes))]
+        design, centric, scale, error = (np.concatenate(x) for x in zip(*parts))
+        return cls(tuple(tuple(_fit_variance(design[rows], (error[rows] / scale[rows]) ** 2)) for rows in (~centric, centric)))
+
+    def sigma(self, boxes: AmplitudeBoxes, i, F_pred) -> np.ndarray:
+        """(*box.shape) standard deviations of F_pred (*box.shape) of crystal i, zero where nothing was to be predicted."""
+        design, centric, scale = _spread_design(boxes, i, F_pred)
+        variance = (design * np.array(self.terms)[centric.astype(int)]).sum(axis=1)
+        sigma = np.zeros(boxes.box.shape)
+        sigma[boxes.extension[i].numpy()] = scale * np.sqrt(np.maximum(variance, LEAST_VARIANCE))
+        return sigma
+
+
+def _spread_design(boxes, i, F_pred):
+    """(n, SPREAD_TERMS) terms, (n,) bool centric, and F_pred/E (n,) of the reflections to be predicted."""
+    where, measured = boxes.extension[i].numpy(), boxes.measured[i].numpy()
+    d, epsilon = (x[i].double().numpy() for x in (boxes.d, boxes.epsilon))
+    F = np.maximum(np.asarray(F_pred, float)[where], 1e-9)
+    E = normalize(F, d[where], epsilon[where], max(3, min(10, len(F) // 20)))
+    s, start, end = 1 / d[where], 1 / d[measured].min(), 1 / d[boxes.target[i].numpy()].min()
+    t = ((s - start) / (end - start)).clip(0, 1)
+    centric = _centric(boxes, i, where)
+    return np.stack([np.ones_like(E), E, E * E, t, np.full_like(E, E.std())], axis=1), centric, F / E
+
+
+def _fit_variance(design, squares):
+    """Terms (SPREAD_TERMS,) whose sum is the mean of squares (n,): weights are those of squares of normal errors.
+
+    Of few squares, their mean alone; of none 1, as if nothing were known.
+    """
+    terms = np.zeros(SPREAD_TERMS)
+    terms[0] = squares.mean() if len(squares) else 1
+    if len(squares) > 50 * SPREAD_TERMS:
+        variance = np.full(len(squares), squares.mean())
+        for _ in range(8):
+            weighted = design / variance[:, None] ** 2
+            normal = weighted.T @ design
+            # what the crystals do not decide (q of all may be nearly the same) stays small
+            terms = np.linalg.solve(normal + 1e-3 * np.diag(np.diag(normal)), weighted.T @ squares)
+            variance = np.maximum(design @ terms, LEAST_VARIANCE)
+    return terms.tolist()
+
+
+def _centric(boxes, i, where):
+    """(n,) bool, of the reflections where (*box.shape) is True."""
+    hkl = np.ascontiguousarray(boxes.box.hkl[where.ravel()], np.int32)
+    return np.array(boxes.samples[i].spacegroup.operations().centric_flag_array(hkl), bool)

@@ -24,29 +24,26 @@ from torch import nn
 from torch.nn import functional as nnf
 
 from ..crystals import all_operators
-from ..wilson import ShellMean, normalize
-from .base import AmplitudeModel
+from ..gridding import smooth_even
+from ..wilson import Expected, ShellMean
+from .base import ONE, NormalizedModel
 
 STEP = 0.4                              # Å between points of the map, about
 ORIGIN_PEAKS = (0.6, 1.3, 2.6)          # Å, widths of the peaks at the origin that the network is shown
 HARKER = 0.35                           # Å, width of Harker planes and lines
 N_MAPS = len(ORIGIN_PEAKS) + 3          # maps besides the Patterson
 N_NUMBERS = 12                          # that describe the crystal and its data
-ONE = math.log(math.e - 1)              # softplus of this is 1
-MEAN_E = {True: 0.798, False: 0.886}    # mean of |E|, centric and acentric (Wilson, 1949, Acta Cryst. 2, 318)
 
 
 def grid_points(edge, d_target) -> int:
     """Points along an edge (Å): even, no prime factor above 7, and every index to d_target below one half of them."""
-    least = 2 * int(edge / d_target) + 2
-    return next(n for n in range(max(least, 2 * round(edge / STEP / 2)), 10_000, 2) if 210**20 % n == 0)
+    return smooth_even(max(2 * int(edge / d_target) + 2, 2 * round(edge / STEP / 2)))
 
 
 class PattersonMap:
     """One crystal of boxes of amplitudes, as the network sees it: nothing in it depends on what was not measured.
 
-    present : (n,) flat voxels of the box to be predicted, `base` (n,) scaled amplitudes of them that are expected without
-    any knowledge of the structure: the shell mean, times what ε and centric reflections change in the mean of |E|.
+    voxels : (n,) flat voxels of the box to be predicted, `base` (n,) scaled amplitudes that are expected there (``Expected``)
     """
 
     def __init__(self, boxes, i, mean: ShellMean, d_target):
@@ -55,18 +52,13 @@ class PattersonMap:
         self.size = [grid_points(edge, d_target) for edge in (cell.a, cell.b, cell.c)]
         absent, epsilon, d, target, measured = (x[i].flatten().cpu().numpy() for x in (
             boxes.absent, boxes.epsilon, boxes.d, boxes.target, boxes.measured))
-        epsilon, d = epsilon.astype(float), d.astype(float)
-        self.d_min = d[measured].min()
-        hkl, redundant = box.hkl, boxes.redundant.flatten().cpu().numpy()
+        self.d_min, hkl, expected = float(d[measured].min()), box.hkl, Expected.of(boxes, i, mean)
         centring = np.zeros(len(hkl), bool)  # their E² is not known to be zero: the lattice has no such reflections
         for shift in group.operations().cen_ops:
             centring |= (hkl @ np.array(shift)) % gemmi.Op.DEN != 0
-        use, F = measured & ~absent & ~redundant, boxes.F_in[i].flatten().double().cpu().numpy()
-        E2 = np.zeros(len(hkl))
-        E2[use] = normalize(F[use], d[use], epsilon[use], max(3, min(10, use.sum() // 20))) ** 2
         inner, outer = measured & ~centring, target & ~measured & ~centring
         # a screw axis or a glide plane makes known zeros
-        values = np.where(absent, -1, epsilon * E2[box.representative] - 1)[inner]
+        values = np.where(absent, -1, epsilon * expected.E2 - 1)[inner]
         self.fold = Fold(box.rotations)
         places, rows = self._places(hkl[inner], box.rotations)
         self.inner, once = (torch.as_tensor(x) for x in np.unique(places, return_index=True))
@@ -77,11 +69,8 @@ class PattersonMap:
         self.outer_row = self.row[once]
         self.epsilon = torch.as_tensor(np.where(absent, 0, epsilon)[outer], dtype=torch.float32)
         self.images = torch.as_tensor(np.bincount(rows), dtype=torch.float32)  # of each reflection, in the half-complex grid
-        wanted = outer & ~absent & ~redundant
-        self.voxels, self.present = np.flatnonzero(wanted), torch.as_tensor(np.flatnonzero(wanted[outer]))
-        centric = np.array(group.operations().centric_flag_array(np.ascontiguousarray(hkl[wanted], np.int32)), bool)
-        factor = np.sqrt(epsilon[wanted]) * np.where(centric, MEAN_E[True], MEAN_E[False])
-        self.base = torch.as_tensor(mean.at(F[use], d[use], d[wanted]) * factor / factor.mean(), dtype=torch.float32)
+        self.voxels, self.base = expected.voxels, torch.as_tensor(expected.F, dtype=torch.float32)
+        self.present = torch.as_tensor(np.searchsorted(np.flatnonzero(outer), self.voxels))
         self._geometry()
 
     def _places(self, hkl, rotations):
@@ -215,7 +204,7 @@ class Block(nn.Module):
         return x + self.scale * self.two(pad(nnf.silu(self.one(pad(nnf.silu(x))))))
 
 
-class PattersonNet(AmplitudeModel):
+class PattersonNet(NormalizedModel):
     """The boxes have to say what is known of each crystal (``samples``)."""
 
     any_box = True
@@ -229,7 +218,8 @@ class PattersonNet(AmplitudeModel):
         n_points: int = 40   # of the mean amplitude against resolution
 
     def __init__(self, config=None):
-        super().__init__(config)
+        config = config or self.Config()
+        super().__init__(config, config.n_points)
         c = self.config
         self.stem = nn.ModuleList(nn.Conv3d(1 if i else 1 + N_MAPS, c.channels, 3) for i in range(c.passes))
         self.numbers = nn.Linear(N_NUMBERS, c.channels)
@@ -239,20 +229,10 @@ class PattersonNet(AmplitudeModel):
         for head in self.head:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
-        # of a crystal's fall-off: points in 1/d² (Å⁻²), the mean amplitude there, B (Å²) and its spread
-        self.register_buffer("mean_s2", torch.linspace(0.02, 1.55, c.n_points))
-        self.register_buffer("mean_F", torch.ones(c.n_points))
-        self.register_buffer("mean_B", torch.tensor([3.0, 1.0]))
 
     @classmethod
     def config_for(cls, box, d_target):
         return cls.Config(d_target=d_target)
-
-    def start_from(self, mean) -> None:
-        mean = mean()
-        self.mean_s2.copy_(torch.as_tensor(mean.s2))
-        self.mean_F.copy_(torch.as_tensor(mean.curve))
-        self.mean_B.copy_(torch.tensor([mean.B, mean.sigma_B]))
 
     def predict(self, boxes):
         return torch.stack([self._fill(boxes, i, crystal.voxels, crystal.base * self._passes(crystal)[-1])
@@ -273,9 +253,7 @@ class PattersonNet(AmplitudeModel):
 
     def _maps(self, boxes):
         """The PattersonMap of each crystal, on the device of the network."""
-        s2, curve, B = (x.double().cpu().numpy() for x in (self.mean_s2, self.mean_F, self.mean_B))
-        mean = ShellMean(s2, curve, B=float(B[0]), sigma_B=float(B[1]))
-        return (PattersonMap(boxes, i, mean, self.config.d_target).to(self.mean_F.device) for i in range(len(boxes)))
+        return (PattersonMap(boxes, i, self.mean, self.config.d_target).to(self.mean_F.device) for i in range(len(boxes)))
 
     def _passes(self, crystal):
         """[E (n,) of the reflections to be predicted, after each pass], on a scale where 1 is expected of all."""

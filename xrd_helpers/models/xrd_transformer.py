@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as nnf
 
-from .base import AmplitudeModel, amplitudes, start_constant
+from .base import NormalizedModel
 
 
 class Block(nn.Module):
@@ -36,19 +36,22 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
-class XRDTransformer(AmplitudeModel):
-    """Value projection plus one-hot embeddings of h, k and l, five blocks, and a linear head."""
+class XRDTransformer(NormalizedModel):
+    """Value projection plus one-hot embeddings of h, k and l, blocks, and a linear head."""
 
     title = "XRD_Transformer"
 
     @dataclass
     class Config:
         shape: tuple[int, int, int] = (26, 18, 23)  # voxels of the box along h, k, l
-        dim: int = 128
-        depth: int = 5
+        dim: int = 32
+        depth: int = 2
         n_heads: int = 4
-        mlp_ratio: int = 4
-        dropout: float = 0.1
+        mlp_ratio: int = 2
+        dropout: float = 0.0
+        published: bool = False
+
+    PUBLISHED = dict(dim=128, depth=5, mlp_ratio=4, dropout=0.1, published=True)
 
     def __init__(self, config=None):
         super().__init__(config)
@@ -56,23 +59,23 @@ class XRDTransformer(AmplitudeModel):
         third = c.dim // 3
         # a linear layer on a one-hot index is a look-up in its weights: one row an index
         self.index = nn.ModuleList(nn.Linear(n, width) for n, width in zip(c.shape, (third, third, c.dim - 2 * third)))
-        self.value = nn.Linear(1, c.dim)
+        self.value = nn.Linear(self.n_inputs, c.dim)
         self.blocks = nn.ModuleList(Block(c.dim, c.n_heads, c.mlp_ratio, c.dropout) for _ in range(c.depth))
         self.norm = nn.LayerNorm(c.dim)
-        self.head = start_constant(nn.Linear(c.dim, 1))
+        self.head = self.started(nn.Linear(c.dim, 1))
 
     @classmethod
     def config_for(cls, box, d_target):
         return cls.Config(shape=box.shape)
 
-    def predict(self, boxes):
-        F_in, target = boxes.F_in, boxes.target
+    def raw(self, x, boxes):
+        target = boxes.target
         hkl = target.nonzero()[:, 1:].unbind(1)                                   # index in the box, 3 × (N,)
         index = torch.cat([layer.weight.t()[i] + layer.bias for layer, i in zip(self.index, hkl)], dim=-1)
-        x = self.value(F_in[target][:, None]) + index                             # (N, dim)
+        tokens = self.value(x.movedim(1, -1)[target]) + index                     # (N, dim)
         lengths = target.flatten(1).sum(dim=1).tolist()
         for block in self.blocks:
-            x = block(x, lengths)
-        raw = torch.zeros_like(F_in)
-        raw[target] = self.head(self.norm(x))[:, 0].to(raw.dtype)
-        return amplitudes(raw, boxes)
+            tokens = block(tokens, lengths)
+        raw = torch.zeros_like(boxes.F_in)
+        raw[target] = self.head(self.norm(tokens))[:, 0].to(raw.dtype)
+        return raw
