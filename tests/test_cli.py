@@ -211,7 +211,7 @@ def test_train_writes_weights_that_load_and_its_second_call_touches_nothing(xrd,
     arguments = ["train", "--model", "xrd_transformer", "--crystals", str(file), "--n-validation", "2", "--steps", "2",
                  "--batch-size", "1", "--device", "cpu", "--missing", "0.1", "--d-min", "1.4", "1.6", "--out", str(out)]
     assert xrd(*arguments) == 0
-    assert capsys.readouterr().out.startswith(f"{out}: 1.9 MB, 2 crystals in 0.")
+    assert capsys.readouterr().out.startswith(f"{out}: 0.0 MB, 2 crystals in 0.")
     model, made = load_model(out)
     assert type(model).__name__ == "XRDTransformer"
     assert made["recipe"] == "atoms" and made["n_validation"] == 2 and made["missing"] == 0.1 and made["d_min"] == [1.4, 1.6]
