@@ -312,7 +312,8 @@ def _draw_density(ax, views, rho, cell):
     """Contours of the largest density along the line of sight between the lowest and the highest atom, as far as GAP from
     the atoms, so that neighbours are left out; bonds as thin lines."""
     at = interpolate(rho, cell)
-    typical = np.median(np.concatenate([at(view.molecule.xyz) for view in views]))
+    heavy = [view.molecule.xyz[~np.isin(view.elements, ["H", "D"])] for view in views]
+    typical = np.median(at(np.concatenate(heavy if any(map(len, heavy)) else [view.molecule.xyz for view in views])))
     steps = [m * 10.0**k for k in range(-3, 3) for m in (1, 2, 5)]
     step = min(steps, key=lambda step: abs(step - typical / LEVELS))
     levels = list(step * np.arange(1, 2 * LEVELS))
@@ -393,7 +394,7 @@ def plot_resolutions(crystal, d_mins):
 # --- a plane (notebooks 00 and 11) ---
 
 
-def plot_planes(maps, basis, label="density / e Å$^{-2}$", marks=None, across=4):
+def plot_planes(maps, basis, label="density / e Å$^{-2}$", marks=None, across=4, most=None):
     """Maps of one cell in two dimensions side by side, on one scale; what is below zero is white.
 
     Parameters
@@ -402,14 +403,15 @@ def plot_planes(maps, basis, label="density / e Å$^{-2}$", marks=None, across=4
     basis : (2, 2) Å, its rows are the axes in the picture
     label : of the colours, with their unit
     marks : {name: (n, 2)} fractional coordinates, drawn in each map inside the cell
+    most : what is black, by default the largest value
     """
     basis = np.asarray(basis, float)
     across = min(across, len(maps))
     down = -(-len(maps) // across)
     size = np.abs(basis).sum(axis=0)
     fig, axes = plt.subplots(down, across, squeeze=False, sharex=True, sharey=True, layout="constrained",
-                             figsize=(3 * across + 1.2, down * (3 * size[1] / size[0] + 0.6) + 0.3))
-    vmax = max(rho.max() for rho in maps.values())
+                             figsize=(3 * across + 1.2, down * (3 * size[1] / size[0] + 0.8) + 0.6))
+    vmax = most or max(rho.max() for rho in maps.values())
     for ax, (title, rho) in zip(axes.flat, maps.items()):
         drawn = _draw_plane(ax, rho, basis, vmax, marks)
         ax.set_title(title, fontsize=9)
@@ -424,6 +426,16 @@ def plot_planes(maps, basis, label="density / e Å$^{-2}$", marks=None, across=4
         handles, names = axes[0, 0].get_legend_handles_labels()
         fig.legend(handles, names, frameon=False, loc="outside lower center", ncols=len(names))
     return fig
+
+
+def plot_section(rho, cell, axis, height):
+    """A section through the density rho (nx, ny, nz), e/Å³, of a cell: at `height` (0 to 1) along the axis 0, 1 or 2."""
+    i, j = (k for k in range(3) if k != axis)
+    a, b, angle = cell.parameters[i], cell.parameters[j], np.radians(cell.parameters[3 + axis])
+    row = round(height * rho.shape[axis]) % rho.shape[axis]
+    title = f"{'abc'[i]} and {'abc'[j]}, at {'xyz'[axis]} = {row / rho.shape[axis]:.2f}"
+    return plot_planes({title: np.take(rho, row, axis)}, [[a, 0], [b * np.cos(angle), b * np.sin(angle)]],
+                       "density / e Å$^{-3}$", most=np.quantile(rho, 0.9995))
 
 
 MARKS = (dict(marker="o", mfc="none", mec="C3", ms=9), dict(marker="x", color="C0", ms=6))
@@ -455,7 +467,7 @@ def plot_reciprocal_plane(h, sf, basis, circles=(), title=""):
     for d in circles:
         ax.add_patch(Circle((0, 0), 1 / d, fc="none", ec="C3", lw=0.8, ls="--"))
         ax.annotate(f"d = {d:g} Å", (0, -1 / d), (0, -2), textcoords="offset points", ha="center", va="top", color="C3",
-                    fontsize=8)
+                    fontsize=8, bbox=dict(fc="white", ec="none", alpha=0.8, pad=0.5))
     ax.set(xlabel="Å$^{-1}$", ylabel="Å$^{-1}$", aspect="equal", title=title)
     ax.margins(0.08)
     fig.colorbar(drawn, ax=ax, label="φ / °", ticks=[-180, -90, 0, 90, 180])
@@ -472,9 +484,9 @@ def plot_film(frames, history, basis, marks=None):
     basis, marks : as for ``plot_planes``
     """
     size = np.abs(basis).sum(axis=0)
-    height = 2.4 * size[1] / size[0]
-    fig = plt.figure(figsize=(2.4 * len(frames) + 0.6, height + 3.2), layout="constrained")
-    above, below = fig.subfigures(2, 1, height_ratios=[height + 0.7, 2.5])
+    height = 2.4 * size[1] / size[0] + 1.2
+    fig = plt.figure(figsize=(2.4 * len(frames) + 0.6, height + 2.5), layout="constrained")
+    above, below = fig.subfigures(2, 1, height_ratios=[height, 2.5])
     vmax = max(rho.max() for rho in frames.values())
     axes = above.subplots(1, len(frames), sharey=True, squeeze=False)[0]
     for ax, (number, rho) in zip(axes, frames.items()):
