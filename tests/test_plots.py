@@ -554,7 +554,7 @@ def test_a_density_to_each_resolution_says_from_how_many_reflections():
 
 
 def png(widget):
-    return widget.children[-1].value
+    return bytes(widget.children[-1].value)
 
 
 def test_sliders_draw_at_once_and_again():
@@ -602,8 +602,8 @@ def test_molecules_turn_as_they_are_dragged():
     page, shown = shown_by(turn_molecules(read_cif(locate("data/molecules/hydantoin.cif"))))
     script = re.search("<script>(.*)</script>", page, re.DOTALL).group(1)
     stub = """const drawn = [];
-      const pen = new Proxy({}, {get: (_, name) => (...a) => drawn.push([name, ...a]), set: () => true});
-      const document = {querySelector: () => ({getContext: () => pen, setPointerCapture: () => 0})};"""
+      const brush = new Proxy({}, {get: (_, name) => (...a) => drawn.push([name, ...a]), set: () => true});
+      const document = {querySelector: () => ({getContext: () => brush, setPointerCapture: () => 0})};"""
     check = """; const arcs = drawn.filter(x => x[0] == "arc").length; const before = xyz;
       canvas.onpointerdown({clientX: 0, clientY: 0}); canvas.onpointermove({clientX: 50 * Math.PI, clientY: 0});
       console.log(JSON.stringify({arcs, before, after: xyz, again: drawn.filter(x => x[0] == "arc").length}));"""
