@@ -1,5 +1,11 @@
 """Figures and widgets: what is drawn are the numbers that were given, at the right place, with labelled axes."""
 
+import base64
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
 from types import SimpleNamespace
 
 import gemmi
@@ -15,6 +21,7 @@ from box_makers import recipe
 from xrd_helpers import locate, viewer
 from xrd_helpers.baselines import KNOW_NOTHING
 from xrd_helpers.cif import read_cif
+from xrd_helpers.config import UserError
 from xrd_helpers.crystals import Crystal
 from xrd_helpers.gridding import AmplitudeBoxes, Box
 from xrd_helpers.known_molecule import from_geometry, read_molecules
@@ -22,26 +29,39 @@ from xrd_helpers.models import MODELS
 from xrd_helpers.plots import (
     COLOURS,
     ELEMENTS,
+    interpolate,
     plot_calibration,
     plot_cells,
     plot_conformers,
     plot_density,
     plot_extension,
+    plot_film,
     plot_history,
     plot_match,
     plot_molecule,
     plot_overlay,
     plot_packing,
     plot_phasing_time,
+    plot_planes,
     plot_r_by_resolution,
+    plot_reciprocal_plane,
+    plot_resolutions,
     plot_search,
+    plot_section,
     plot_solve_rate,
     plot_solved_with,
     plot_torsions,
     plot_uncertainty,
 )
 from xrd_helpers.random_crystals import random_crystals
-from xrd_helpers.viewer import browse_layers
+from xrd_helpers.viewer import (
+    browse_layers,
+    browse_resolution,
+    browse_sections,
+    download_link,
+    keep_upload,
+    turn_molecules,
+)
 
 TITLES = [model.title for model in MODELS.values()]
 BOX = Box("small", (-4, 0, 0), (3, 5, 6), "P 1 2/m 1")
@@ -550,3 +570,160 @@ def test_browser_draws_at_once_and_again_at_every_choice(boxes, monkeypatch):
         (False, 0, 1), (True, 0, 1), (True, 2, 1), (True, 2, 5)]
     assert all(args[1] is boxes for args, _ in drawn)
     assert drawn[-1][1].get_suptitle() == "second, zero fill:  l = 5"
+
+
+# ---- a plane: notebooks 00 and 11 ----
+
+BASIS = np.array([[7.0, 0], [-1.5, 5.0]])  # Å, an oblique cell
+TILTED = gemmi.UnitCell(7.1, 8.3, 9.7, 81, 95, 104)
+
+
+def test_a_plane_is_drawn_with_each_point_of_the_map_at_its_place():
+    rho = np.zeros((10, 12))
+    rho[3, 9] = 2.0
+    fig = plot_planes({"first": rho, "second": rho / 2}, BASIS, "height / m", {"atoms": [[1.3, 0.75]]})
+    for ax, highest in zip(fig.axes[:2], (2.0, 1.0)):
+        (mesh,) = ax.collections
+        values, corners = mesh.get_array(), mesh.get_coordinates()
+        row = np.unravel_index(values.argmax(), values.shape)
+        middle = corners[row[0]:row[0] + 2, row[1]:row[1] + 2].mean(axis=(0, 1))
+        np.testing.assert_allclose(middle, [0.3 * 7 - 0.75 * 1.5, 0.75 * 5])
+        assert values.max() == highest and mesh.get_clim() == (0, 2), "one scale for all maps"
+        np.testing.assert_allclose(np.ravel(ax.lines[-1].get_data()), [0.3 * 7 - 0.75 * 1.5, 0.75 * 5])
+        assert ax.get_aspect() == 1
+    assert [ax.get_xlabel() for ax in fig.axes[:2]] == ["Å", "Å"] and fig.axes[2].get_ylabel() == "height / m"
+
+
+def test_reflections_of_a_plane_stand_at_their_reciprocal_place_with_phases_on_a_circle():
+    h = np.array([[0, 0], [2, 1], [-2, -1]])
+    fig = plot_reciprocal_plane(h, np.array([20, 3j, -3j]), BASIS, [1.5])
+    (points,) = fig.axes[0].collections
+    np.testing.assert_allclose(points.get_offsets() @ BASIS.T, [[2, 1], [-2, -1]], atol=1e-12)  # s·a = h, s·b = k
+    np.testing.assert_allclose(points.get_array(), [90, -90])
+    assert points.get_cmap().name == "twilight" and points.get_clim() == (-180, 180)
+    (circle,) = fig.axes[0].patches
+    assert circle.radius == pytest.approx(1 / 1.5)
+
+
+def test_a_film_says_r_and_phase_error_of_each_map():
+    history = pd.DataFrame({"R": [0.5, 0.4, 0.1], "error": [80.0, 40.0, 10.0]})
+    fig = plot_film({0: np.eye(8), 2: 2 * np.eye(8)}, history, BASIS)
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["cycle 0\nR 0.50, 80°", "cycle 2\nR 0.10, 10°"]
+    assert {ax.collections[0].get_clim() for ax in fig.axes[:2]} == {(0, 2)}
+    for ax, column in zip(fig.axes[2:], ("R", "error")):
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), history[column])
+        np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0, history[column][0]], [2, history[column][2]]])
+
+
+def test_a_section_is_a_plane_of_the_density():
+    rho = np.zeros((10, 12, 14))
+    rho[3, 6, 7] = 1
+    fig = plot_section(rho, TILTED, 1, 0.5)
+    mesh, line = fig.axes[0].collections[0], fig.axes[0].lines[0]
+    assert np.unravel_index(mesh.get_array().argmax(), (11, 15)) == (3, 7)
+    a, _, c = line.get_xydata()[[1, 2, 3]]  # of the outline
+    assert np.linalg.norm(a) == pytest.approx(7.1) and np.linalg.norm(c) == pytest.approx(9.7)
+    assert np.degrees(np.arccos(a @ c / 7.1 / 9.7)) == pytest.approx(95)
+    assert fig.axes[0].get_title() == "a and c, at y = 0.50"
+    assert not plot_section(rho, TILTED, 1, 0.9).axes[0].collections[0].get_array().any()
+
+
+def test_density_between_the_points_is_the_wave_that_was_sampled():
+    x = np.stack(np.meshgrid(*[np.arange(n) / n for n in (24, 28, 32)], indexing="ij"), axis=-1)
+    at = interpolate(np.cos(2 * np.pi * (x @ [1, -1, 2])), TILTED)
+    fract = np.random.default_rng(0).random((50, 3))
+    xyz = np.array([TILTED.orthogonalize(gemmi.Fractional(*f)).tolist() for f in fract])
+    np.testing.assert_allclose(at(xyz), np.cos(2 * np.pi * (fract @ [1, -1, 2])), atol=2e-3)
+
+
+def test_a_density_to_each_resolution_says_from_how_many_reflections():
+    crystal = read_cif(locate("data/molecules/glycylglycine_high_pressure.cif"))
+    fig = plot_resolutions(crystal, [2.5, 1.6])
+    for ax, d_min in zip(fig.axes, (2.5, 1.6)):
+        n = len(gemmi.make_miller_array(crystal.cell, crystal.spacegroup, d_min, 0, True))
+        assert ax.get_title().startswith(f"$d_{{min}}$ = {d_min} Å, {n} reflections") and ax.collections
+    assert fig.axes[0].get_ylabel() == "Å"
+
+
+# ---- what is looked around in ----
+
+
+def png(widget):
+    return bytes(widget.children[-1].value)
+
+
+def test_sliders_draw_at_once_and_again():
+    crystal = read_cif(locate("data/molecules/glycine_alpha_high_pressure.cif"))
+    widget = browse_resolution(crystal, best=1.5)
+    first = png(widget)
+    widget.children[0].value = 3.0
+    assert first.startswith(b"\x89PNG") and png(widget).startswith(b"\x89PNG") and png(widget) != first
+    rho = np.random.default_rng(0).random((8, 9, 10))
+    widget = browse_sections(rho, crystal.cell)
+    seen = [png(widget)]
+    widget.children[1].value = 0.5
+    seen.append(png(widget))
+    widget.children[0].value = 0
+    assert len({*seen, png(widget)}) == 3 and not plt.get_fignums()
+
+
+def shown_by(html):
+    """What a page of ``turn_molecules`` draws."""
+    page = unescape(re.search('srcdoc="(.*?)"></iframe>', html.data, re.DOTALL).group(1))
+    assert not re.search("https?:|src=", page), "no network"
+    return page, json.loads(re.search(r"const shown = (\{.*?\}), canvas", page).group(1))
+
+
+def test_molecules_to_turn_keep_their_distances_and_their_hand():
+    crystal = read_cif(locate("data/molecules/ornithine_hydrochloride.cif"))
+    _, shown = shown_by(turn_molecules(crystal))
+    number = {label: i for i, label in enumerate(shown["label"]) if label}
+    assert len(shown["xyz"]) == len(crystal.elements) and len(number) == crystal.heavy.sum()
+    names = [f"{e}{crystal.elements[:i].count(e) + 1}" for i, e in enumerate(crystal.elements)]
+    rows = [names.index(name) for name in ("C1", "C2", "N1", "O1")]
+
+    def volume(xyz):
+        return np.linalg.det(xyz[1:] - xyz[0])
+    place = np.array([shown["xyz"][number[names[i]]] for i in rows])
+    xyz = np.array([crystal.cell.orthogonalize(gemmi.Fractional(*crystal.fract[i])).tolist() for i in rows])
+    assert volume(place) == pytest.approx(volume(xyz), abs=0.02), "P 21 has no mirror images"
+    longest = max(np.linalg.norm(np.subtract(*(shown["xyz"][k] for k in bond))) for bond in shown["bonds"])
+    assert 1.4 < longest < 1.9
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
+def test_molecules_turn_as_they_are_dragged():
+    """The page's own code with a canvas that counts: dragged to the right by 157 pixels, a quarter of a turn."""
+    page, shown = shown_by(turn_molecules(read_cif(locate("data/molecules/hydantoin.cif"))))
+    script = re.search("<script>(.*)</script>", page, re.DOTALL).group(1)
+    stub = """const drawn = [];
+      const brush = new Proxy({}, {get: (_, name) => (...a) => drawn.push([name, ...a]), set: () => true});
+      const document = {querySelector: () => ({getContext: () => brush, setPointerCapture: () => 0})};"""
+    check = """; const arcs = drawn.filter(x => x[0] == "arc").length; const before = xyz;
+      canvas.onpointerdown({clientX: 0, clientY: 0}); canvas.onpointermove({clientX: 50 * Math.PI, clientY: 0});
+      console.log(JSON.stringify({arcs, before, after: xyz, again: drawn.filter(x => x[0] == "arc").length}));"""
+    out = json.loads(subprocess.run(["node", "-e", stub + script + check], capture_output=True, text=True, check=True).stdout)
+    assert out["arcs"] == len(shown["xyz"]) and out["again"] == 2 * out["arcs"]
+    x, y, z = np.array(out["before"]).T
+    np.testing.assert_allclose(out["after"], np.stack([z, y, -x], axis=1), atol=1e-9)  # what was in front is at the right
+
+
+def test_a_download_holds_the_file(tmp_path):
+    (tmp_path / "a&b.res").write_bytes(b"TITL \xc3\xa9\n")
+    html = download_link(tmp_path / "a&b.res").data
+    assert 'download="a&amp;b.res"' in html
+    assert base64.b64decode(re.search("base64,([^\"]*)", html).group(1)) == b"TITL \xc3\xa9\n"
+
+
+def test_an_upload_is_kept_in_its_folder_only(tmp_path):
+    def chosen(*names):
+        return [{"name": name, "content": memoryview(name.encode())} for name in names]
+
+    assert keep_upload(chosen("job.ins", "../../job.hkl"), tmp_path / "kept") == tmp_path / "kept" / "job.hkl"
+    assert (tmp_path / "kept" / "job.hkl").read_bytes() == b"../../job.hkl"
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"job.ins", "job.hkl"}
+    assert keep_upload(chosen("job.cif", "job.mtz"), tmp_path).name == "job.mtz"
+    with pytest.raises(UserError, match="job.ins: none of these hold reflections"):
+        keep_upload(chosen("job.ins"), tmp_path)
+    with pytest.raises(UserError, match="several of these"):
+        keep_upload(chosen("a.hkl", "b.hkl"), tmp_path)

@@ -61,6 +61,16 @@ def test_make_has_the_promised_targets_and_ci_calls_make_test():
     assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
+def test_the_citation_is_of_this_version_and_licence():
+    """What CFF 1.2.0 requires, and where it repeats what pyproject.toml says."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cited) and cited["cff-version"] == "1.2.0"
+    assert str(cited["version"]) == __version__ and cited["license"] == PROJECT["license"]
+    for entry in (cited, *cited["references"]):
+        assert all("name" in author or "family-names" in author for author in entry["authors"])
+        assert re.fullmatch(r"10\.\d{4,}/\S+", entry.get("doi", "10.1107/x"))
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_installs_once_and_again_when_the_packages_change(tmp_path):
     """`make -n` in a copy of the set-up files: it prints what it would do and does nothing."""

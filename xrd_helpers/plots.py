@@ -19,8 +19,11 @@ from .baselines import KNOW_NOTHING
 from .bonds import covalent_radii, whole_molecules
 from .crystals import all_operators
 from .known_molecule import superpose
+from .phasing.fourier import MapGrid
 from .phasing.origin import hands, match_atoms, match_solution
 from .phasing.output import labels
+from .reflections import expand_to_p1, unique_hkl
+from .structure_factors import structure_factors
 
 COLOURS = {"UNet": "C0", "FFT_UNet": "C1", "XRD_Transformer": "C2", "phase first": "C3",
            "PattersonNet": "C4"}  # the same in every figure
@@ -316,18 +319,23 @@ def _rank(depth, view):
     return (depth - view.low[2]) / max(view.high[2] - view.low[2], 1e-9)
 
 
-def _draw_density(ax, views, rho, cell):
-    """Contours of the largest density along the line of sight between the lowest and the highest atom, as far as GAP from
-    the atoms, so that neighbours are left out; bonds as thin lines."""
+def interpolate(rho, cell):
+    """The function that gives the density rho (nx, ny, nz) of a cell at points (..., 3) in Å."""
     coefficients = spline_filter(np.asarray(rho, float), order=3, mode="grid-wrap")
     frac = np.array(cell.frac.mat.tolist())
 
     def at(xyz):
-        """Density at points (..., 3) in Å."""
         voxel = np.moveaxis(xyz @ frac.T * rho.shape, -1, 0)
         return map_coordinates(coefficients, voxel, order=3, mode="grid-wrap", prefilter=False)
+    return at
 
-    typical = np.median(np.concatenate([at(view.molecule.xyz[~np.isin(view.elements, ["H", "D"])]) for view in views]))
+
+def _draw_density(ax, views, rho, cell):
+    """Contours of the largest density along the line of sight between the lowest and the highest atom, as far as GAP from
+    the atoms, so that neighbours are left out; bonds as thin lines."""
+    at = interpolate(rho, cell)
+    heavy = [view.molecule.xyz[~np.isin(view.elements, ["H", "D"])] for view in views]
+    typical = np.median(at(np.concatenate(heavy if any(map(len, heavy)) else [view.molecule.xyz for view in views])))
     steps = [m * 10.0**k for k in range(-3, 3) for m in (1, 2, 5)]
     step = min(steps, key=lambda step: abs(step - typical / LEVELS))
     levels = list(step * np.arange(1, 2 * LEVELS))
@@ -542,6 +550,137 @@ def plot_calibration(found=None):
                        ha="right", va="top", rotation=90, fontsize=8)
     right.set(xlabel="probability given", ylabel="cases", yscale="symlog", xlim=(0, 1), ylim=(0, None))
     right.legend(frameon=False, loc="upper center")
+    return fig
+
+
+def plot_resolutions(crystal, d_mins):
+    """The largest molecule of a crystal, and its true density calculated from the reflections to each d_min (Å), side by side
+    and each with contours of its own: what data of that resolution would show if all phases were known."""
+    molecules = whole_molecules(crystal.fract, crystal.elements, crystal.cell, crystal.spacegroup)
+    view = _View(molecules[0], crystal.elements)
+    width, height = _arrange([view])
+    fig, axes = plt.subplots(1, len(d_mins), squeeze=False, layout="constrained",
+                             figsize=(3.3 * len(d_mins) + 0.3, 3 * height / width + 1.2))
+    for ax, d_min in zip(axes.flat, d_mins):
+        hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_min)
+        grid = MapGrid(expand_to_p1(hkl, crystal.spacegroup), crystal.cell, d_min / 4)
+        _draw_density(ax, [view], grid.map(structure_factors(crystal, hkl)), crystal.cell)
+        every = ax.get_title().split("\n")[1]
+        ax.set_title(f"$d_{{min}}$ = {d_min:g} Å, {len(hkl)} reflections\n{every}", fontsize=9)
+        ax.set(xlim=(-width / 2, width / 2), ylim=(-height / 2, height / 2), aspect="equal", xlabel="Å")
+    axes[0, 0].set_ylabel("Å")
+    fig.suptitle(crystal.name)
+    return fig
+
+
+# --- a plane (notebooks 00 and 11) ---
+
+
+def plot_planes(maps, basis, label="density / e Å$^{-2}$", marks=None, across=4, most=None):
+    """Maps of one cell in two dimensions side by side, on one scale; what is below zero is white.
+
+    Parameters
+    ----------
+    maps : {title: (nx, ny)}, from the origin, along the axes
+    basis : (2, 2) Å, its rows are the axes in the picture
+    label : of the colours, with their unit
+    marks : {name: (n, 2)} fractional coordinates, drawn in each map inside the cell
+    most : what is black, by default the largest value
+    """
+    basis = np.asarray(basis, float)
+    across = min(across, len(maps))
+    down = -(-len(maps) // across)
+    size = np.abs(basis).sum(axis=0)
+    fig, axes = plt.subplots(down, across, squeeze=False, sharex=True, sharey=True, layout="constrained",
+                             figsize=(3 * across + 1.2, down * (3 * size[1] / size[0] + 0.8) + 0.6))
+    vmax = most or max(rho.max() for rho in maps.values())
+    for ax, (title, rho) in zip(axes.flat, maps.items()):
+        drawn = _draw_plane(ax, rho, basis, vmax, marks)
+        ax.set_title(title, fontsize=9)
+    for ax in axes.flat[len(maps):]:
+        ax.set_axis_off()
+    for ax in axes[-1]:
+        ax.set_xlabel("Å")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("Å")
+    fig.colorbar(drawn, ax=axes, label=label, shrink=0.8)
+    if marks:
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        fig.legend(handles, names, frameon=False, loc="outside lower center", ncols=len(names))
+    return fig
+
+
+def plot_section(rho, cell, axis, height):
+    """A section through the density rho (nx, ny, nz), e/Å³, of a cell: at `height` (0 to 1) along the axis 0, 1 or 2."""
+    i, j = (k for k in range(3) if k != axis)
+    a, b, angle = cell.parameters[i], cell.parameters[j], np.radians(cell.parameters[3 + axis])
+    row = round(height * rho.shape[axis]) % rho.shape[axis]
+    title = f"{'abc'[i]} and {'abc'[j]}, at {'xyz'[axis]} = {row / rho.shape[axis]:.2f}"
+    return plot_planes({title: np.take(rho, row, axis)}, [[a, 0], [b * np.cos(angle), b * np.sin(angle)]],
+                       "density / e Å$^{-3}$", most=np.quantile(rho, 0.9995))
+
+
+MARKS = (dict(marker="o", mfc="none", mec="C3", ms=9), dict(marker="x", color="C0", ms=6))
+
+
+def _draw_plane(ax, rho, basis, vmax, marks=None):
+    """One map of ``plot_planes``, with the outline of its cell."""
+    x, y = (np.arange(n + 2) / n - 0.5 / n for n in rho.shape)  # a point more, the first of the next cell
+    corners = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1) @ basis
+    drawn = ax.pcolormesh(corners[..., 0], corners[..., 1], np.pad(rho, (0, 1), mode="wrap"), cmap="Greys", vmin=0, vmax=vmax,
+                          rasterized=True)
+    ax.plot(*(np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]) @ basis).T, color="C0", lw=0.8)
+    for (name, fract), style in zip((marks or {}).items(), MARKS):
+        ax.plot(*(np.mod(fract, 1) @ basis).T, ls="", label=name, **style)
+    ax.set_aspect("equal")
+    return drawn
+
+
+def plot_reciprocal_plane(h, sf, basis, circles=(), title=""):
+    """A point a reflection in two dimensions: its area is the amplitude, its colour the phase; circles at some d (Å).
+
+    h : (n, 2) int; sf : (n,) complex, electrons; basis : (2, 2) Å, its rows are the axes
+    """
+    at = np.asarray(h) @ np.linalg.inv(basis).T  # (n, 2) 1/Å
+    F, there = np.abs(sf), np.any(h, axis=1)      # F(0), the number of electrons, is not measured
+    fig, ax = plt.subplots(figsize=(6.2, 5), layout="constrained")
+    drawn = ax.scatter(*at[there].T, s=150 * F[there] / F[there].max(), c=np.degrees(np.angle(sf[there])), cmap="twilight",
+                       vmin=-180, vmax=180, edgecolors="0.5", linewidths=0.4)
+    for d in circles:
+        ax.add_patch(Circle((0, 0), 1 / d, fc="none", ec="C3", lw=0.8, ls="--"))
+        ax.annotate(f"d = {d:g} Å", (0, -1 / d), (0, -2), textcoords="offset points", ha="center", va="top", color="C3",
+                    fontsize=8, bbox=dict(fc="white", ec="none", alpha=0.8, pad=0.5))
+    ax.set(xlabel="Å$^{-1}$", ylabel="Å$^{-1}$", aspect="equal", title=title)
+    ax.margins(0.08)
+    fig.colorbar(drawn, ax=ax, label="φ / °", ticks=[-180, -90, 0, 90, 180])
+    return fig
+
+
+def plot_film(frames, history, basis, marks=None):
+    """How a map comes about: some of its states in a strip, with R and the phase error of each, and both against the cycle.
+
+    Parameters
+    ----------
+    frames : {cycle: (nx, ny)}
+    history : DataFrame with R and error (degrees), a row a cycle, the number of the cycle its index
+    basis, marks : as for ``plot_planes``
+    """
+    size = np.abs(basis).sum(axis=0)
+    height = 2.4 * size[1] / size[0] + 1.2
+    fig = plt.figure(figsize=(2.4 * len(frames) + 0.6, height + 2.5), layout="constrained")
+    above, below = fig.subfigures(2, 1, height_ratios=[height, 2.5])
+    vmax = max(rho.max() for rho in frames.values())
+    axes = above.subplots(1, len(frames), sharey=True, squeeze=False)[0]
+    for ax, (number, rho) in zip(axes, frames.items()):
+        _draw_plane(ax, rho, np.asarray(basis, float), vmax, marks)
+        ax.set_title(f"cycle {number}\nR {history['R'][number]:.2f}, {history['error'][number]:.0f}°", fontsize=9)
+        ax.set_xlabel("Å")
+    axes[0].set_ylabel("Å")
+    for ax, column, name in zip(below.subplots(1, 2), ("R", "error"), ("R", "phase error / °")):
+        ax.plot(history.index, history[column], color="0.3")
+        ax.plot(list(frames), history[column][list(frames)], "o", ms=5, color="C3", label="the maps above")
+        ax.set(xlabel="cycle", ylabel=name, ylim=(0, None))
+    ax.legend(frameon=False)
     return fig
 
 
