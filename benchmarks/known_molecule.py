@@ -293,7 +293,9 @@ def extra(args, path, make, keys):
     made = table.groupby(keys).agg(crystals=("solved", "size"), solved=("solved", "sum"), seconds=("seconds", "median"),
                                    claimed=("verdict", lambda v: int((v == "solved").sum())), **means).reset_index()
     print(made.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
-    write_json(path.with_suffix(".json"), {"rows": made.to_dict("records"), **about, "options": vars(args)})
+    write_json(path.with_suffix(".json"), {
+        "rows": made.to_dict("records"), **about,
+        "options": {name: value for name, value in vars(args).items() if name not in ("crystals", "measured", "out")}})
 
 
 def main():
