@@ -90,18 +90,17 @@ def place_hydrogen(refiner, model, most=np.inf) -> Model:
 
 def with_hydrogen(refiner: RestrainedRefiner, model: Model, most=np.inf) -> Model:
     """A Model refined with riding hydrogen, which comes after its other atoms; as it was where that does not lower R1."""
-    n, best = len(model.fract), model
-    heavy = model
+    heavy = best = model
     for _ in range(ROUNDS):
         hydrogen = place_hydrogen(refiner, heavy, most)
         if not len(hydrogen.fract):
-            return model
+            break
         fract, u_iso, scale, r1, _ = refiner.fit(heavy.fract, refiner.kinds(heavy.elements), heavy.u_iso, heavy.occ, CYCLES,
                                                  extra=refiner.structure_factors(hydrogen).astype(np.complex64))
         heavy = replace(heavy, fract=fract, u_iso=u_iso, scale=scale, r1=r1)
         if r1 < best.r1:
             best = replace(_joined([heavy, hydrogen]), r1=r1, scale=scale)
-    return best if len(best.fract) > n else model
+    return best
 
 
 def _places(refiner, model):

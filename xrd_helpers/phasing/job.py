@@ -62,8 +62,8 @@ def prepared(measured: Measured, spacegroup="", d_min=0.0) -> Measured:
     if np.linalg.matrix_rank(measured.hkl[inside]) < 3:
         raise UserError(f"{measured.files[0]}: its reflections lie in one plane or row: no structure follows from them")
     measured = replace(measured, hkl=measured.hkl[inside], intensity=measured.intensity[inside], sigma=measured.sigma[inside])
-    if len(measured.merge()) < LEAST:
-        raise UserError(f"{measured.files[0]}: {len(measured.merge())} reflections are too few: {LEAST} different ones are "
+    if (n := len(measured.merge())) < LEAST:
+        raise UserError(f"{measured.files[0]}: {n} reflections are too few: {LEAST} different ones are "
                         "the least with which a structure is looked for")
     return measured
 
