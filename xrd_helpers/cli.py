@@ -549,11 +549,11 @@ def _solve_file(file, say, *, about, elements, formula, z, spacegroup, extend, n
                 ranked = job.solve_with_alternatives(measured, alternatives, search, minutes, seed, watch)
                 solved = ranked[0].solved
             elif molecule:
-                solved = job.solve_with_molecules(measured, known, search, minutes, seed, watch)
+                solved = job.solve_with_molecules(measured, known, search, minutes, seed, watch, job.SEVERAL)
             elif fragment:
                 solved = job.solve_with_fragment(measured, known, minutes, seed, watch)
             else:
-                solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch)
+                solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch, job.SEVERAL)
     words = (f"{job.compared(ranked)}\n" if ranked else "") + output.verdict(solved.solution, solved.tried)
     say(words)
     paths = [output.write_listing(folder / measured.files[0].stem, measured, solved, words)]

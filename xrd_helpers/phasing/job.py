@@ -25,6 +25,7 @@ from .verdict import weigh_solution
 
 LEAST = 20  # reflections, fewer than which are no data
 MINUTES_KNOWN = 5.0  # that a search for known molecules may take
+SEVERAL = 5  # solutions that are told of
 
 
 class Solved(NamedTuple):
@@ -156,7 +157,7 @@ def _possible(contents, measured):
 
 
 def phase(reflections: Reflections, elements=(), trials=None, seed=0, groups=None, predicted=None, effort="normal",
-          minutes=None, watch=None) -> Solution | None:
+          minutes=None, watch=None, several=1) -> Solution | None:
     """``charge_flipping.solve``, or None where it cannot start: one crystal does not end the others.
 
     Where each of `elements` is there once, and they are too few for the cell, they are kinds rather than a formula: carbon
@@ -170,13 +171,13 @@ def phase(reflections: Reflections, elements=(), trials=None, seed=0, groups=Non
         contents.pop("H", None)  # one H in all would make a right structure look wrong
     try:
         return charge_flipping.solve(reflections, contents, groups=groups, predicted=predicted, trials=trials, seed=seed,
-                                     effort=effort, minutes=minutes, watch=watch)
+                                     effort=effort, minutes=minutes, several=several, watch=watch)
     except PhasingError:
         return None
 
 
 def solve_measured(measured: Measured, extra: Reflections | None = None, search=False, trials=None, seed=0,
-                   effort="normal", minutes=None, watch=None) -> Solved:
+                   effort="normal", minutes=None, watch=None, several=1) -> Solved:
     """Charge flipping, and atoms in the space group of the data or in one that their absences allow.
 
     Parameters
@@ -186,10 +187,11 @@ def solve_measured(measured: Measured, extra: Reflections | None = None, search=
     search : whether the space group is to be found, among those that the absences allow (``spacegroups.candidates``). The
         two groups of an enantiomorphic pair, as P 41 and P 43, explain data without anomalous scattering equally well: it is
         that of the hand in which the phases happened to come out.
-    effort, minutes, watch : how far the search goes, and who is told of it (``charge_flipping.solve``)
+    effort, minutes, several, watch : how far the search goes, and who is told of it (``charge_flipping.solve``)
     """
     measured, groups = _where(measured, search)
-    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra, effort, minutes, watch)
+    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra, effort, minutes, watch,
+                     several)
     return Solved(solution, list(solution.groups) if solution else [(group, float("nan")) for group in groups])
 
 
@@ -200,11 +202,13 @@ def _where(measured, search):
     return replace(measured, spacegroup=without_absences(measured.spacegroup)), candidates(measured)
 
 
-def solve_with_molecules(measured: Measured, molecules, search=False, minutes=MINUTES_KNOWN, seed=0, watch=None) -> Solved:
+def solve_with_molecules(measured: Measured, molecules, search=False, minutes=MINUTES_KNOWN, seed=0, watch=None,
+                         several=1) -> Solved:
     """Known molecules placed in the cell; molecules as ``known_molecule.read_molecules`` gives them, see ``placing.place``."""
     measured, groups = _where(measured, search)
     known, counts = zip(*molecules)
-    solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups, watch=watch)
+    solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups, several=several,
+                     watch=watch)
     return Solved(solution, [(solution.spacegroup, float("nan"))])
 
 

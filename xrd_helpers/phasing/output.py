@@ -27,6 +27,7 @@ from .verdict import WORDS, in_words, on_axes_of
 
 SUFFIXES = (".hkl", ".ins", ".res", ".cif", ".mtz", ".ccp4")
 UNSOLVED = "_unsolved"  # stands in the names of files that hold no structure
+SECOND = "_b"  # and in that of the runner-up
 SOFTWARE = f"XRD Phase {__version__}"
 COLUMNS = ("file", "verdict", "probability", "R1", "R1_strong", "R1_left_out", "spacegroup", "atoms", "formula", "d_min",
            "completeness", "engine", "seconds", "folder", "message")  # of a table of files
@@ -54,12 +55,14 @@ def in_molecules(solution: Solution):
 def may_be_written(stem) -> list[Path]:
     """The files that ``write_solution`` and ``write_listing`` may write for a stem, whatever comes of the search."""
     stem = Path(stem)
-    return [stem.with_name(stem.name + end + suffix) for end in ("", UNSOLVED) for suffix in (*SUFFIXES, ".log")]
+    return [stem.with_name(stem.name + end + suffix) for end in ("", UNSOLVED) for suffix in (*SUFFIXES, ".log")] + [
+        stem.with_name(f"{stem.name}{SECOND}.res")]
 
 
 def write_solution(stem, solution: Solution, measured: Measured, names=None, extra=()) -> list[Path]:
     """Write ``.hkl``, ``.ins`` (no atoms), ``.res``, ``.cif``, ``.mtz`` and, where there is a map, ``.ccp4``; atoms stand as
-    ``in_molecules`` puts them. What is "not solved" stands in files whose names say so (UNSOLVED).
+    ``in_molecules`` puts them. What is "not solved" stands in files whose names say so (UNSOLVED), and the ``runner_up`` in a
+    .res of its own (SECOND).
 
     Parameters
     ----------
@@ -76,6 +79,7 @@ def write_solution(stem, solution: Solution, measured: Measured, names=None, ext
     """
     stem = Path(f"{stem}{UNSOLVED if is_unsolved(solution) else ''}")
     names = labels(solution.elements) if names is None else names  # as pictures have them
+    second = runner_up(solution)
     solution, order = in_molecules(solution)
     names = [names[i] for i in order]
     crystal = solution.as_crystal(stem.name)
@@ -99,7 +103,28 @@ def write_solution(stem, solution: Solution, measured: Measured, names=None, ext
     if solution.rho is not None:
         with atomic_path(paths[5]) as temporary:
             _ccp4(solution).write_ccp4_map(str(temporary))
+    if second:
+        paths.append(_write_second(stem, second, measured, wavelength, fits, header))
     return paths
+
+
+def runner_up(solution: Solution | None) -> Solution | None:
+    """The second best solution, where it and the best one may be the structure."""
+    second = next(iter(solution.others), None) if solution else None
+    return None if is_unsolved(solution) or is_unsolved(second) else second
+
+
+def _write_second(stem, solution, measured, wavelength, fits, header):
+    """Write the .res of a runner-up; the reflections of the best solution are also its."""
+    measured, (solution, _) = moved_to(measured, solution.spacegroup), in_molecules(solution)
+    merged, crystal = measured.merge(), solution.as_crystal(stem.name)
+    sf = np.abs(structure_factors(crystal, merged.hkl))
+    path = stem.with_name(f"{stem.name}{SECOND}.res")
+    remarks = [f"RUNNER-UP: the second best solution, of which less is to be said than of {stem.name}.res. To refine it, copy "
+               f"{stem.name}.hkl to {path.stem}.hkl", *_remarks(solution, agreement(merged, sf))]
+    write_shelx_res(path, crystal, labels(solution.elements), _contents(crystal, measured), wavelength,
+                    fit_scale(merged.F, sf) * np.sqrt(fits), remarks, header)
+    return path
 
 
 def _riding(crystal):
@@ -259,10 +284,23 @@ def write_listing(stem, measured: Measured, solved, words) -> Path:
         merged = _as_solved(measured, solution).merge()
         rows += ["Found in the asymmetric unit: " + " ".join(f"{symbol} {n:g}" for symbol, n in crystal.contents.items()),
                  *_remarks(solution, agreement(merged, np.abs(structure_factors(crystal, merged.hkl))))]
+        rows += _ranking(solution) if solution.others else []
     path = Path(f"{stem}{UNSOLVED if is_unsolved(solution) else ''}.log")
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join([*rows, "", words]) + "\n", encoding="utf-8")
     return path
+
+
+def _ranking(solution):
+    """Lines of a table of a solution and its others."""
+    rows = ["", "The best solutions, each in another space group than those above it, or with fewer than 80 % of its atoms",
+            "within 0.5 Å of theirs at any allowed origin and hand:",
+            "      R1  left out  probability  space group    atoms"]
+    for i, one in enumerate([solution, *solution.others], 1):
+        r_free = f"{one.evidence.r_free:.3f}" if np.isfinite(one.evidence.r_free) else "-"
+        rows.append(f"{i:2d}{one.r1:6.3f}{r_free:>10}{one.probability:13.3f}  {one.spacegroup.xhm():<12}"
+                    f"{len(one.elements):8d}  {one.verdict}")
+    return rows
 
 
 def summary(measured: Measured, solution: Solution | None) -> dict:
@@ -305,7 +343,10 @@ def verdict(solution: Solution | None, tried=()) -> str:
     why = {"solved": "", "uncertain": " Refine it, look at its bonds and difference map, or try more random starts, before you "
            "believe it.", "not solved": " What is written explains the data no better than wrong atoms do."}[solution.verdict]
     evidence = f" {in_words(solution.evidence)}." if solution.evidence else ""
-    return f"{solution.verdict.capitalize()}{where}: {found}.{evidence}{why}"
+    second = runner_up(solution)
+    other = "" if second is None else (f" The runner-up (_b.res), in {second.spacegroup.xhm()}, has R1 {second.r1:.3f} and "
+                                       f"probability {second.probability:.3f}: {second.verdict}.")
+    return f"{solution.verdict.capitalize()}{where}: {found}.{evidence}{why}{other}"
 
 
 @contextmanager
