@@ -15,8 +15,9 @@ from ..config import UserError
 from ..crystals import count_elements
 from ..reflections import Measured, Reflections
 from ..shelx import formula_units
-from . import charge_flipping, shelxt
+from . import absolute_structure, charge_flipping, shelxt
 from .charge_flipping import ATOM_VOLUME
+from .output import as_solved, is_unsolved
 from .peaks import without_hydrogen
 from .placing import TOLD_APART, Arrangement, Part, PlacingError, completed, place, preferences
 from .solution import PhasingError, Solution
@@ -192,7 +193,18 @@ def solve_measured(measured: Measured, extra: Reflections | None = None, search=
     measured, groups = _where(measured, search)
     solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra, effort, minutes, watch,
                      several)
-    return Solved(solution, list(solution.groups) if solution else [(group, float("nan")) for group in groups])
+    return Solved(in_its_hand(solution, measured),
+                  list(solution.groups) if solution else [(group, float("nan")) for group in groups])
+
+
+def in_its_hand(solution: Solution | None, measured: Measured) -> Solution | None:
+    """A solution in the hand that anomalous scattering tells, with what it says (``absolute_structure.settled``)."""
+    if is_unsolved(solution) or solution.spacegroup.is_centrosymmetric():
+        return solution
+    try:
+        return absolute_structure.settled(solution, as_solved(measured, solution))
+    except PhasingError:  # of another lattice
+        return solution
 
 
 def _where(measured, search):
@@ -209,7 +221,7 @@ def solve_with_molecules(measured: Measured, molecules, search=False, minutes=MI
     known, counts = zip(*molecules)
     solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups, several=several,
                      watch=watch)
-    return Solved(solution, [(solution.spacegroup, float("nan"))])
+    return Solved(in_its_hand(solution, measured), [(solution.spacegroup, float("nan"))])
 
 
 class Alternative(NamedTuple):
@@ -267,7 +279,8 @@ def solve_with_fragment(measured: Measured, fragments, minutes=MINUTES_KNOWN, se
     merged = measured.merge()
     chosen = Arrangement(parts, Fraction(1), float("nan"))
     solution = place(merged, known, minutes=minutes, seed=seed, chosen=chosen, watch=watch)
-    return Solved(completed(solution, merged, measured.elements), [(measured.spacegroup, float("nan"))])
+    solution = in_its_hand(completed(solution, merged, measured.elements), measured)
+    return Solved(solution, [(measured.spacegroup, float("nan"))])
 
 
 def solve_with_shelxt(measured: Measured, folder, program, extra=None, timeout=600.0, watch=None) -> Solved:
@@ -277,7 +290,7 @@ def solve_with_shelxt(measured: Measured, folder, program, extra=None, timeout=6
     solution = shelxt.run_shelxt(_together(measured, extra), elements, Path(folder), timeout, program, watch=watch)
     if extra is not None:  # predicted amplitudes are no evidence
         solution = replace(solution, evidence=weigh_solution(solution, measured.merge(), elements))
-    return Solved(solution, [(solution.spacegroup, solution.figure_of_merit)])
+    return Solved(in_its_hand(solution, measured), [(solution.spacegroup, solution.figure_of_merit)])
 
 
 def _together(measured, extra):

@@ -20,6 +20,7 @@ from ..reflections import Measured, Reflections
 from ..shelx import formula_units, shelx_elements, shelx_scale, write_shelx_files, write_shelx_res
 from ..structure_factors import fit_scale, structure_factors
 from ..wilson import LEAST_PAIRS, intensity_statistics
+from .absolute_structure import with_error
 from .peaks import without_hydrogen
 from .solution import PhasingError, Solution
 from .spacegroups import absences, moved_to
@@ -32,6 +33,8 @@ SOFTWARE = f"XRD Phase {__version__}"
 COLUMNS = ("file", "verdict", "probability", "R1", "R1_strong", "R1_left_out", "spacegroup", "atoms", "formula", "d_min",
            "completeness", "engine", "seconds", "folder", "message")  # of a table of files
 LONGEST_TO_H = 1.25  # Å, of a bond to hydrogen that rides
+DETAILS = ("{} quotients [(I+)-(I-)]/[(I+)+(I-)] (Parsons, Flack and Wagner, Acta Cryst. B69 (2013) 249-259), of isotropic "
+           "atoms: a hint, to be refined")
 MOST_NAMED = 6  # space groups named with their agreement
 
 
@@ -83,7 +86,7 @@ def write_solution(stem, solution: Solution, measured: Measured, names=None, ext
     solution, order = in_molecules(solution)
     names = [names[i] for i in order]
     crystal = solution.as_crystal(stem.name)
-    measured = _as_solved(measured, solution)
+    measured = as_solved(measured, solution)
     merged = measured.merge()
     elements, header, wavelength = _contents(crystal, measured), measured.header, measured.wavelength or 0.71073
     sf = structure_factors(crystal, merged.hkl)
@@ -175,9 +178,10 @@ def _remarks(solution, fit):
     r_free = getattr(solution.evidence, "r_free", np.nan)
     left_out = f", {r_free:.4f} for reflections left out of the refinement in turn" if np.isfinite(r_free) else ""
     sure = "unknown" if np.isnan(solution.probability) else f"{solution.probability:.3f}"
+    hand = [solution.hand.in_words()] if solution.hand else []
     return [f"{solution.verdict.upper()}: probability {sure}, by {SOFTWARE}, {solution.engine}, in {solution.spacegroup.xhm()}",
             f"R1 {fit.r1:.4f} for all {fit.n} data, {fit.r1_strong:.4f} for {fit.n_strong} with F > 4 sigma(F){left_out}; "
-            f"{len(solution.elements)} atoms, {hydrogen} hydrogen"]
+            f"{len(solution.elements)} atoms, {hydrogen} hydrogen", *hand]
 
 
 def is_unsolved(solution: Solution | None) -> bool:
@@ -185,7 +189,7 @@ def is_unsolved(solution: Solution | None) -> bool:
     return solution is None or solution.verdict == WORDS[0]
 
 
-def _as_solved(measured, solution):
+def as_solved(measured, solution):
     """The data in the space group of a solution, and on its axes where the engine chose others."""
     if solution.orientation != "as input" or not solution.cell.approx(measured.cell, 0.01):
         measured = _turned(measured, solution)
@@ -226,6 +230,10 @@ def _cif(solution, title, names, wavelength, elements, header, fit):
     put("_reflns_threshold_expression", "I > 2u(I)")
     put("_refine_ls_R_factor_all", f"{fit.r1:.4f}")
     put("_refine_ls_R_factor_gt", f"{fit.r1_strong:.4f}")
+    if solution.hand:
+        if not solution.hand.why:
+            put("_refine_ls_abs_structure_Flack", with_error(solution.hand.x, solution.hand.error))
+        put("_refine_ls_abs_structure_details", solution.hand.why or DETAILS.format(solution.hand.n))
     put("_xrd_phase_verdict", solution.verdict)
     if np.isfinite(solution.probability):
         put("_xrd_phase_probability", f"{solution.probability:.3f}")
@@ -281,7 +289,7 @@ def write_listing(stem, measured: Measured, solved, words) -> Path:
              + "; --spacegroup search looks in all that are possible" * (len(solved.tried) == 1)]
     if solution:
         crystal = solution.as_crystal()
-        merged = _as_solved(measured, solution).merge()
+        merged = as_solved(measured, solution).merge()
         rows += ["Found in the asymmetric unit: " + " ".join(f"{symbol} {n:g}" for symbol, n in crystal.contents.items()),
                  *_remarks(solution, agreement(merged, np.abs(structure_factors(crystal, merged.hkl))))]
         rows += _ranking(solution) if solution.others else []
@@ -309,7 +317,7 @@ def summary(measured: Measured, solution: Solution | None) -> dict:
     row = {"verdict": WORDS[0], "d_min": round(quality.d_min, 3), "completeness": round(quality.completeness, 4)}
     if solution is None:
         return row | {"message": "no random start led to atoms"}
-    merged = _as_solved(measured, solution).merge()
+    merged = as_solved(measured, solution).merge()
     fit = agreement(merged, np.abs(structure_factors(solution.as_crystal(), merged.hkl)))
     return row | {"verdict": solution.verdict, "probability": solution.probability, "R1": round(fit.r1, 4),
                   "R1_strong": round(fit.r1_strong, 4), "R1_left_out": getattr(solution.evidence, "r_free", np.nan),
@@ -346,7 +354,8 @@ def verdict(solution: Solution | None, tried=()) -> str:
     second = runner_up(solution)
     other = "" if second is None else (f" The runner-up (_b.res), in {second.spacegroup.xhm()}, has R1 {second.r1:.3f} and "
                                        f"probability {second.probability:.3f}: {second.verdict}.")
-    return f"{solution.verdict.capitalize()}{where}: {found}.{evidence}{why}{other}"
+    hand = f" {solution.hand.in_words()}." if solution.hand else ""
+    return f"{solution.verdict.capitalize()}{where}: {found}.{evidence}{why}{hand}{other}"
 
 
 @contextmanager
