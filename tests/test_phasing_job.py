@@ -398,6 +398,21 @@ def test_without_a_structure_it_says_so(tmp_path):
     assert {path.stem for path in paths} == {"made_unsolved"} and "REM NOT SOLVED: probability 0.0" in paths[2].read_text()
 
 
+def test_an_uncertain_structure_is_exit_code_0_and_says_so_everywhere(tmp_path, capsys, monkeypatch):
+    data = data_of(random_crystal("P 1 21/c 1"), d_min=1.0)
+    write_shelx_files(tmp_path / "job", data.hkl, data.intensity, data.sigma, 1, data.cell, data.spacegroup, data.elements)
+    solution = solve_measured(data, trials=4)[0]
+    doubtful = replace(solution, evidence=replace(solution.evidence, probability=0.5))
+    monkeypatch.setattr(job.charge_flipping, "solve", lambda *_, **__: doubtful)
+    assert run("solve", str(tmp_path / "job.hkl"), "--engine", "charge_flipping") == 0
+    assert "Uncertain in P 1 21/c 1" in (printed := capsys.readouterr().out) and "before you believe it" in printed
+    folder = tmp_path / "job_xrd"
+    assert "before you believe it" in (folder / "job.log").read_text()
+    assert "REM UNCERTAIN: probability 0.500" in (folder / "job.res").read_text()
+    assert "_xrd_phase_verdict uncertain" in (folder / "job.cif").read_text()
+    assert run("solve", "--help") == 0 and "0 if it is solved or uncertain" in " ".join(capsys.readouterr().out.split())
+
+
 def test_no_structure_is_exit_code_1_and_nothing_is_overwritten_unasked(tmp_path, capsys):
     data = shuffled(data_of(random_crystal("P 1 21/c 1"), d_min=1.0))
     write_shelx_files(tmp_path / "job", data.hkl, data.intensity, data.sigma, 1, data.cell, data.spacegroup, data.elements)
@@ -476,6 +491,29 @@ def test_several_files_are_solved_and_a_bad_one_stops_none(tmp_path, capsys, mon
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert "a.res is there already" in found[0]["message"].replace("a.hkl", "a.res") and len(found) == 4
     assert run("solve", "a.hkl", "sub/a.hkl", "--out", "x") == 2 and "have the same name" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_files_on_a_cluster(tmp_path, capsys, monkeypatch):
+    """Of another folder than that of its workers."""
+    from distributed import LocalCluster
+
+    data = data_of(random_crystal("P -1"), 1.0)
+    for name in "ab":
+        write_shelx_files(tmp_path / name, data.hkl, data.intensity, data.sigma, 1, data.cell, data.spacegroup, data.elements)
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        monkeypatch.chdir(tmp_path)
+        solve = ["solve", "a.hkl", "b.hkl", "c.hkl", "--engine", "charge_flipping", "--scheduler", cluster.scheduler_address]
+        assert run(*solve) == 1
+        assert run(*solve, "--workers", "2", "--table", "d.csv") == 2
+    printed = capsys.readouterr()
+    assert {line.split(": ")[0][4:]: line.split(": ")[1] for line in printed.out.splitlines()} == {
+        "a.hkl": "solved", "b.hkl": "solved", "c.hkl": "error"}
+    assert "a scheduler has workers of its own" in printed.err and (tmp_path / "b_xrd" / "b.res").exists()
+    with open("solved.csv", newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == ["a.hkl", "b.hkl", "c.hkl"]
+    assert run(*solve[:-1], "post://here", "--table", "d.csv") == 2
+    assert "no dask scheduler answers at post://here" in capsys.readouterr().err
 
 
 @pytest.mark.slow
