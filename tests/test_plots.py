@@ -111,7 +111,7 @@ def test_extension_shows_one_layer_measured_predicted_and_true(row, l, boxes):
     assert [ax.get_xlabel() for ax in axes] == ["h"] * 3 and axes[0].get_ylabel() == "k"
     assert fig.get_suptitle() == f"crystal:  l = {l}" and "|F|" in fig.axes[-1].get_ylabel()
     F, target, measured = (x[row].numpy() for x in (boxes.F, boxes.target, boxes.measured))
-    top = F[:, :, l].max()
+    top = F.max()  # of all layers
     for ax, image, inside in zip(axes, (F, F_pred[row], F), (measured, target, target)):
         drawn = ax.images[0]
         data = np.ma.filled(drawn.get_array(), np.nan)
@@ -394,7 +394,10 @@ def test_solve_rate_against_resolution_and_size():
     left, right = panels(fig)
     assert left.get_xlabel() == "$d_{min}$ / Å" and left.get_ylabel() == "solved / %" and "non-H atoms" in right.get_xlabel()
     rates = {line.get_label(): line for line in left.lines}
-    assert list(rates) == ["light, xrd_helpers", "light, cctbx", "heavier, xrd_helpers", "heavier, cctbx"]
+    assert list(rates) == ["light, xrd_helpers (n = 4)", "light, cctbx (n = 4)", "heavier, xrd_helpers (n = 4)",
+                           "heavier, cctbx (n = 4)"]
+    low, high = left.collections[0].get_segments()[1][:, 1]  # 3 of 4: Wilson's middle 0.7, half of the width 1 / 5
+    assert (low, high) == pytest.approx((50, 90))
     for name, line in rates.items():
         np.testing.assert_array_equal(line.get_xdata(), [0.8, 1.2, 1.5])
         np.testing.assert_array_equal(line.get_ydata(), [100, 75, 50] if "xrd" in name else [75, 50, 25])
@@ -557,19 +560,31 @@ def test_the_stored_calibration_is_drawn():
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_browser_draws_at_once_and_again_at_every_choice(boxes, monkeypatch):
     drawn = []
-    monkeypatch.setattr(viewer, "plot_extension", lambda *args: drawn.append((args, plot_extension(*args))))
+    monkeypatch.setattr(viewer, "plot_extension", lambda *args: drawn.append((args, plot_extension(*args))) or drawn[-1][1])
+    for row, last in enumerate((5, 3, 6)):  # where the reflections of each end
+        boxes.target[row, :, :, last + 1:], boxes.target[row, 0, 0, last] = False, True
+        boxes.absent[row, 0, 0, last] = False
     predictions = {"UNet": np.zeros((3, *BOX.shape)), "zero fill": np.ones((3, *BOX.shape))}
     widget = browse_layers(predictions, boxes, ["first", "second", "second"])
     assert len(drawn) == 1, "without a click"
     model, crystal, l = widget.children[:3]
     assert list(model.options) == ["UNet", "zero fill"]
     assert [name for name, _ in crystal.options] == ["first", "second", "second"]
-    assert (l.min, l.max) == (0, 6)
+    assert (l.min, l.max) == (0, 5)
     model.value, crystal.value, l.value = "zero fill", 2, 5
+    assert (l.min, l.max) == (0, 6) and bytes(widget.children[3].value[:4]) == b"\x89PNG"
     assert [(args[0] is predictions["zero fill"], args[2], args[3]) for args, _ in drawn] == [
         (False, 0, 1), (True, 0, 1), (True, 2, 1), (True, 2, 5)]
     assert all(args[1] is boxes for args, _ in drawn)
     assert drawn[-1][1].get_suptitle() == "second, zero fill:  l = 5"
+    crystal.value = 1
+    assert (l.value, l.max) == (3, 3), "no slide beyond its data"
+
+
+def test_what_is_absent_is_not_drawn_as_measured(boxes):
+    boxes.measured[0, 2, 3, 1] = boxes.target[0, 2, 3, 1] = boxes.absent[0, 2, 3, 1] = True
+    for ax in panels(plot_extension(np.ones((3, *BOX.shape)), boxes, 0, 1)):
+        assert np.isnan(np.ma.filled(ax.images[0].get_array(), np.nan)[3, 2])
 
 
 # ---- a plane: notebooks 00 and 11 ----

@@ -52,13 +52,16 @@ def plot_history(history, baseline=None):
 
 
 def plot_extension(F_pred, boxes, row, l=1, title=""):
-    """One layer of constant l of one crystal: measured, predicted and true amplitudes on one scale."""
+    """One layer of constant l of one crystal: measured, predicted and true amplitudes, on one scale for all of its layers.
+
+    What was not measured, is not predicted or is absent by symmetry stays white: zero is a value.
+    """
     box, layer = boxes.box, l - boxes.box.low[2]
-    images = {"measured": (boxes.F, boxes.measured), "predicted": (F_pred, boxes.target), "true": (boxes.F, boxes.target)}
+    target, measured = boxes.target & ~boxes.absent, boxes.measured & ~boxes.absent
+    images = {"measured": (boxes.F, measured), "predicted": (F_pred, target), "true": (boxes.F, target)}
     fig, axes = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained", sharey=True)
-    vmax = float(boxes.F[row, :, :, layer].max()) or 1.0
+    vmax = float(boxes.F[row].max()) or 1.0
     for ax, (name, (F, inside)) in zip(axes, images.items()):
-        # not measured or outside d_target stays white: zero is a value
         image = np.where(inside[row, :, :, layer], np.asarray(F[row, :, :, layer], float), np.nan).T
         drawn = ax.imshow(np.sqrt(image / vmax), origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto",
                           extent=[box.low[0] - 0.5, box.high[0] + 0.5, box.low[1] - 0.5, box.high[1] + 0.5])
@@ -506,10 +509,8 @@ def plot_torsions(table):
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     for i, (d_min, rows) in enumerate(table.groupby("d_min")):
         groups = rows.groupby("torsions")["solved"].agg(["sum", "size"])
-        k, n = groups.to_numpy(float).T
-        middle, half = _wilson(k, n)
-        left.errorbar(groups.index, 100 * k / n, 100 * np.maximum([k / n - middle + half, middle + half - k / n], 0),
-                      fmt="o-", ms=4, capsize=2, color=f"C{i}", label=f"{d_min:g} Å, {int(n.min())}-{int(n.max())} chains each")
+        _draw_shares(left, groups.index, groups, "o-", color=f"C{i}",
+                     label=f"{d_min:g} Å, {groups['size'].min()}-{groups['size'].max()} chains each")
         for solved, marker, name in ((True, "o", "solved"), (False, "x", "not solved")):
             some = rows[rows["solved"].astype(bool) == solved]
             right.plot(some["torsions"], some["seconds"], marker, color=f"C{i}", ms=4, ls="", label=f"{d_min:g} Å, {name}")
@@ -715,7 +716,7 @@ AT = (1.2, 1.5)       # Å, the resolutions at which size is looked at
 def plot_solve_rate(table):
     """Share of structures solved against d_min, a colour a set; against the number of atoms at d_min of AT, all sets
     together; and against the share of the reflections that was there, where it varies. Solid lines are ours, dotted ones
-    another program's.
+    another program's; bars are one standard deviation (Wilson's interval).
 
     ``table`` has a row a structure, d_min and program, with columns set, d_min (Å), program, atoms (non-H), solved (bool)
     and, if it varies, completeness (share of the reflections; nan where it was not chosen).
@@ -727,23 +728,24 @@ def plot_solve_rate(table):
     fig, (left, middle, *last) = plt.subplots(1, n, figsize=(4.4 * n + 1.5, 4.8), layout="constrained", sharey=True)
     for i, (name, part) in enumerate(whole.groupby("set", sort=False)):
         for program, rows in part.groupby("program", sort=False):
-            share = rows.groupby("d_min")["solved"].mean()
-            left.plot(share.index, 100 * share, _line(program), color=f"C{i}", ms=4, label=f"{name}, {program}")
+            solved = rows.groupby("d_min")["solved"].agg(["sum", "size"])
+            _draw_shares(left, solved.index, solved, _line(program), color=f"C{i}",
+                         label=f"{name}, {program} (n = {solved['size'].max()})")
     left.set(xlabel="$d_{min}$ / Å", ylabel="solved / %", ylim=(-3, 103))
     size = np.digitize(whole["atoms"], SIZES, right=True)
     for i, d_min in enumerate(AT):
         at = np.isclose(whole["d_min"], d_min)
         for program, rows in whole[at].groupby("program", sort=False):
-            classes = rows.groupby(size[at & (whole["program"] == program)]).agg(
-                atoms=("atoms", "median"), solved=("solved", "mean"), n=("solved", "size"))
-            middle.plot(classes["atoms"], 100 * classes["solved"], _line(program), color=("k", "C3")[i], ms=4,
-                        label=f"{d_min:g} Å, {program} (n = {', '.join(map(str, classes['n']))})")
+            classes = rows.groupby(size[at & (whole["program"] == program)])
+            solved = classes["solved"].agg(["sum", "size"])
+            _draw_shares(middle, classes["atoms"].median(), solved, _line(program), color=("k", "C3")[i],
+                         label=f"{d_min:g} Å, {program} (n = {', '.join(map(str, solved['size']))})")
     middle.set(xlabel="non-H atoms in the asymmetric unit")
     for ax in last:
         for program, rows in table[gaps].groupby("program", sort=False):
-            share = rows.groupby("completeness")["solved"].mean()
-            ax.plot(100 * share.index, 100 * share, _line(program), color="C4", ms=4,
-                    label=f"{program} (n = {rows['name'].nunique()}, {rows['d_min'].iloc[0]:g} Å)")
+            solved = rows.groupby("completeness")["solved"].agg(["sum", "size"])
+            _draw_shares(ax, 100 * solved.index, solved, _line(program), color="C4",
+                         label=f"{program} (n = {rows['name'].nunique()}, {rows['d_min'].iloc[0]:g} Å)")
         ax.set(xlabel="reflections measured / %")
     for ax in (left, middle, *last):
         if ax.lines:
@@ -772,6 +774,14 @@ def plot_solved_with(table):
     ax.set(yticks=range(len(order)), yticklabels=order, xlabel="solved / %", xlim=(0, 100))
     fig.legend(frameon=False, loc="outside upper center", ncols=2)
     return fig
+
+
+def _draw_shares(ax, x, counts, fmt, **style):
+    """Shares in % of counts, a table with sum and size, with bars of one standard deviation (Wilson's interval)."""
+    k, n = counts[["sum", "size"]].to_numpy(float).T
+    middle, half = _wilson(k, n)
+    line, = ax.plot(x, 100 * k / n, fmt, ms=4, **style)
+    ax.vlines(x, 100 * np.minimum(middle - half, k / n), 100 * np.maximum(middle + half, k / n), color=line.get_color(), lw=0.8)
 
 
 def _wilson(k, n):
@@ -814,29 +824,43 @@ def plot_reflections_3d(sf, title=""):
     fig = plt.figure(figsize=(6, 5), layout="constrained")
     ax = fig.add_subplot(projection="3d")
     drawn = ax.scatter(h[there], k[there], l[there], s=60 * F[there] / F.max(), c=np.degrees(np.angle(sf[there])),
-                       cmap="hsv", vmin=-180, vmax=180, lw=0, depthshade=False)
+                       cmap="twilight", vmin=-180, vmax=180, edgecolors="0.5", lw=0.3, depthshade=False)
     ax.set(xlabel="h", ylabel="k", zlabel="l", title=title)
     fig.colorbar(drawn, ax=ax, label="φ / °", shrink=0.6, pad=0.1, ticks=[-180, -90, 0, 90, 180])
     return fig
 
 
 def plot_tiling(boxes):
-    """Layers of constant l side by side, h down and k along: ``boxes`` is {name: sf (13, 13, 13)}, a pair of rows each."""
-    fig, axes = plt.subplots(2 * len(boxes), 1, figsize=(11, 2.3 * len(boxes)), layout="constrained", sharex=True)
-    largest = max(np.abs(np.asarray(sf)).max() for sf in boxes.values())
-    for pair, (name, sf) in zip(axes.reshape(-1, 2), boxes.items()):
-        sf = np.asarray(sf)
-        side = len(sf)
-        tiles = sf.transpose(0, 2, 1).reshape(side, side**2)  # (h, l, k)
-        phi = np.where(np.abs(tiles) > 1e-3 * largest, np.degrees(np.angle(tiles)), np.nan)  # no amplitude, no phase
-        images = {"$\\sqrt{|F|}$": (np.sqrt(np.abs(tiles) / largest), dict(cmap="viridis", vmin=0, vmax=1)),
-                  "φ / °": (phi, dict(cmap="hsv", vmin=-180, vmax=180))}
+    """Layers of constant l side by side, h down and k along: ``boxes`` is {name: sf (13, 13, 13)}, a pair of rows each, and of
+    two of them what changes from the first to the second. White, or grey among phases, is what has no amplitude."""
+    boxes = {name: np.asarray(sf) for name, sf in boxes.items()}
+    side = len(next(iter(boxes.values())))
+    tiles = {name: sf.transpose(0, 2, 1).reshape(side, side**2) for name, sf in boxes.items()}  # (h, l, k)
+    largest = max(np.abs(sf).max() for sf in tiles.values())
+    there = {name: np.abs(sf) > 1e-3 * largest for name, sf in tiles.items()}
+    circle, pairs = dict(cmap="twilight", vmin=-180, vmax=180), {}
+    for name, sf in tiles.items():
+        pairs[name] = {r"$\sqrt{|F| / |F|_{max}}$": (np.sqrt(np.abs(sf) / largest), dict(cmap="viridis", vmin=0, vmax=1)),
+                       "φ / °": (np.degrees(np.angle(sf)), circle)}
+    if len(tiles) == 2:
+        before, after = tiles.values()
+        there["change"] = np.logical_and(*there.values())
+        change = {r"$\Delta|F| / |F|_{max}$": (np.abs(after) - np.abs(before)) / largest,
+                  "Δφ / °": np.degrees(np.angle(after * before.conj()))}
+        most = {name: max(np.abs(of)[there["change"]].max(initial=0), 1e-9) for name, of in change.items()}
+        pairs["change"] = {name: (of, dict(cmap="RdBu_r", vmin=-most[name], vmax=most[name])) for name, of in change.items()}
+    fig, axes = plt.subplots(2 * len(pairs), 1, figsize=(11, 2.3 * len(pairs)), layout="constrained", sharex=True)
+    for pair, (name, images) in zip(axes.reshape(-1, 2), pairs.items()):
         for ax, (label, (image, style)) in zip(pair, images.items()):
-            drawn = ax.imshow(image, aspect="auto", interpolation="nearest", **style)
-            fig.colorbar(drawn, ax=ax, label=label, pad=0.01)
-            ax.set(yticks=[0, side // 2, side - 1], yticklabels=[-(side // 2), 0, side // 2], ylabel="h", xticks=[])
+            drawn = ax.imshow(np.where(there[name], image, np.nan), aspect="auto", interpolation="nearest", **style)
+            fig.colorbar(drawn, ax=ax, label=label, pad=0.01, ticks=[-180, 0, 180] if style is circle else None)
+            ax.set(yticks=[0, side // 2, side - 1], yticklabels=[-(side // 2), 0, side // 2], ylabel="h", xticks=[],
+                   facecolor="0.6" if style is circle else "w")  # 180° is nearly white
+            for edge in np.arange(1, side) * side - 0.5:
+                ax.axvline(edge, color="0.7", lw=0.6)
         pair[0].set_title(name, loc="left", fontsize=10)
     axes[-1].set_xticks(np.arange(side) * side + side // 2, [f"l = {l}" for l in np.arange(side) - side // 2], fontsize=8)
+    axes[-1].set_xlabel(f"k, from {-(side // 2)} to {side // 2} in each layer")
     return fig
 
 
@@ -888,27 +912,34 @@ def plot_overfitting(curve, variants):
     return fig
 
 
-def plot_isosurfaces(maps, share=0.2):
-    """Surfaces of constant density above, a slice through the origin below; ``maps`` is {title: rho (n, n, n)} over a cell.
+def plot_isosurfaces(maps, share=0.2, together=2):
+    """Surfaces of constant density above, a slice below; ``maps`` is {title: rho (n, n, n)} over a cell.
 
-    The surface stands at ``share`` of the largest density of the first map, the cell is drawn from -1/4 to 3/4.
+    The surface stands at ``share`` of the largest density of the first map, the cell is drawn from -1/4 to 3/4. The slice is
+    that of the highest density of the first of so many maps that belong ``together``: atoms need not lie at z = 0.
     """
     from skimage.measure import marching_cubes  # half a second of import
 
     first = next(iter(maps.values()))
     level, n = share * first.max(), len(first)
     fig = plt.figure(figsize=(3 * len(maps), 5.6), layout="constrained")
+    slices = []
     for i, (title, rho) in enumerate(maps.items()):
+        if i % together == 0:
+            z = int(np.unravel_index(rho.argmax(), rho.shape)[2])
         rho = np.pad(np.roll(rho, n // 4, (0, 1, 2)), (0, 1), mode="wrap")
         ax = fig.add_subplot(2, len(maps), i + 1, projection="3d")
         if rho.min() < level < rho.max():
             corners, faces, _, _ = marching_cubes(rho, level)
             corners = corners / n - 0.25
             ax.plot_trisurf(*corners.T[:2], faces, corners.T[2], color="C0", lw=0)
-        ax.set(**{f"{axis}lim": (-0.25, 0.75) for axis in "xyz"}, **{f"{axis}ticks": [0, 0.5] for axis in "xyz"})
+        ax.set(**{f"{axis}lim": (-0.25, 0.75) for axis in "xyz"}, **{f"{axis}ticks": [0, 0.5] for axis in "xyz"},
+               **{f"{axis}label": f"{axis} / {edge}" for axis, edge in zip("xyz", "abc")})
         ax.set_title(title, fontsize=9)
         ax = fig.add_subplot(2, len(maps), len(maps) + i + 1)
-        ax.imshow(rho[:, :, n // 4].T, origin="lower", cmap="Greys", vmin=0, vmax=0.6 * first.max(),
-                  interpolation="bilinear", extent=[-0.25 - 0.5 / n, 0.75 + 0.5 / n] * 2)
-        ax.set(xlabel="x / a", ylabel="y / b", title="z = 0")
+        drawn = ax.imshow(rho[:, :, (z + n // 4) % n].T / first.max(), origin="lower", cmap="Greys", vmin=0, vmax=0.6,
+                          interpolation="bilinear", extent=[-0.25 - 0.5 / n, 0.75 + 0.5 / n] * 2)
+        ax.set(xlabel="x / a", ylabel="y / b" if i == 0 else "", xticks=[0, 0.5], yticks=[0, 0.5], title=f"z = {z / n:.2f}")
+        slices.append(ax)
+    fig.colorbar(drawn, ax=slices, label="density / highest", extend="both", shrink=0.8)
     return fig

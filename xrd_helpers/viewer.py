@@ -22,17 +22,25 @@ from .reflection_files import READERS
 
 
 def browse_layers(predictions, boxes, names):
-    """Choose model and crystal, and slide over l.
+    """Choose model and crystal, and slide over l, as far as the crystal has reflections.
 
-    ``predictions`` is {model: (B, *box.shape) amplitudes}, ``names`` the B names of the crystals.
+    ``predictions`` is {model: (B, *box.shape) amplitudes}, the first one drawn first; ``names`` the B names of the crystals.
     """
-    def draw(model, crystal, l):
-        plot_extension(predictions[model], boxes, crystal, l, f"{names[crystal]}, {model}:")
-        plt.show()
+    there = (boxes.target & ~boxes.absent).any(dim=2).any(dim=1).numpy()      # (B, layers)
+    ends = [boxes.box.low[2] + np.flatnonzero(layers)[[0, -1]] for layers in there]
+    model = ipywidgets.Dropdown(options=list(predictions), description="model")
+    crystal = ipywidgets.Dropdown(options=[(name, i) for i, name in enumerate(names)], description="crystal")
+    l = ipywidgets.IntSlider(min=int(ends[0][0]), max=int(ends[0][1]), value=1, description="l", continuous_update=False)
 
-    return ipywidgets.interactive(
-        draw, model=list(predictions), crystal=[(name, i) for i, name in enumerate(names)],
-        l=ipywidgets.IntSlider(min=boxes.box.low[2], max=boxes.box.high[2], value=1, continuous_update=False))
+    def end_where_data_end(change):
+        low, high = map(int, ends[change["new"]])
+        l.min, l.max = min(low, l.max), high  # never above the other, in between
+        l.min = low
+
+    crystal.observe(end_where_data_end, "value")
+    return _pictures(lambda model, crystal, l: plot_extension(predictions[model], boxes, crystal, l,
+                                                              f"{names[crystal]}, {model}:"),
+                     model=model, crystal=crystal, l=l)
 
 
 def _pictures(draw, **controls):
