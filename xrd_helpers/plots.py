@@ -354,12 +354,15 @@ def _draw_density(ax, views, rho, cell):
             near = np.isfinite(tree.query(layer, distance_upper_bound=GAP)[0])
             section = np.maximum(section, np.where(near, at(layer), -np.inf))
         section[~np.isfinite(section)] = 0
-        ax.contour(x + view.place[0], y + view.place[1], section, levels, colors="C0", linewidths=0.6)
+        place = x + view.place[0], y + view.place[1]
+        if section.max() > levels[2 * LEVELS - 2]:  # else the few lines above would leave a hole in a heavy atom
+            ax.contourf(*place, section, [levels[2 * LEVELS - 2], np.inf], colors="C0", alpha=0.85)
+        ax.contour(*place, section, levels, colors="C0", linewidths=0.6)
         for i, j in view.molecule.bonds:
             ax.plot(*view.xy[[i, j]].T, color="0.3", lw=0.8)
     what = "density in the plane of the molecule" if max(view.high[2] - view.low[2] for view in views) < 0.5 else (
         "largest density along the view")
-    end = f" to {levels[2 * LEVELS - 2]:g}, then doubled" if len(levels) >= 2 * LEVELS else ""
+    end = f" to {levels[2 * LEVELS - 2]:g}, then filled and doubled" if len(levels) >= 2 * LEVELS else ""
     ax.set_title(f"{what}\na line every {step:g} e/Å³{end}", fontsize=9)
 
 
@@ -803,6 +806,10 @@ def plot_phasing_time(table, to=1.2):
             label = f"{program}, slope {slope:.1f}"
         ax.plot(part["volume"], part["seconds"], ".", color=colour, label=label)
     ax.set(xscale="log", yscale="log", xlabel="cell volume / Å³", ylabel=f"s for a solved structure, to {to:g} Å")
+    low, high = ax.get_xlim()  # less than a power of ten, as a rule: labels of every digit would collide
+    ax.set_xticks([m * 10**k for k in range(1, 6) for m in (1, 2, 5) if low <= m * 10**k <= high])
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("")
     if len(solved):
         ax.legend(frameon=False, fontsize=8)
     return fig
