@@ -25,7 +25,7 @@ test: .venv/.installed
 	$(TEST_ENV) $(BIN)/xrd run --profile smoke
 
 lab: .venv/.installed
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url="/lab/tree/README.md?factory=Markdown%20Preview"
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url="/lab/tree/README.md"
 
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/structure_factors.py

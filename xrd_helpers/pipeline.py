@@ -154,10 +154,16 @@ def execute(notebook, parameters, output):
 
 
 def _write_html(executed):
-    """Write the notebook `executed` as HTML beside it."""
+    """Write the notebook `executed` as HTML beside it: pictures in place of widgets, which no kernel is there for."""
+    import nbformat
     from nbconvert import HTMLExporter
+    from traitlets.config import Config
 
-    html, _ = HTMLExporter().from_filename(str(executed))
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    kinds = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
+    config = Config(NbConvertBase={"display_data_priority": kinds})
+    html, _ = HTMLExporter(config=config).from_notebook_node(notebook, {"metadata": {"name": executed.stem}})
     with atomic_path(executed.with_suffix(".html")) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
