@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run check test lab bench clean
+.PHONY: run check test test-browser lab docs bench clean
 
 run: .venv/.installed
 	$(BIN)/xrd run --profile quick
@@ -24,8 +24,12 @@ test: .venv/.installed
 	$(TEST_ENV) TQDM_DISABLE=1 $(BIN)/python -m pytest -x --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks
 	$(TEST_ENV) $(BIN)/xrd run --profile smoke
 
+# In a real browser, which has to be there (Debian: apt-get install chromium). PICTURES=notebooks/figures makes those of the README.
+test-browser: .venv/.installed-browser
+	$(TEST_ENV) $(BIN)/python -m pytest tests/browser
+
 lab: .venv/.installed
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url="/lab/tree/README.md?factory=Markdown%20Preview"
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url="/lab/tree/README.md"
 
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/structure_factors.py
@@ -46,6 +50,6 @@ clean:
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
-.venv/.installed-bench: .venv/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,bench]'
+.venv/.installed-%: .venv/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,$*]'
 	touch $@

@@ -58,6 +58,7 @@ from xrd_helpers.viewer import (
     browse_layers,
     browse_resolution,
     browse_sections,
+    choose_files,
     download_link,
     keep_upload,
     turn_molecules,
@@ -557,10 +558,14 @@ def test_the_stored_calibration_is_drawn():
 
 # ---- the widget ----
 
-@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_browser_draws_at_once_and_again_at_every_choice(boxes, monkeypatch):
     drawn = []
-    monkeypatch.setattr(viewer, "plot_extension", lambda *args: drawn.append((args, plot_extension(*args))) or drawn[-1][1])
+
+    def draw(*args):
+        drawn.append((args, plot_extension(*args)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(viewer, "plot_extension", draw)
     for row, last in enumerate((5, 3, 6)):  # where the reflections of each end
         boxes.target[row, :, :, last + 1:], boxes.target[row, 0, 0, last] = False, True
         boxes.absent[row, 0, 0, last] = False
@@ -676,10 +681,17 @@ def test_sliders_draw_at_once_and_again():
     rho = np.random.default_rng(0).random((8, 9, 10))
     widget = browse_sections(rho, crystal.cell)
     seen = [png(widget)]
+    still = widget._repr_mimebundle_()  # what is displayed, and what a page without a kernel shows of it
+    assert "application/vnd.jupyter.widget-view+json" in still and base64.b64decode(still["image/png"]) == seen[0]
     widget.children[1].value = 0.5
     seen.append(png(widget))
     widget.children[0].value = 0
     assert len({*seen, png(widget)}) == 3 and not plt.get_fignums()
+
+
+def test_a_page_without_a_kernel_says_that_there_is_a_button():
+    picker, shown = choose_files()
+    assert shown.children == (picker,) and "button" in shown._repr_mimebundle_()["text/html"]
 
 
 def shown_by(html):

@@ -150,16 +150,24 @@ def execute(notebook, parameters, output):
         ) from error
     finally:
         if output.exists():
-            _write_html(output)
+            write_page(output)
 
 
-def _write_html(executed):
-    """Write the notebook `executed` as HTML beside it."""
+def write_page(executed):
+    """Write the notebook `executed` (Path) as HTML beside it, with pictures in place of widgets; the path of the page."""
+    import nbformat
     from nbconvert import HTMLExporter
+    from traitlets.config import Config
 
-    html, _ = HTMLExporter().from_filename(str(executed))
-    with atomic_path(executed.with_suffix(".html")) as temporary:
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    kinds = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
+    config = Config(NbConvertBase={"display_data_priority": kinds})
+    html, _ = HTMLExporter(config=config).from_notebook_node(notebook, {"metadata": {"name": executed.stem}})
+    page = executed.with_suffix(".html")
+    with atomic_path(page) as temporary:
         temporary.write_text(html, encoding="utf-8")
+    return page
 
 
 class _State:

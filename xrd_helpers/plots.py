@@ -558,13 +558,17 @@ def plot_calibration(found=None):
 
 
 def plot_resolutions(crystal, d_mins):
-    """The largest molecule of a crystal, and its true density calculated from the reflections to each d_min (Å), side by side
+    """The largest molecule of a crystal, and its true density calculated from the reflections to each d_min (Å), two in a row
     and each with contours of its own: what data of that resolution would show if all phases were known."""
     molecules = whole_molecules(crystal.fract, crystal.elements, crystal.cell, crystal.spacegroup)
     view = _View(molecules[0], crystal.elements)
     width, height = _arrange([view])
-    fig, axes = plt.subplots(1, len(d_mins), squeeze=False, layout="constrained",
-                             figsize=(3.3 * len(d_mins) + 0.3, 3 * height / width + 1.2))
+    across = min(2, len(d_mins))
+    down = -(-len(d_mins) // across)
+    fig, axes = plt.subplots(down, across, squeeze=False, layout="constrained",
+                             figsize=(4.2 * across + 0.3, down * (3.9 * height / width + 0.9) + 0.3))
+    for ax in axes.flat[len(d_mins):]:
+        ax.set_axis_off()
     for ax, d_min in zip(axes.flat, d_mins):
         hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_min)
         grid = MapGrid(expand_to_p1(hkl, crystal.spacegroup), crystal.cell, d_min / 4)
@@ -572,7 +576,8 @@ def plot_resolutions(crystal, d_mins):
         every = ax.get_title().split("\n")[1]
         ax.set_title(f"$d_{{min}}$ = {d_min:g} Å, {len(hkl)} reflections\n{every}", fontsize=9)
         ax.set(xlim=(-width / 2, width / 2), ylim=(-height / 2, height / 2), aspect="equal", xlabel="Å")
-    axes[0, 0].set_ylabel("Å")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("Å")
     fig.suptitle(crystal.name)
     return fig
 
@@ -596,7 +601,7 @@ def plot_planes(maps, basis, label="density / e Å$^{-2}$", marks=None, across=4
     down = -(-len(maps) // across)
     size = np.abs(basis).sum(axis=0)
     fig, axes = plt.subplots(down, across, squeeze=False, sharex=True, sharey=True, layout="constrained",
-                             figsize=(3 * across + 1.2, down * (3 * size[1] / size[0] + 0.8) + 0.6))
+                             figsize=(3 * across + 1.2, down * (2.5 * size[1] / size[0] + 0.75) + 0.6))
     vmax = most or max(rho.max() for rho in maps.values())
     for ax, (title, rho) in zip(axes.flat, maps.items()):
         drawn = _draw_plane(ax, rho, basis, vmax, marks)
@@ -661,7 +666,7 @@ def plot_reciprocal_plane(h, sf, basis, circles=(), title=""):
 
 
 def plot_film(frames, history, basis, marks=None):
-    """How a map comes about: some of its states in a strip, with R and the phase error of each, and both against the cycle.
+    """How a map comes about: some of its states, with R and the phase error of each, and both against the cycle.
 
     Parameters
     ----------
@@ -670,16 +675,22 @@ def plot_film(frames, history, basis, marks=None):
     basis, marks : as for ``plot_planes``
     """
     size = np.abs(basis).sum(axis=0)
-    height = 2.4 * size[1] / size[0] + 1.2
-    fig = plt.figure(figsize=(2.4 * len(frames) + 0.6, height + 2.5), layout="constrained")
+    across = min(3, len(frames))
+    down = -(-len(frames) // across)
+    height = down * (2.6 * size[1] / size[0] + 0.8)
+    fig = plt.figure(figsize=(max(3 * across, 6), height + 2.5), layout="constrained")
     above, below = fig.subfigures(2, 1, height_ratios=[height, 2.5])
     vmax = max(rho.max() for rho in frames.values())
-    axes = above.subplots(1, len(frames), sharey=True, squeeze=False)[0]
-    for ax, (number, rho) in zip(axes, frames.items()):
+    axes = above.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for ax in axes.flat[len(frames):]:
+        ax.set_axis_off()
+    for ax, (number, rho) in zip(axes.flat, frames.items()):
         _draw_plane(ax, rho, np.asarray(basis, float), vmax, marks)
         ax.set_title(f"cycle {number}\nR {history['R'][number]:.2f}, {history['error'][number]:.0f}°", fontsize=9)
+    for ax in axes[-1]:
         ax.set_xlabel("Å")
-    axes[0].set_ylabel("Å")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("Å")
     for ax, column, name in zip(below.subplots(1, 2), ("R", "error"), ("R", "phase error / °")):
         ax.plot(history.index, history[column], color="0.3")
         ax.plot(list(frames), history[column][list(frames)], "o", ms=5, color="C3", label="the maps above")

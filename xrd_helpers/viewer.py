@@ -21,6 +21,45 @@ from .plots import ELEMENTS, METAL, plot_extension, plot_resolutions, plot_secti
 from .reflection_files import READERS
 
 
+class _Alive(ipywidgets.VBox):
+    """Widgets in a column, and what stands there where there is no kernel, as on a page that was saved."""
+
+    still = {}  # {MIME type: content}
+
+    def _repr_mimebundle_(self, **kwargs):
+        return super()._repr_mimebundle_(**kwargs) | self.still
+
+
+def _pictures(draw, **controls):
+    """Controls above a picture: draw(**values of the controls) makes a figure, now and at each change.
+
+    The picture is bytes of a widget, not an output of the cell: a notebook that runs without a browser waits for nobody.
+    """
+    image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+
+    def refresh(_=None):
+        figure, buffer = draw(**{name: control.value for name, control in controls.items()}), BytesIO()
+        figure.savefig(buffer, format="png", dpi=144)
+        image.layout.width = f"{80 * figure.get_figwidth():.0f}px"
+        plt.close(figure)
+        image.value = buffer.getvalue()
+
+    for control in controls.values():
+        control.observe(refresh, "value")
+    refresh()
+    widget = _Alive([*controls.values(), image], layout={"align_items": "flex-start"})  # else the picture is blown up
+    widget.still = {"image/png": base64.b64encode(image.value).decode()}
+    return widget
+
+
+def choose_files():
+    """A button that uploads files: the FileUpload, and what to display, which says so where there is no kernel."""
+    picker = ipywidgets.FileUpload(multiple=True, description="choose files")
+    shown = _Alive([picker])
+    shown.still = {"text/html": "<em>In JupyterLab there is a button here, to choose files with.</em>"}
+    return picker, shown
+
+
 def browse_layers(predictions, boxes, names):
     """Choose model and crystal, and slide over l, as far as the crystal has reflections.
 
@@ -41,25 +80,6 @@ def browse_layers(predictions, boxes, names):
     return _pictures(lambda model, crystal, l: plot_extension(predictions[model], boxes, crystal, l,
                                                               f"{names[crystal]}, {model}:"),
                      model=model, crystal=crystal, l=l)
-
-
-def _pictures(draw, **controls):
-    """Controls above a picture: draw(**values of the controls) makes a figure, now and at each change.
-
-    The picture is bytes of a widget, not an output of the cell: a notebook that runs without a browser waits for nobody.
-    """
-    image = ipywidgets.Image(format="png")
-
-    def refresh(_=None):
-        figure, buffer = draw(**{name: control.value for name, control in controls.items()}), BytesIO()
-        figure.savefig(buffer, format="png", dpi=90)
-        plt.close(figure)
-        image.value = buffer.getvalue()
-
-    for control in controls.values():
-        control.observe(refresh, "value")
-    refresh()
-    return ipywidgets.VBox([*controls.values(), image])
 
 
 def browse_resolution(crystal, best=0.8, worst=4.0):
