@@ -67,6 +67,16 @@ def check_size(path):
             assert max(map(len, lines)) <= LONGEST, f"{cell.id} has a line of {max(map(len, lines))} characters"
 
 
+def test_links_lead_to_notebooks_and_what_is_next_follows():
+    for i, path in enumerate(NOTEBOOKS):
+        text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+        assert set(re.findall(r"\]\((\d\d_\w+\.ipynb)\)", text)) <= {other.name for other in NOTEBOOKS}
+        assert "**Prerequisites**" in text
+        if i + 1 < len(NOTEBOOKS):
+            after = text.partition("## What's next")[2]
+            assert re.search(r"\]\((\d\d_\w+\.ipynb)\)", after)[1] == NOTEBOOKS[i + 1].name, path.name
+
+
 def test_there_are_notebooks_each_with_a_number_of_its_own():
     assert NOTEBOOKS, "notebooks/ is empty, so nothing was tested"
     numbers = [path.name[:2] for path in NOTEBOOKS]
@@ -97,7 +107,8 @@ def without_model(number, name, title):
     opening.source = opening.source.replace(about, "(the model in words)")
     parameters = nb.cells[1]
     parameters.source = re.sub(r"^lr = \S+ +#", "lr = (its own) #", parameters.source, flags=re.MULTILINE)
-    sources = [cell.source.replace(title, "TITLE").replace(f'"{name}"', '"NAME"') for cell in nb.cells]
+    placed = r"(\*\*Prerequisites\*\*:|## What's next\n\n).*"  # among the other notebooks
+    sources = [re.sub(placed, r"\1", cell.source).replace(title, "TITLE").replace(f'"{name}"', '"NAME"') for cell in nb.cells]
     swaps = {f"# {number} ": "# NN ", f"{number}_train_{name}": "NN_train_NAME", f"{number}_": "NN_",
              f"{name}.safetensors": "NAME.safetensors", f"--model {name} ": "--model NAME "}
     for old, new in swaps.items():

@@ -699,6 +699,9 @@ def plot_film(frames, history, basis, marks=None):
     return fig
 
 
+UNITS = {"volume per atom": "Å³", "beta": "°", "nearest": "Å", "second nearest": "Å", "U": "Å²", "Wilson B": "Å²"}
+
+
 def plot_distributions(tables):
     """Histograms of every column of tables {name: DataFrame}, one panel a column; each table has the area one."""
     columns = list(next(iter(tables.values())))
@@ -712,7 +715,7 @@ def plot_distributions(tables):
             ax.hist(np.clip(value, low, high), bins, density=True, label=name, lw=1.5,
                     **({"histtype": "step", "color": f"C{i}"} if i else {"histtype": "stepfilled", "color": "0.8"}))
         ax.set(yticks=[])
-        ax.set_title(column, fontsize=9)
+        ax.set_title(f"{column} / {UNITS[column]}" if column in UNITS else column, fontsize=9)
         ax.tick_params(labelsize=8)
     for ax in axes.flat[len(columns):]:
         ax.axis("off")
