@@ -21,7 +21,7 @@ from xrd_helpers import ROOT, __version__, cli, reflections
 from xrd_helpers.cif import read_cif
 from xrd_helpers.config import UserError
 from xrd_helpers.phasing import PhasingError, Solution, in_group, job, match_solution, output, solve_measured, solved
-from xrd_helpers.phasing.charge_flipping import Found, _distinct, _worth_building
+from xrd_helpers.phasing.charge_flipping import Found, Progress, _distinct, _worth_building
 from xrd_helpers.phasing.spacegroups import candidates
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.reflection_files import read_measured
@@ -433,6 +433,15 @@ def test_what_is_read_is_described():
     data = data_of(random_crystal("P -1"))
     text = output.describe_data(data, data.merge())
     assert "made.hkl (made up)" in text and "to 0.85 Å, 100 % complete, none measured twice" in text
+
+
+def test_where_there_is_no_terminal_a_search_says_a_line_every_half_minute(capsys):
+    with output.search_on_terminal(5) as watch:
+        for seconds in (1, 29, 31, 45, 62, 70, 93):
+            watch(Progress(seconds // 10, seconds, 0.4, 0.25 if seconds > 60 else float("nan")))
+    assert capsys.readouterr().err.splitlines() == [
+        "searching for 31 s: 3 starts, R1 0.400", "searching for 62 s: 6 starts, R1 0.400, probability 0.25",
+        "searching for 93 s: 9 starts, R1 0.400, probability 0.25"]
 
 
 # --- the command ---

@@ -155,13 +155,14 @@ def _draw_projection(ax, axis, rho, cell, atoms=None, found=None):
 def plot_match(solution, crystal):
     """The density of a Solution with its atoms, and over them those of the published crystal (``plot_density``).
 
-    The published ones, without H, are brought to the origin and hand of the solution: amplitudes leave both free.
+    Both are drawn without H; the published ones are brought to the origin and hand of the solution: amplitudes leave both free.
     """
     match = match_solution(solution, crystal)
     title = (f"{crystal.name}: {match.n_matched} of {match.n_true} atoms within 0.5 Å, rms {match.rms:.2f} Å, "
              f"R1 {solution.r1:.3f}")
     published = _whole_cell(_brought_over(crystal, match), crystal.spacegroup)
-    return plot_density(solution.rho, solution.cell, title, published, _whole_cell(solution.fract, crystal.spacegroup))
+    found = solution.fract[solution.as_crystal().heavy]
+    return plot_density(solution.rho, solution.cell, title, published, _whole_cell(found, crystal.spacegroup))
 
 
 def _brought_over(crystal, match):

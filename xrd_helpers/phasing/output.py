@@ -35,6 +35,7 @@ COLUMNS = ("file", "verdict", "probability", "R1", "R1_strong", "R1_left_out", "
 LONGEST_TO_H = 1.25  # Å, of a bond to hydrogen that rides
 DETAILS = ("{} quotients [(I+)-(I-)]/[(I+)+(I-)] (Parsons, Flack and Wagner, Acta Cryst. B69 (2013) 249-259), of isotropic "
            "atoms: a hint, to be refined")
+HALF_A_MINUTE = 30  # s
 MOST_NAMED = 6  # space groups named with their agreement
 
 
@@ -360,14 +361,20 @@ def verdict(solution: Solution | None, tried=()) -> str:
 
 @contextmanager
 def search_on_terminal(minutes):
-    """A function that shows the Progress of ``charge_flipping.solve`` as a bar over the minutes that it has, on a terminal."""
+    """A function that shows the Progress of ``charge_flipping.solve`` as a bar over the minutes that it has, on a terminal, or
+    elsewhere as a line every half minute."""
+    due = HALF_A_MINUTE
     with tqdm(total=60 * minutes or None, desc="search", unit="s", mininterval=0.5, disable=None,
               bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}") as bar:
         def watch(progress):
+            nonlocal due
             sure = "" if np.isnan(progress.probability) else f", probability {progress.probability:.2f}"
             best = f", R1 {progress.r1:.3f}" if np.isfinite(progress.r1) else ""
-            bar.set_postfix_str(f"{progress.starts} starts{best}{sure}", refresh=False)
+            bar.set_postfix_str(words := f"{progress.starts} starts{best}{sure}", refresh=False)
             bar.update(min(progress.seconds, 60 * minutes or progress.seconds) - bar.n)
+            if bar.disable and progress.seconds >= due:
+                print(f"searching for {progress.seconds:.0f} s: {words}", file=sys.stderr, flush=True)
+                due = progress.seconds + HALF_A_MINUTE
         yield watch
 
 
