@@ -201,7 +201,7 @@ def test_contradictions_are_said():
 def test_paracetamol_is_found_from_its_drawing_at_two_and_a_half_angstrom():
     crystal, told = read_cif("data/molecules/paracetamol.cif"), []
     (molecule, _), = read_molecules("CC(=O)Nc1ccc(O)cc1")
-    solution = place(calculated(crystal, 2.5), [molecule], minutes=0.3, watch=told.append)
+    solution = place(calculated(crystal, 2.5), [molecule], minutes=0.3, several=3, watch=told.append)
     assert len(told) > 2 and told[0].starts == 0 and told[0].r1 == float("inf")
     assert told[-1].starts == solution.trials and 0 < told[-1].seconds < solution.seconds + 0.1
     assert all(a.seconds <= b.seconds and a.starts <= b.starts for a, b in zip(told, told[1:]))
@@ -210,6 +210,10 @@ def test_paracetamol_is_found_from_its_drawing_at_two_and_a_half_angstrom():
     assert solution.r1 < 0.12 and (~heavy).sum() == 9
     assert solution.evidence.next_r1 > 0.2 and solution.evidence.found >= 1
     assert "1 C8H9NO2 in the asymmetric unit" in solution.evidence.in_words()
+    assert len(solution.others) == 2 and solution.others[0].probability >= solution.others[1].probability
+    for other in solution.others:  # what is as good as another one is doubtful
+        assert not solved(other.fract[np.array(other.elements) != "H"], crystal)
+        assert other.r1 > solution.r1 and other.probability <= 0.5 and other.evidence.next_r1 < other.r1
 
 
 @pytest.mark.slow

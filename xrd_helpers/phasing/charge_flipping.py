@@ -188,7 +188,9 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=Non
     others, until = [], time.perf_counter() + OTHERS
     for other in _distinct(kept, best, several):
         if time.perf_counter() < until:
-            others.append(_refined(other, elements))
+            refined = _refined(other, elements)
+            if other.candidate is not candidate or not _alike(refined[1], best.model, candidate.reflections):
+                others.append(refined)
     seconds = time.perf_counter() - began
 
     def solution(found, model, evidence, **more):

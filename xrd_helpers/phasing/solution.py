@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import gemmi
 import numpy as np
@@ -11,6 +12,9 @@ from ..config import UserError
 from ..crystals import Crystal
 from . import verdict
 from .verdict import Evidence
+
+if TYPE_CHECKING:
+    from .absolute_structure import Hand
 
 
 class PhasingError(UserError):
@@ -30,7 +34,7 @@ class Solution:
     orientation : how the axes of `cell` came from those of the data, "as input" when they are the same
     groups : (SpaceGroup, agreement) of each in which the structure was looked for
     evidence : what speaks for these atoms (``verdict.weigh``); None where they were not held against data
-    hand : ``absolute_structure.Hand``, what Friedel pairs say; None where there is a centre or it was not asked for
+    hand : what Friedel pairs say of it; None where there is a centre of symmetry, or it was not asked for
     others : the next best solutions, each another structure than those before it or in another space group, with evidence
     """
 
@@ -50,7 +54,7 @@ class Solution:
     orientation: str = "as input"
     groups: tuple[tuple[gemmi.SpaceGroup, float], ...] = ()
     evidence: Evidence | None = None
-    hand: object = None
+    hand: Hand | None = None
     others: tuple[Solution, ...] = ()
 
     @property
