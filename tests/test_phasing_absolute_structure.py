@@ -148,6 +148,15 @@ def test_the_other_hand_scatters_as_the_mates_do(name):
     np.testing.assert_allclose((back.fract - crystal.fract + 0.5) % 1, 0.5, atol=1e-9)
 
 
+@pytest.mark.parametrize("share", [0, 1])
+def test_of_an_enantiomorphic_pair_the_group_of_the_crystal_is_written_and_the_other_is_no_runner_up(share):
+    crystal = make_crystal("SOC", "P 41", (7, 7, 9, 90, 90, 90), u=(0.02, 0.05))
+    found, other = solution_of(crystal), inverted(solution_of(crystal))
+    beside = replace(found, spacegroup=gemmi.SpaceGroup("P 4"))
+    done = settled(replace(found, others=(other, beside)), data_of(crystal, share))
+    assert done.hand.known and done.spacegroup.xhm() == ("P 43" if share else "P 41") and done.others == (beside,)
+
+
 def test_every_group_without_a_centre_has_another_hand():
     for group in gemmi.spacegroup_table():
         if not group.is_centrosymmetric():

@@ -160,6 +160,9 @@ def settled(solution: Solution, measured) -> Solution:
     """
     if solution.spacegroup.is_centrosymmetric():
         return solution
-    hand = flack(solution.as_crystal(), measured)
+    hand, mirrored = flack(solution.as_crystal(), measured), inverted(solution)
     other = Hand(1 - hand.x, hand.error, hand.n, inverted=True)
-    return replace(inverted(solution), hand=other) if other.known else replace(solution, hand=hand)
+    if (hand.known or other.known) and solution.spacegroup.is_enantiomorphic():  # what was found in P 43 beside P 41 is no other
+        others = tuple(one for one in solution.others if one.spacegroup.xhm() != mirrored.spacegroup.xhm())
+        solution, mirrored = replace(solution, others=others), replace(mirrored, others=others)
+    return replace(mirrored, hand=other) if other.known else replace(solution, hand=hand)
