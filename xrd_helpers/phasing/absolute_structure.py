@@ -162,7 +162,7 @@ def settled(solution: Solution, measured) -> Solution:
         return solution
     hand, mirrored = flack(solution.as_crystal(), measured), inverted(solution)
     other = Hand(1 - hand.x, hand.error, hand.n, inverted=True)
-    if (hand.known or other.known) and solution.spacegroup.is_enantiomorphic():  # what was found in P 43 beside P 41 is no other
+    if (hand.known or other.known) and solution.spacegroup.is_enantiomorphic():  # P 43 of P 41
         others = tuple(one for one in solution.others if one.spacegroup.xhm() != mirrored.spacegroup.xhm())
         solution, mirrored = replace(solution, others=others), replace(mirrored, others=others)
     return replace(mirrored, hand=other) if other.known else replace(solution, hand=hand)
