@@ -59,12 +59,13 @@ def lab(repository):
         port = probe.getsockname()[1]
     token, home = secrets.token_hex(16), repository.parent
     home_of = {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "XRD_RUNS")}
+    inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # Agg, from conftest.py
     with open(home / "server.log", "w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *command[program + 2:], "--no-browser", "--allow-root",
              "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            env=os.environ | settings | home_of | {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_TOKEN": token})
+            env=inherited | settings | home_of | {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_TOKEN": token})
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for(lambda: answers(f"{address}/api?token={token}"), server, home / "server.log")
