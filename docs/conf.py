@@ -42,17 +42,18 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 
 def write_rooms():
     """A page for each room of the map in xrd_helpers/__init__.py, with the docstrings of all its modules."""
-    pages = []
+    rooms, text = [], ["# API by room", "", "In the order in which data flow:", ""]
     for line in re.findall(r"^[a-z_]+(?:, [a-z_]+)*  +\S.*\?$", xrd_helpers.__doc__, re.MULTILINE):
         names, question = re.split("  +", line)
+        text.append(f"- {', '.join(f'[{room}]({room}.md)' for room in names.split(', '))}: {question}")
         for room in names.split(", "):
             inside = sorted(path.stem for path in (HERE.parent / "xrd_helpers" / room).glob("[a-z]*.py"))
-            text = [f"# {room}", "", f"*{question}*", ""]
+            page = [f"# {room}", "", f"*{question}*", ""]
             for module in (f"xrd_helpers.{room}", *(f"xrd_helpers.{room}.{name}" for name in inside)):
-                text += [f"## {module}", "", "```{eval-rst}", f".. automodule:: {module}", "```", ""]
-            (GENERATED / f"{room}.md").write_text("\n".join(text), encoding="utf-8")
-            pages.append(room)
-    text = ["# API by room", "", "In the order in which data flow:", "", "```{toctree}", ":maxdepth: 1", "", *pages, "```"]
+                page += [f"## {module}", "", "```{eval-rst}", f".. automodule:: {module}", "```", ""]
+            (GENERATED / f"{room}.md").write_text("\n".join(page), encoding="utf-8")
+            rooms.append(room)
+    text += ["", "```{toctree}", ":hidden:", "", *rooms, "```"]
     (GENERATED / "api.md").write_text("\n".join(text), encoding="utf-8")
 
 
@@ -60,9 +61,9 @@ def write_commands():
     """What each command says to --help."""
     text = ["# Commands", ""]
     for name, command in typer.main.get_command(command_line).commands.items():
-        context = command.context_class(command, info_name=f"xrd {name}", terminal_width=100, max_content_width=100)
+        context = command.context_class(command, info_name=f"xrd {name}", terminal_width=84, max_content_width=84)
         text += [f"## xrd {name}", "", "```text", command.get_help(context), "```", ""]
-    (GENERATED / "cli.md").write_text("\n".join(text), encoding="utf-8")
+    (GENERATED / "commands.md").write_text("\n".join(text), encoding="utf-8")
 
 
 def read(app, docname, source):
@@ -82,7 +83,9 @@ def to_rst(app, what, name, obj, options, lines):
     plain, sections = re.match(r"(.*?)((?:^\w+\n---.*)?)\Z", text, re.DOTALL | re.MULTILINE).groups()
     blocks = []
     for block in re.split(r"\n\n+", plain):
-        if not block.startswith("- ") and re.search(r"^[\w, ]+( \(.*\))? : |^\S.*\n +\S", block, re.MULTILINE):
+        if block.startswith(" "):
+            block = "::\n\n" + block
+        elif not block.startswith("- ") and re.search(r"^[\w, ]+( \(.*\))? : |^\S.*\n +\S", block, re.MULTILINE):
             block = re.sub(r"^(?=\S)", "* ", re.sub(r"^ +", "  ", block, flags=re.MULTILINE), flags=re.MULTILINE)
         blocks.append(block)
     lines[:] = ("\n\n".join(blocks) + sections).split("\n")
