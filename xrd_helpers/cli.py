@@ -246,7 +246,7 @@ def evaluate(
             print(f"{'molecules known, for molecule_first':<48}{sum(map(bool, known)):>8}")
         methods = ev.methods_of(models, shell_mean(curve, **settings), bool({"all", "phase_first"} & set(model)), trials, seed,
                                 "molecule_first" in model)
-        spreads = {title: Spread(made["spread"]) for title, (_, made) in models.items() if "spread" in made}
+        spreads = {title: Spread(made["spread"]) for title, (_, made) in models.items() if made.get("spread")}
         result = ev.evaluate(found.crystals, methods, **settings, faults=faults, n_solve=solve, trials=trials, seed=seed,
                              progress=True, molecules=known, spreads=spreads)
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import secrets
+import stat
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,6 +53,19 @@ def atomic_path(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_devices(path, error=UserError, largest=None) -> None:
+    """`error`, in a sentence, if there is no file at the path, or a folder, a pipe or a device, which might never end; or one
+    of more bytes than `largest`."""
+    try:
+        state = Path(path).stat()
+    except (OSError, ValueError) as problem:
+        raise error(f"{str(path)[:300]} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+    if not stat.S_ISREG(state.st_mode):
+        raise error(f"{path} is a folder or a device, and no file")
+    if largest and state.st_size > largest:
+        raise error(f"{path} holds {state.st_size / 2**30:.1f} GB, which is too large")
 
 
 def refuse_to_overwrite(paths, overwrite=False):
