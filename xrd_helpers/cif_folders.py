@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .cif import DEFAULT_U, REASONS, CifEntry, CifError, read_cif_file
-from .config import atomic_path
+from .config import atomic_path, leave_with_parent
 from .crystals import Crystal, CrystalError
 
 SAME_CELL = 0.02  # relative: one crystal between 100 K and 300 K grows by up to 2 % in a direction
@@ -146,9 +146,9 @@ def _read_in_processes(paths, keep_disordered, workers, seconds, chunk):
     # a few chunks at a time: a pool that breaks does not say on which, and loses all that were handed in
     at_once = 1 if chunk == 1 else workers + 2
     while queue:
-        running = {}
+        running, others = {}, set(multiprocessing.active_children())
         # spawned, because a fork of a process with threads may hang
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _die_of_interrupt) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), leave_with_parent) as pool:
             try:
                 while queue or running:
                     while queue and len(running) < at_once:
@@ -160,6 +160,10 @@ def _read_in_processes(paths, keep_disordered, workers, seconds, chunk):
                         yield from entries
             except BrokenProcessPool:
                 pass
+            except BaseException:  # Ctrl-C, or nobody wants the rest: else the pool would wait for what is under way
+                for process in set(multiprocessing.active_children()) - others:
+                    process.kill()
+                raise
         suspects = [path for part in running.values() for path in part]
         if chunk > 1:
             yield from _read_in_processes(suspects, keep_disordered, 1, seconds, chunk=1)
@@ -167,11 +171,6 @@ def _read_in_processes(paths, keep_disordered, workers, seconds, chunk):
             for path in map(Path, suspects):
                 yield CifEntry(str(path), path.stem, None, "stopped the reader",
                                f"{path}: reading it crashed, or took longer than {seconds:g} s")
-
-
-def _die_of_interrupt():
-    """In a process that reads: Ctrl-C ends it at once, without a traceback, even where it hangs in C++."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _read_chunk(paths, keep_disordered, seconds):

@@ -4,11 +4,14 @@ import ast
 import difflib
 import json
 import math
+import multiprocessing
 import os
 import re
 import secrets
+import signal
 import stat
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -46,13 +49,46 @@ def atomic_path(path):
         The file to write; missing folders are made.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    if not path.name:
+        raise UserError(f"{path} is a folder: name a file")
+    temporary = path.with_name(f".{path.stem[:200]}.{secrets.token_hex(4)}{path.suffix}")
+    # of one name, so that a killed run leaves at most one such file, which the next takes; another if somebody has that
+    common, lock = path.with_name(f".{path.stem[:200]}.partial{path.suffix}"), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(BlockingIOError):
+            if lock := _flock(common):
+                temporary = common
         yield temporary
         os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.strerror and error.filename in (None, str(temporary), str(common)):
+            raise type(error)(error.errno, error.strerror, str(path)) from error  # as of a disk that is full
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if lock:
+            lock.close()
+
+
+def _flock(path):
+    """The file, made and locked until it is closed; None if the system knows no locks. BlockingIOError if a process has it."""
+    if not fcntl:
+        return None
+    while True:
+        file = open(path, "a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError:
+            file.close()
+            return None
+        file.close()  # removed by the one that had it, after we opened it
 
 
 def refuse_devices(path, error=UserError, largest=None) -> None:
@@ -76,18 +112,39 @@ def refuse_to_overwrite(paths, overwrite=False):
 
 
 @contextmanager
-def locked(folder):
-    """Keep a second process from writing to the folder. The system drops the lock with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another process writes {shown(folder)} now: wait for it or stop it") from error
-            except OSError:  # a file system without locks: better to run than to refuse
-                pass
-        yield
+def locked(path, part=""):
+    """Keep a second process from writing to the path, a file or a folder, or only to its files called `part`; UserError says so.
+
+    The lock is a hidden file beside the path. The system drops it with the process, however that ends.
+    """
+    path = Path(path).absolute()
+    beside = path.with_name(f".{path.name}{'.' * bool(part)}{part}.lock") if path.name else path / ".lock"
+    try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        lock = _flock(beside)
+    except BlockingIOError:
+        raise UserError(f"another process writes {shown(path / part)} now: wait for it or stop it") from None
+    except OSError as error:
+        raise UserError(f"{shown(path)[:300]} cannot be written: {error.strerror}") from None
+    try:
+        yield  # without a lock on a file system that has none: better to run than to refuse
+    finally:
+        if lock:
+            with suppress(OSError):
+                beside.unlink()
+            lock.close()
+
+
+def leave_with_parent(ctrl_c=signal.SIG_DFL):
+    """For a process that works for another: it ends when that one is killed; Ctrl-C ends it at once, without a word, unless it is
+    to be left to the other (SIG_IGN)."""
+    signal.signal(signal.SIGINT, ctrl_c)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_json(path, content):

@@ -13,7 +13,7 @@ from .config import UserError
 
 EDGES, ANGLES = (1.5, 1000.0), (5.0, 175.0)  # Å and degrees, between which those of any cell lie
 FLAT = 0.01                                  # volume over the product of the edges, below which angles make no cell
-FAR, LARGEST_U, FULLEST = 100, 10.0, 1.5     # cells from the origin, Å² and occupancy, beyond which no atom is
+FAR, LARGEST_U, FULLEST = 100, 10.0, 4.0     # cells from the origin, Å² and occupancy, beyond which no atom is
 
 
 class CrystalError(UserError):

@@ -401,9 +401,6 @@ def _checkpointed_precision(path):
 def _resume(path, order, model, averaged, optimizer) -> list[dict]:
     """The history of a checkpoint, whose state is taken over; [] if there is no file."""
     path = Path(path)
-    if is_first_process():
-        for left in path.parent.glob(f".{path.stem}.{'[0-9a-f]' * 8}{path.suffix}"):  # of a run killed while it wrote
-            left.unlink(missing_ok=True)
     if not path.exists():
         return []
     try:
