@@ -5,7 +5,8 @@ Amplitudes are calculated from the published atoms, hydrogen and anisotropy incl
 molecule from it, metal complexes mostly: published distances and angles with every torsion at random), the cell and the space
 group. How many molecules there are in the cell is found from its volume. Set *one*: a single molecule in a general
 position; *several*: all others. Solved: 80 % of the non-H atoms within 0.5 Å, at the best allowed origin and hand.
-*measured*: measured intensities cut at d_min. r_ext and cc_ext: of the amplitudes beyond d_min, to 0.8 Å.
+*measured*: measured intensities cut at d_min. r_ext and cc_ext: of the amplitudes beyond d_min, to 0.8 Å. turns_right: of the
+torsions of the solved ones about bonds outside rings, the share within 10° of the published one.
 
 --torsions: chains with so many torsions, --n of each (5), drawn unit by unit, a conformer of RDKit (not one of those searched)
 with its torsions off by 15° and its atoms by 0.03 Å (standard deviations), packed without clashes in P21/c.
@@ -34,6 +35,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import gemmi
+import networkx as nx
 import numpy as np
 import pandas as pd
 from rdkit import Chem, RDLogger
@@ -191,6 +193,7 @@ def placed(crystal, reflections, minutes, seed, measured=False, found=None):
     e = solution.evidence
     if solution.spacegroup.xhm() == crystal.spacegroup.xhm() and not measured:
         row |= beyond(solution, crystal, reflections)
+    row |= dict(zip(("turns", "turns_right"), torsions_right(match, np.flatnonzero(heavy), solution, crystal)))
     return row | {"solved": match.n_matched >= 0.8 * match.n_true, "matched": match.n_matched, "true": match.n_true,
                   "rms": match.rms, "r1": e.r1, "r_free": e.r_free, "found": e.found, "tried": e.tried, "next_r1": e.next_r1,
                   "strain": e.strain, "contact": e.contact, "verdict": solution.verdict, "error": ""}
@@ -204,6 +207,52 @@ def beyond(solution, crystal, reflections, d_target=0.8):
     scale = fit_scale(reflections.F, np.abs(structure_factors(atoms, reflections.hkl)))
     true, pred = np.abs(structure_factors(crystal, hkl)), scale * np.abs(structure_factors(atoms, hkl))
     return {"r_ext": r_factor(pred, true), "cc_ext": correlation(pred, true)}
+
+
+def torsions_right(match, heavy, found, true, within=10):
+    """(torsions of the published molecule about bonds outside rings, those of them that the placed one has within so many
+    degrees); atoms that are not matched have none right. Molecules that symmetry completes are left out.
+
+    match : AtomMatch of the atoms `heavy` of the Solution `found` and the non-H atoms of the Crystal `true`
+    """
+    partner = dict(zip(np.flatnonzero(true.heavy)[match.pairs[:, 1]].tolist(), heavy[match.pairs[:, 0]].tolist()))
+    where = {}  # atom of `found` -> its place in a molecule in one piece
+    for number, molecule in enumerate(whole_molecules(found.fract, found.elements, found.cell, found.spacegroup)):
+        if molecule.own.all():
+            where |= {int(atom): (number, xyz) for atom, xyz in zip(molecule.atom, molecule.xyz)}
+    n = n_right = 0
+    for molecule in whole_molecules(true.fract, true.elements, true.cell, true.spacegroup):
+        fours = _fours(molecule, true.heavy) if molecule.own.all() else []
+        apart = []
+        for four in fours:
+            mine = [where.get(partner.get(int(molecule.atom[i]), -1)) for i in four]
+            if None in mine or len({number for number, _ in mine}) > 1:
+                apart.append((999, 999))
+                continue
+            angle, published = (np.degrees(gemmi.calculate_dihedral(*(gemmi.Position(*x) for x in some)))
+                                for some in ([xyz for _, xyz in mine], molecule.xyz[four]))
+            # of the image that symmetry or the other hand makes of the molecule every angle has the other sign
+            apart.append(tuple(abs((sign * angle - published + 180) % 360 - 180) for sign in (1, -1)))
+        n += len(apart)
+        n_right += int((np.array(apart).reshape(-1, 2) < within).sum(0).max()) if apart else 0
+    return n, n_right
+
+
+def _fours(molecule, heavy):
+    """Rows of four atoms that span the torsions about the bonds of a Molecule that lie in no ring."""
+    bonds = nx.Graph([(int(a), int(b)) for a, b in molecule.bonds if heavy[molecule.atom[[a, b]]].all()])
+    made = []
+    for b, c in nx.bridges(bonds):
+        ends = [sorted(set(bonds[x]) - {b, c}) for x in (b, c)]
+        if all(ends) and (four := [ends[0][0], b, c, ends[1][0]]) and not any(_straight(*molecule.xyz[[*three]])
+                                                                             for three in (four[:3], four[1:])):
+            made.append(four)
+    return made
+
+
+def _straight(a, b, c):
+    """Whether the angle at b is beyond 165°, as in a nitrile, where a torsion has no meaning."""
+    return np.dot(a - b, c - b) < np.cos(np.radians(165)) * np.linalg.norm(a - b) * np.linalg.norm(c - b)
 
 
 def all_end(crystal):
@@ -271,11 +320,14 @@ def made_of_fragments(args, rows):
 
 def table(rows):
     """Solved and median seconds by part, set, known, light and d_min."""
-    rows = rows.assign(**{name: rows.get(name, pd.Series(np.nan, rows.index)) for name in ("r_ext", "cc_ext")})
+    rows = rows.assign(**{name: rows.get(name, pd.Series(np.nan, rows.index)) for name in ("r_ext", "cc_ext")},
+                       **{name: rows[name].where(rows.solved) for name in ("turns", "turns_right")})
     groups = rows.groupby(["part", "set", "known", "light", "d_min", "noise"])
     made = groups.agg(crystals=("solved", "size"), solved=("solved", "sum"), seconds=("seconds", "median"),
                       cpu_seconds=("cpu_seconds", "median"), slowest=("seconds", "max"), rms=("rms", "median"),
-                      r_ext=("r_ext", "mean"), cc_ext=("cc_ext", "mean")).reset_index()
+                      r_ext=("r_ext", "mean"), cc_ext=("cc_ext", "mean"), turns=("turns", "sum"),
+                      turns_right=("turns_right", "sum")).reset_index()
+    made["turns_right"] /= made.turns
     made["share"] = made.solved / made.crystals
     return made
 

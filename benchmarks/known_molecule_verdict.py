@@ -2,13 +2,16 @@
 
 For each crystal of one molecule in a general position: the molecule itself, a constitutional isomer (a substituent moved, or
 two elements exchanged), a homologue (one carbon more or less), the other diastereomer, a molecule of another crystal with
-about as many atoms, the right molecule in a wrong cell (axes off by 4-8 %), and the right molecule with amplitudes exchanged
-among reflections of about one resolution. Right is what has 80 % of the true atoms within 0.5 Å of its own, whatever it is
-called: isomers and homologues mostly take the place of the true molecule, and their R1 alone, at 2-3 Å, does not tell them
-from it. How many wrong molecules are claimed because they are placed right is counted apart.
+about as many atoms, the right molecule in a wrong cell (axes off by 4-8 %) or in another space group of as many operators, and
+the right molecule with amplitudes exchanged among reflections of about one resolution. Right is what has 80 % of the true
+atoms within 0.5 Å of its own, whatever it is called: isomers and homologues mostly take the place of the true molecule, and
+their R1 alone, at 2-3 Å, does not tell them from it. How many of them are claimed because they are placed right is counted
+apart.
 
 A row is written as soon as it is there, and none is done twice. With --fit the logistic function of ``placing.features`` is
-fitted to the rows, held out by crystal to see what it is worth, and written to xrd_helpers/phasing/placing.json.
+fitted to the rows of the part tune, held out by crystal to see what it is worth, and written to
+xrd_helpers/phasing/placing.json. How many are claimed by the function that is there, and how many of these wrongly, is counted
+for the part that was searched.
 
 With --pairs it is asked which of two molecules it is: the right one beside an isomer, one with two near atoms exchanged (the
 hardest), a homologue and the other diastereomer, in amplitudes with errors too. The probability that the one with the lower R1
@@ -44,7 +47,7 @@ from xrd_helpers.phasing.origin import match_atoms
 from xrd_helpers.phasing.placing import Arrangement, Part, place
 from xrd_helpers.summary import git_state, machine
 
-KINDS = ("right", "isomer", "homologue", "diastereomer", "other", "cell", "random")
+KINDS = ("right", "isomer", "homologue", "diastereomer", "other", "cell", "group", "random")
 
 
 def valid(mol):
@@ -162,6 +165,10 @@ def cases(crystal, smiles, others, d_min, rng):
     a, b, c, *angles = crystal.cell.parameters
     if group.crystal_system_str() in ("triclinic", "monoclinic", "orthorhombic"):
         yield "cell", smiles, replace(data, cell=gemmi.UnitCell(a * factor[0], b * factor[1], c * factor[2], *angles))
+    wrong = [g for g in gemmi.spacegroup_table() if g.is_reference_setting() and g.point_group_hm() == group.point_group_hm()
+             and g.centring_type() == group.centring_type() and g.number != group.number]
+    if wrong:
+        yield "group", smiles, replace(data, spacegroup=wrong[rng.integers(len(wrong))])
     order = np.argsort(data.d)
     for first in range(0, len(order), 20):
         rows = order[first:first + 20]
@@ -245,6 +252,18 @@ def fit(rows, about):
     print(made)
 
 
+def claims(rows):
+    """Searches, those that came right, claims and wrong claims by d_min and kind, the probability as it is now."""
+    p = [placing.probability(placing.Evidence(r.r1, r.r_free, r.found, r.tried, r.next_r1, r.strain, r.contact, ""))
+         for r in rows.itertuples()]
+    claimed = np.array(p) >= verdict.calibration()["thresholds"]["solved"]
+    right = rows.matched >= 0.8
+    rows = rows.assign(placed_right=right, claimed=claimed, wrongly=claimed & ~right)
+    sums = {name: (name, "sum") for name in ("placed_right", "claimed", "wrongly")}
+    return pd.concat([rows.groupby(["d_min", "kind"]).agg(n=("matched", "size"), **sums).reset_index(),
+                      rows.groupby("d_min").agg(n=("matched", "size"), **sums).reset_index().assign(kind="all")])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crystals", default="")
@@ -262,7 +281,8 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"known_molecule_{'pairs' if args.pairs else 'verdict'}.csv"
     rows = pd.read_csv(path) if path.exists() else pd.DataFrame()
-    rows = rows.assign(noise=rows.get("noise", pd.Series(0.0, rows.index)).fillna(0.0)).to_dict("records")
+    rows = rows.assign(noise=rows.get("noise", pd.Series(0.0, rows.index)).fillna(0.0),
+                       part=rows.get("part", pd.Series("tune", rows.index)).fillna("tune")).to_dict("records")
     if args.crystals:
         done = {(str(r["crystal"]), r["d_min"], r.get("noise", 0.0), r["kind"]) for r in rows}
         part = dict(pd.read_csv(Path(args.crystals) / "SPLIT.csv").values)
@@ -290,7 +310,7 @@ def main():
                 heavy = np.array(s.elements) != "H"
                 match = match_atoms(s.fract[heavy], c.fract[c.heavy], c.cell, c.spacegroup)
                 e = s.evidence
-                rows.append({"crystal": c.name, "d_min": d_min, "noise": noise, "kind": kind, "smiles": text,
+                rows.append({"crystal": c.name, "part": args.part, "d_min": d_min, "noise": noise, "kind": kind, "smiles": text,
                              "n_hkl": len(data), "centric": c.spacegroup.is_centrosymmetric(),
                              "atoms": len(molecule), "torsions": len(molecule.torsions),
                              "matched": match.n_matched / match.n_true,
@@ -302,7 +322,14 @@ def main():
     if args.fit:
         about = {"data": f"{args.part} of the shared crystals, one molecule, at most 30 non-H atoms", "seed": args.seed,
                  "commit": git_state(), "machine": machine()}
-        (fit_pairs if args.pairs else fit)(table, about)
+        (fit_pairs if args.pairs else fit)(table[table.part == "tune"], about)
+    if not args.pairs:
+        table = table[table.part == args.part]
+        made = claims(table)
+        print(made.to_string(index=False))
+        write_json(out / "known_molecule_verdict.json", {
+            "rows": made.to_dict("records"), "part": args.part, "seed": args.seed, "minutes": args.minutes,
+            "commit": str(git_state()), "machine": str(machine())})
     print(table.groupby(["d_min", "kind"])[["right", "matched", "r1", "r_free", "next_r1", "strain", "seconds"]]
           .agg(["median"]).to_string(float_format=lambda x: f"{x:.3f}"))
 

@@ -154,13 +154,15 @@ def test_fetch_cod_hands_on_its_options_and_says_how_to_go_on(xrd, capsys, monke
     arguments = ["fetch-cod", "--spacegroup", "C 1 2 1", "--out", "cifs"]
     assert xrd(*arguments, "--max", "20", "--max-volume", "1500", "--pause", "2", "--server", "https://x.org/cod") == 0
     assert xrd(*arguments) == 0
-    assert calls == [("cifs", "C 1 2 1", 20, 1500, "https://x.org/cod", 2, 60),
-                     ("cifs", "C 1 2 1", 1000, None, cod.COD, 1, 60)]
+    assert calls == [("cifs", "C 1 2 1", 20, 1500, "https://x.org/cod", 2, 60, None),
+                     ("cifs", "C 1 2 1", 1000, None, cod.COD, 1, 60, None)]
     assert capsys.readouterr().out.startswith("7 found, 1 fetched, 0 there already, 0 failed\n")
     monkeypatch.setattr(cod, "fetch_cod", lambda *arguments: cod.Fetched(1, failed={"4000001": "4000001: gone"}))
     assert xrd(*arguments) == 2
     assert capsys.readouterr() == ("1 found, 0 fetched, 0 there already, 1 failed\n  4000001: gone\n",
                                    f"xrd: no entry could be fetched from {cod.COD}\n")
+    assert xrd(*arguments, "--ids", "list.txt") == xrd("fetch-cod", "--out", "cifs") == 2
+    assert capsys.readouterr().err.count("xrd: say what to fetch: --spacegroup") == 2
     monkeypatch.setattr(cod, "fetch_cod", raising(KeyboardInterrupt()))
     assert xrd(*arguments) == 130
     assert capsys.readouterr().err == "Stopped. The same command goes on from there.\n"

@@ -1,5 +1,6 @@
 """Fetching from COD, against a small server of our own that answers as COD does, and as it should not."""
 
+import hashlib
 import sys
 import threading
 import time
@@ -10,7 +11,7 @@ import pytest
 
 from xrd_helpers import cli, cod
 from xrd_helpers.cif import read_cif
-from xrd_helpers.cod import CodError, fetch_cod
+from xrd_helpers.cod import CodError, fetch_cod, read_ids
 
 NUMBERS = [f"{n}" for n in range(4000001, 4000007)]
 FAST = dict(pause=0.01, timeout=0.4)
@@ -132,6 +133,28 @@ def test_the_entries_of_a_space_group_are_fetched_one_by_one(server, tmp_path):
     assert agent.startswith("xrd_helpers/") and all(other == agent for _, _, other, _ in server.asked)
     times = [at for *_, at in server.asked]
     assert min(after - before for before, after in zip(times, times[1:])) > 0.029 and server.most_at_work == 1
+
+
+def test_the_entries_of_a_list_are_fetched_and_their_checksums_compared(server, tmp_path):
+    right, other = NUMBERS[0], NUMBERS[2]
+    table = tmp_path / "list.csv"
+    table.write_text("name,cod,sha256\n"
+                     f"a,{right},{hashlib.sha256(entry(right)).hexdigest()}\nb,{other},{'0' * 64}\nc,,\nd,4999999,\n")
+    done = fetch_cod(tmp_path / "cod", "", 100, server=server.url, ids=read_ids(table), **FAST)
+    assert (sorted(done.fetched), done.other, list(done.failed)) == ([right, other], [other], ["4999999"])
+    assert "result" not in server.paths()
+    assert fetch_cod(tmp_path / "cod", "", 100, server=server.url, ids=read_ids(table), **FAST).other == [other]
+    (tmp_path / "plain.txt").write_text(f"# of an article\n{right}\n\n{other}\n")
+    assert read_ids(tmp_path / "plain.txt") == {right: "", other: ""}
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"4000001\n../../etc\n", "'../../etc' is no COD number"), (b"", "names no entry"), (b"\xff\xfe\x00", "is no text file"),
+    (b"name,number\nx,1\n", "has no column cod"), ("cod\n\uff14000001\n".encode(), "is no COD number")])
+def test_a_list_that_is_none_is_refused(tmp_path, content, words):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(CodError, match=words):
+        read_ids(tmp_path / "list.txt")
 
 
 @pytest.mark.parametrize("wanted, asked", [("P 21/n", "P 1 21/n 1"), ("R -3", "R -3 :H"), ("F d -3 m:2", "F d -3 m :2")])

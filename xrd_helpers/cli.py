@@ -567,8 +567,9 @@ def _solve_file(file, say, *, about, elements, formula, z, spacegroup, extend, n
 
 @app.command("fetch-cod", epilog="Example: xrd fetch-cod --spacegroup 'P 1 21/c 1' --max 2000 --out cod")
 def fetch_cod(
-    spacegroup: Annotated[str, typer.Option(help="Hermann-Mauguin symbol; the setting counts: P 1 21/n 1 is another.")],
     out: Annotated[str, typer.Option(help="Folder for the CIF files; what is there already is not asked for again.")],
+    spacegroup: Annotated[str, typer.Option(help="Hermann-Mauguin symbol; the setting counts: P 1 21/n 1 is another.")] = "",
+    ids: Annotated[str, typer.Option(help="A list of COD numbers instead, or a CSV with columns cod and sha256.")] = "",
     limit: Annotated[int, typer.Option("--max", min=1, help="Entries to have in the end.")] = 1000,
     max_volume: Annotated[float, typer.Option(min=0, help="Largest unit cell in Å³; 0 is no limit.")] = 0,
     pause: Annotated[float, typer.Option(min=0.01, help="Seconds between two requests.")] = 1.0,
@@ -578,14 +579,19 @@ def fetch_cod(
     """Fetch CIF files from the Crystallography Open Database; the same command goes on where it stopped."""
     from xrd_helpers import cod
 
+    if bool(spacegroup) == bool(ids):
+        raise UserError("say what to fetch: --spacegroup 'P 1 21/c 1', or --ids FILE with COD numbers, and not both")
     try:
-        done = cod.fetch_cod(out, spacegroup, limit, max_volume or None, server, pause, timeout)
+        done = cod.fetch_cod(out, spacegroup, limit, max_volume or None, server, pause, timeout,
+                             cod.read_ids(ids) if ids else None)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from there.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"{done.found} found, {len(done.fetched)} fetched, {len(done.present)} there already, {len(done.failed)} failed")
     for message in done.failed.values():
         print(f"  {message}")
+    for number in done.other:
+        print(f"  {number} is there, but is not the file of the list: COD has revised it, or it was changed here")
     if not done.fetched and not done.present:
         raise UserError(f"no entry could be fetched from {server}")
 

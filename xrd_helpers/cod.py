@@ -8,6 +8,7 @@ for rsync or Subversion in place of this for the whole database.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import time
 from dataclasses import dataclass, field
@@ -52,10 +53,11 @@ class Fetched:
     fetched: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)  # were in the folder already
     failed: dict[str, str] = field(default_factory=dict)
+    other: list[str] = field(default_factory=list)  # are there, but not with the checksum of the list
 
 
-def fetch_cod(out, spacegroup, limit, max_volume=None, server=COD, pause=1.0, timeout=60.0) -> Fetched:
-    """Fetch entries of a space group from COD into a folder, as ``<number>.cif``.
+def fetch_cod(out, spacegroup, limit, max_volume=None, server=COD, pause=1.0, timeout=60.0, ids=None) -> Fetched:
+    """Fetch entries of a space group, or of a list, from COD into a folder, as ``<number>.cif``.
 
     One request at a time. A file gets its name only when it is complete, can be parsed and says that it is the entry
     asked for; one that is in the folder already and passes the same test is not asked for again, so that the same call
@@ -76,6 +78,8 @@ def fetch_cod(out, spacegroup, limit, max_volume=None, server=COD, pause=1.0, ti
         Address of COD or of a mirror.
     pause, timeout : float
         Seconds between two requests, and without any answer until one is given up.
+    ids : dict, optional
+        As ``read_ids`` gives it; then spacegroup and max_volume are not looked at.
 
     Raises
     ------
@@ -84,7 +88,7 @@ def fetch_cod(out, spacegroup, limit, max_volume=None, server=COD, pause=1.0, ti
         for a reason that is not their own.
     """
     client = _Client(server, pause, timeout)
-    numbers = _search(client, spacegroup, max_volume)
+    numbers = list(ids) if ids else _search(client, spacegroup, max_volume)
     chosen = sorted(numbers, key=lambda number: hashlib.sha256(number.encode()).digest())[:limit]
     result, refusals = Fetched(found=len(numbers)), 0
     for number in tqdm(chosen, unit=" files"):
@@ -105,7 +109,39 @@ def fetch_cod(out, spacegroup, limit, max_volume=None, server=COD, pause=1.0, ti
         with atomic_path(path) as temporary:
             temporary.write_bytes(body)
         result.fetched.append(number)
+    for number in [*result.present, *result.fetched]:
+        wanted = (ids or {}).get(number)
+        if wanted and hashlib.sha256((Path(out) / f"{number}.cif").read_bytes()).hexdigest() != wanted:
+            result.other.append(number)
     return result
+
+
+def read_ids(path) -> dict[str, str]:
+    """{COD number: SHA-256 of the file or ""} of a list, one number a line, or of a CSV file with columns cod and sha256.
+
+    Raises
+    ------
+    CodError
+        If the file has no such column, or a line is no COD number.
+    """
+    path = Path(path)
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise CodError(f"{path} is no text file: give a list of COD numbers, one a line, or a CSV with a column cod") from None
+    if lines and "," in lines[0]:
+        rows = list(csv.DictReader(lines))
+        if "cod" not in rows[0] if rows else True:
+            raise CodError(f"{path} has no column cod: its first line is {lines[0][:60]!r}")
+        ids = {(row["cod"] or "").strip(): (row.get("sha256") or "").strip().lower() for row in rows}
+        ids.pop("", None)  # a crystal of another source
+    else:
+        ids = {line.strip(): "" for line in lines if not line.startswith("#")}
+    if strange := [number for number in ids if not (number.isascii() and number.isdigit() and len(number) == 7)]:
+        raise CodError(f"{path}: {strange[0][:40]!r} is no COD number, which has seven digits")
+    if not ids:
+        raise CodError(f"{path} names no entry")
+    return ids
 
 
 def _search(client, spacegroup, max_volume):
