@@ -21,12 +21,12 @@ from xrd_helpers import ROOT, __version__, cli, reflections
 from xrd_helpers.cif import read_cif
 from xrd_helpers.config import UserError
 from xrd_helpers.phasing import PhasingError, Solution, in_group, job, match_solution, output, solve_measured, solved
-from xrd_helpers.phasing.charge_flipping import _worth_building
+from xrd_helpers.phasing.charge_flipping import Found, _distinct, _worth_building
 from xrd_helpers.phasing.spacegroups import candidates
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.reflection_files import read_measured
 from xrd_helpers.reflections import Measured, Reflections, unique_hkl
-from xrd_helpers.shelx import write_shelx_files
+from xrd_helpers.shelx import read_instructions, write_shelx_files
 from xrd_helpers.structure_factors import structure_factors
 
 MEASURED = REAL / "measured"
@@ -308,6 +308,57 @@ def test_very_negative_intensities_fit_the_columns_too(tmp_path):
     assert {len(line) for line in lines} == {32} and float(lines[0][12:20]) < -1000
 
 
+def test_the_next_best_solutions_are_told_of_and_the_runner_up_is_written(tmp_path):
+    crystal = random_crystal("P 1 21/c 1")
+    data = hide(data_of(crystal))
+    alone = solve_measured(data, search=True)[0]
+    solved_, second = job.Solved(*solve_measured(data, search=True, several=3)), tmp_path / "made_b.res"
+    solution = solved_.solution
+    assert not alone.others and solution.r1 == alone.r1 and len(solution.others) == 2
+    groups = [one.spacegroup.xhm() for one in (solution, *solution.others)]
+    assert groups[0] == "P 1 21/c 1" and set(groups[1:]) == {"P 1 21 1", "P 1 c 1"}, "the same with less symmetry"
+    assert all(solved(one, crystal) and one.probability > 0.9 for one in solution.others)
+    paths = output.write_solution(tmp_path / "made", solution, data)
+    assert paths[-1] == second and second in output.may_be_written(tmp_path / "made")
+    found = read_instructions(second)
+    assert found.spacegroup.xhm() == groups[1] and len(found.atoms().fract) == 14 and found.elements["S"] == 2
+    text = " ".join(line[4:] for line in found.remarks)
+    assert text.startswith("RUNNER-UP: the second best solution")
+    assert f"SOLVED: probability {solution.others[0].probability:.3f}" in text
+    crystal = replace(solution.others[0].as_crystal(), fract=found.atoms().fract, elements=found.atoms().elements,
+                      u_iso=found.atoms().u_iso)
+    merged = in_group(data, groups[1]).merge()
+    F = np.abs(direct_sum(crystal, merged.hkl))
+    r1 = np.abs(merged.F - F * (merged.F @ F) / (F @ F)).sum() / merged.F.sum()
+    assert float(re.search(r"R1 (\S+) for all", text)[1]) == pytest.approx(r1, abs=1e-3)
+    words = output.verdict(*solved_)
+    assert f"The runner-up (_b.res), in {groups[1]}, has R1 {solution.others[0].r1:.3f}" in words
+    rows = output.write_listing(tmp_path / "made", data, solved_, words).read_text().splitlines()
+    rows = [line for line in rows if re.match(r" [1-5] 0\.\d{3}  ", line)]
+    assert len(rows) == 3 and all(group in row for group, row in zip(groups, rows))
+    # what is no structure is no runner-up
+    poor = replace(solution, others=tuple(replace(one, evidence=replace(one.evidence, probability=0.01))
+                                          for one in solution.others))
+    assert output.runner_up(poor) is None and "runner-up" not in output.verdict(poor, solved_.tried)
+
+
+def test_which_solutions_are_other_ones():
+    crystal, rng = random_crystal("P 1 21 1"), np.random.default_rng(0)
+    candidates_ = [SimpleNamespace(rank=lambda model: model.r1, reflections=crystal) for _ in range(2)]
+
+    def found(r1, fract, candidate=candidates_[0]):
+        return Found(candidate, SimpleNamespace(fract=fract, r1=r1), [])
+
+    best = found(0.1, crystal.fract)
+    hand = found(0.2, [0.5, 0.31, 0] - crystal.fract)   # from another origin, in the other hand
+    near = found(0.3, crystal.fract + rng.uniform(-0.2, 0.2, (7, 3)) / crystal.cell.parameters[:3])
+    part = found(0.5, np.concatenate([crystal.fract[:4], rng.random((3, 3))]))
+    wrong = found(0.4, rng.random((7, 3)))
+    group = found(0.6, crystal.fract, candidates_[1])
+    assert _distinct([hand, group, near, part, wrong, best], best, 9) == [wrong, part, group]
+    assert _distinct([hand, group, near, part, wrong, best], best, 2) == [wrong] and not _distinct([wrong], best, 1)
+
+
 def test_in_which_groups_atoms_are_built():
     def chosen(*groups):
         """groups: (absent reflections, operators, agreement); P1 has no linked reflections."""
@@ -345,6 +396,21 @@ def test_without_a_structure_it_says_so(tmp_path):
     assert nothing.name == "made_unsolved.log" and nothing.read_text().endswith("are possible\n\nNot solved.\n")
     paths = output.write_solution(tmp_path / "made", solution, data)
     assert {path.stem for path in paths} == {"made_unsolved"} and "REM NOT SOLVED: probability 0.0" in paths[2].read_text()
+
+
+def test_an_uncertain_structure_is_exit_code_0_and_says_so_everywhere(tmp_path, capsys, monkeypatch):
+    data = data_of(random_crystal("P 1 21/c 1"), d_min=1.0)
+    write_shelx_files(tmp_path / "job", data.hkl, data.intensity, data.sigma, 1, data.cell, data.spacegroup, data.elements)
+    solution = solve_measured(data, trials=4)[0]
+    doubtful = replace(solution, evidence=replace(solution.evidence, probability=0.5))
+    monkeypatch.setattr(job.charge_flipping, "solve", lambda *_, **__: doubtful)
+    assert run("solve", str(tmp_path / "job.hkl"), "--engine", "charge_flipping") == 0
+    assert "Uncertain in P 1 21/c 1" in (printed := capsys.readouterr().out) and "before you believe it" in printed
+    folder = tmp_path / "job_xrd"
+    assert "before you believe it" in (folder / "job.log").read_text()
+    assert "REM UNCERTAIN: probability 0.500" in (folder / "job.res").read_text()
+    assert "_xrd_phase_verdict uncertain" in (folder / "job.cif").read_text()
+    assert run("solve", "--help") == 0 and "0 if it is solved or uncertain" in " ".join(capsys.readouterr().out.split())
 
 
 def test_no_structure_is_exit_code_1_and_nothing_is_overwritten_unasked(tmp_path, capsys):
@@ -425,6 +491,29 @@ def test_several_files_are_solved_and_a_bad_one_stops_none(tmp_path, capsys, mon
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert "a.res is there already" in found[0]["message"].replace("a.hkl", "a.res") and len(found) == 4
     assert run("solve", "a.hkl", "sub/a.hkl", "--out", "x") == 2 and "have the same name" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_files_on_a_cluster(tmp_path, capsys, monkeypatch):
+    """Of another folder than that of its workers."""
+    from distributed import LocalCluster
+
+    data = data_of(random_crystal("P -1"), 1.0)
+    for name in "ab":
+        write_shelx_files(tmp_path / name, data.hkl, data.intensity, data.sigma, 1, data.cell, data.spacegroup, data.elements)
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        monkeypatch.chdir(tmp_path)
+        solve = ["solve", "a.hkl", "b.hkl", "c.hkl", "--engine", "charge_flipping", "--scheduler", cluster.scheduler_address]
+        assert run(*solve) == 1
+        assert run(*solve, "--workers", "2", "--table", "d.csv") == 2
+    printed = capsys.readouterr()
+    assert {line.split(": ")[0][4:]: line.split(": ")[1] for line in printed.out.splitlines()} == {
+        "a.hkl": "solved", "b.hkl": "solved", "c.hkl": "error"}
+    assert "a scheduler has workers of its own" in printed.err and (tmp_path / "b_xrd" / "b.res").exists()
+    with open("solved.csv", newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == ["a.hkl", "b.hkl", "c.hkl"]
+    assert run(*solve[:-1], "post://here", "--table", "d.csv") == 2
+    assert "no dask scheduler answers at post://here" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -367,19 +367,28 @@ def solve(
     out: Annotated[str, typer.Option(help="Folder for what is written. Default: FILE with _xrd.")] = "",
     overwrite: Overwrite = False,
     workers: Annotated[
-        int, typer.Option(min=0, help="Of several files so many at once, each in a process; 0 takes them in this one.")
-    ] = os.cpu_count() or 1,
+        int | None,
+        typer.Option(min=0, help="Of several files so many at once, each in a process; 0 takes them in this one. "
+                                 "Default: one a core.")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="Address of a dask scheduler whose workers solve them, and see the same folders.")
+    ] = "",
     table: Annotated[str, typer.Option(help="What came of each of several files, as CSV.")] = "solved.csv",
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON a file; words go to stderr.")] = False,
 ):
-    """From measured reflections to atoms. Writes .res, .ins, .hkl, .cif, .mtz and a map into a folder beside the file.
+    """From measured reflections to atoms. Writes .res, .ins, .hkl, .cif, .mtz, a map and a .log into a folder beside the file,
+    and _b.res if there is a runner-up.
 
-    The exit code is 0 if there is a structure, be it uncertain, 1 if there is none, and 2 if the file or an option is wrong;
-    for several files it is 0 if there is a structure of each, else 1, and nothing that one holds stops the others.
+    Its verdict is solved, uncertain or not solved, and stands on the terminal, in .log, .res and .cif and in --json. The exit
+    code is 0 if it is solved or uncertain: refine what is uncertain, and look at its bonds, before you believe it. It is 1 if
+    there is no structure, and 2 if the file or an option is wrong; for several files it is 0 if there is a structure of each,
+    else 1, and nothing that one holds stops the others.
     """
-    options = {name: value for name, value in locals().items() if name not in ("files", "workers", "table", "as_json")}
-    if len(files) > 1:
-        raise typer.Exit(_solve_files(files, options, workers, table, as_json))
+    options = {name: value for name, value in locals().items()
+               if name not in ("files", "workers", "scheduler", "table", "as_json")}
+    if len(files) > 1 or scheduler:
+        raise typer.Exit(_solve_files(files, options, scheduler, workers, table, as_json))
     try:
         row = _solve_file(files[0], _to_stderr if as_json else print, **options)
     except KeyboardInterrupt:
@@ -408,7 +417,7 @@ def _failed(file, message):
     return {"file": str(file), "verdict": "error", "message": message}
 
 
-def _solve_files(files, options, workers, table, as_json):
+def _solve_files(files, options, scheduler, workers, table, as_json):
     """Solve each of several files and write a table of what came of them; the exit code."""
     import csv
     from pathlib import Path
@@ -417,6 +426,8 @@ def _solve_files(files, options, workers, table, as_json):
     from xrd_helpers.phasing.output import COLUMNS
 
     stems = [Path(file).stem for file in files]
+    if scheduler and workers is not None:
+        raise UserError("a scheduler has workers of its own: give their number or its address, not both")
     if options["out"] and len(set(stems)) < len(stems):
         raise UserError("several of the files have the same name: leave out --out, or solve them one by one")
     if not options["overwrite"] and Path(table).exists():
@@ -424,7 +435,7 @@ def _solve_files(files, options, workers, table, as_json):
     folders = [str(Path(options["out"]) / f"{stem}_xrd") if options["out"] else "" for stem in stems]
     rows, code = {}, 0
     try:
-        for i, row in _solve_in_processes(files, folders, options, workers):
+        for i, row in _solve_side_by_side(files, folders, options, scheduler, workers):
             rows[i] = row
             told = row.get("message") or f"R1 {row['R1']:.3f}, probability {row['probability']:.3f}, {row['atoms']} atoms"
             print(f"{len(rows)}/{len(files)} {row['file']}: {row['verdict']}: {told}", flush=True,
@@ -441,50 +452,45 @@ def _solve_files(files, options, workers, table, as_json):
     return code or int(any(row["verdict"] in ("error", "not solved") for row in rows.values()))
 
 
-def _solve_in_processes(files, folders, options, workers):
+def _solve_side_by_side(files, folders, options, scheduler, workers):
     """Pairs of (number of the file, what came of it), those done first before the others."""
-    if not workers:
-        yield from ((i, _solve_row(files[i], folders[i], options)) for i in range(len(files)))
-        return
-    import multiprocessing
-    from collections import deque
-    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-    from concurrent.futures.process import BrokenProcessPool
+    from functools import partial
 
-    queue, suspects = deque(range(len(files))), deque()
-    while queue or suspects:
-        # a pool that breaks, as one does that runs out of memory, does not say on which file: these are tried alone
-        part, at_once, running = (suspects, 1, {}) if suspects else (queue, workers, {})
-        with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _in_silence) as pool:
-            try:
-                while part or running:
-                    while part and len(running) < at_once:
-                        running[pool.submit(_solve_row, files[part[0]], folders[part[0]], options)] = part[0]
-                        part.popleft()
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        row = future.result()
-                        yield running.pop(future), row
-            except BrokenProcessPool:
-                pass
-            except KeyboardInterrupt:
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
-        if at_once > 1:
-            suspects.extend(sorted(running.values()))
-        else:
-            yield from ((i, _failed(files[i], "the process that solved it ended: is there enough memory?"))
-                        for i in running.values())
+    from xrd_helpers.generate import cluster
+
+    solve = partial(_solve_elsewhere, os.getcwd(), __version__, options) if workers != 0 else partial(_solve_row, options)
+    tasks = [(i, files[i], folders[i]) for i in range(len(files))]
+    workers = workers if scheduler or workers == 0 else min(workers or os.cpu_count() or 1, len(files))
+    with cluster(scheduler, workers, deaths=0) as results:
+        suspects = []
+        for task, row in results(solve, tasks, lambda task, error: None):
+            if row is None:
+                suspects.append(task)
+            else:
+                yield task[0], row
+        # a worker that dies, as one does that runs out of memory, does not say on which file: these are tried alone
+        for task in suspects:
+            for (i, file, _), row in results(solve, [task], lambda task, error: None):
+                yield i, row or _failed(file, "the process that solved it ended: is there enough memory?")
 
 
-def _in_silence():
-    """In a process that solves: Ctrl-C ends it at once, and there is no bar among those of others."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.stderr = open(os.devnull, "w")
+def _solve_elsewhere(folder, version, options, task):
+    """What a worker does: ``_solve_row`` in the folder of the command, without a bar among those of others."""
+    from contextlib import redirect_stderr
+
+    if version != __version__:
+        raise UserError(f"a worker has xrd_helpers {__version__}, this process {version}: they must be the same")
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        return _failed(task[1], f"a worker cannot see the folder {folder}: {error.strerror}")
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        return _solve_row(options, task)
 
 
-def _solve_row(file, folder, options):
-    """What came of one file, which may be an error of any kind."""
+def _solve_row(options, task):
+    """What came of one file, of (its number, itself, folder for what is written); it may be an error of any kind."""
+    _, file, folder = task
     try:
         return _solve_file(file, str, **{**options, "out": folder})
     except (UserError, ValueError, OSError) as error:
@@ -549,11 +555,11 @@ def _solve_file(file, say, *, about, elements, formula, z, spacegroup, extend, n
                 ranked = job.solve_with_alternatives(measured, alternatives, search, minutes, seed, watch)
                 solved = ranked[0].solved
             elif molecule:
-                solved = job.solve_with_molecules(measured, known, search, minutes, seed, watch)
+                solved = job.solve_with_molecules(measured, known, search, minutes, seed, watch, job.SEVERAL)
             elif fragment:
                 solved = job.solve_with_fragment(measured, known, minutes, seed, watch)
             else:
-                solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch)
+                solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch, job.SEVERAL)
     words = (f"{job.compared(ranked)}\n" if ranked else "") + output.verdict(solved.solution, solved.tried)
     say(words)
     paths = [output.write_listing(folder / measured.files[0].stem, measured, solved, words)]

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -87,10 +88,10 @@ def generate(path, n, seed, recipe="atoms", spacegroups=None, scheduler="", work
 
 
 def make_part(order, first):
-    """What a worker does: the number `first`, and the row group that begins with that crystal as a parquet file."""
+    """What a worker does: the row group that begins with crystal `first`, as a parquet file."""
     if order["version"] != __version__:
         raise UserError(f"a worker has xrd_helpers {__version__}, this process {order['version']}: they must be the same")
-    return first, to_bytes(_crystals(order, first, min(order["rows"], order["n"] - first)), order)
+    return to_bytes(_crystals(order, first, min(order["rows"], order["n"] - first)), order)
 
 
 def _crystals(order, first, n):
@@ -101,9 +102,10 @@ def _make_missing_parts(folder, order, finished, scheduler, workers, title):
     n, rows = order["n"], order["rows"]
     missing = sorted(set(range(0, n, rows)) - finished)
     n_missing = sum(min(rows, n - first) for first in missing)
-    with _cluster(scheduler, workers if missing else 0) as results, \
+    make = partial(make_part, order | {"commit": git_state()})
+    with cluster(scheduler, workers if missing else 0) as results, \
             tqdm(total=n, initial=n - n_missing, desc=title, unit=" crystals", smoothing=0.1) as bar:
-        for first, content in results(order | {"commit": git_state()}, missing):
+        for first, content in results(make, missing, _give_up):
             with atomic_path(folder / f"{first:09d}.parquet") as temporary, open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
@@ -170,32 +172,47 @@ def _difference(found, order):
 # --- who makes the crystals ---
 
 
+def _give_up(first, error):
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    raise UserError(f"the cluster failed, finished row groups are kept: {what}") from error
+
+
 @contextmanager
-def _cluster(scheduler, workers):
-    """Yield a function of (order, first numbers) that gives what ``make_part`` returns, in any order."""
+def cluster(scheduler="", workers=None, deaths=3):
+    """Yield a function of (function, tasks, failed) that gives pairs (task, function(task)), in any order.
+
+    Errors of the user (UserError, ValueError) are raised; for any other, such as that of a worker that died, there is what
+    failed(task, error) returns in place of the result.
+
+    Parameters
+    ----------
+    scheduler, workers : as for ``generate``
+    deaths : workers that a task may outlive, of those on this machine
+    """
     if workers == 0:
-        yield lambda order, firsts: (make_part(order, first) for first in firsts)
+        yield lambda function, tasks, failed: ((task, function(task)) for task in tasks)
         return
     if scheduler:
         from distributed.utils import silence_logging_cmgr
 
         with silence_logging_cmgr(logging.CRITICAL), _connect(scheduler) as client:
-            yield lambda order, firsts: _results(client, order, firsts)
+            yield partial(_results, client)
         return
     import dask
     from distributed import LocalCluster  # a second of import, so only here
 
     # one thread a process; and not dask's own setting of malloc, which gives each array back to the system at once and
     # makes crystals at two thirds of the speed
-    with _no_interrupt(), dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS, 1)}):
-        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, silence_logs=logging.CRITICAL,
-                               dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False})
+    with _no_interrupt(), dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS, 1),
+                                           "distributed.scheduler.allowed-failures": deaths}):
+        local = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, silence_logs=logging.CRITICAL,
+                             dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False})
     try:
-        with _connect(cluster) as client:
-            yield lambda order, firsts: _results(client, order, firsts)
+        with _connect(local) as client:
+            yield partial(_results, client)
     finally:
         with _no_interrupt():
-            cluster.close()
+            local.close()
 
 
 @contextmanager
@@ -233,25 +250,27 @@ def _connect(where):
     return client
 
 
-def _results(client, order, firsts):
-    """What ``make_part`` returns for each of `firsts`, with two parts a thread under way: the memory stays flat."""
+def _results(client, function, tasks, failed):
+    """See ``cluster``; two tasks a thread are under way: the memory stays flat."""
     from distributed import as_completed
 
-    waiting, under_way = iter(firsts), as_completed(loop=client.loop)
+    waiting, under_way, task_of = iter(tasks), as_completed(loop=client.loop), {}
 
     def submit_more():
         n_threads = sum(client.nthreads().values())  # asked again, because clusters grow and shrink
-        for first in islice(waiting, max(0, 2 * max(1, n_threads) - under_way.count())):
-            under_way.add(client.submit(make_part, order, first))
+        for task in islice(waiting, max(0, 2 * max(1, n_threads) - under_way.count())):
+            future = client.submit(function, task, pure=False)
+            task_of[future.key] = task
+            under_way.add(future)
 
-    try:
-        submit_more()
-        for future in under_way:  # parts of a worker that dies are given to another one by dask
+    submit_more()
+    for future in under_way:  # tasks of a worker that dies are given to another one by dask
+        task = task_of.pop(future.key)
+        try:
             result = future.result()
-            submit_more()
-            yield result
-    except (UserError, ValueError):
-        raise
-    except Exception as error:  # the worker's own or dask's: of any type
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"the cluster failed, finished row groups are kept: {what}") from error
+        except (UserError, ValueError):
+            raise
+        except Exception as error:  # the worker's own or dask's: of any type
+            result = failed(task, error)
+        submit_more()
+        yield task, result

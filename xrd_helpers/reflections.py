@@ -182,6 +182,18 @@ def _without_absences(hkl, intensity, sigma, cell, spacegroup):
     return data
 
 
+def merge_friedel_apart(measured):
+    """Equivalents averaged as by ``merge``, but a reflection and its Friedel mate each by itself.
+
+    Returns
+    -------
+    hkl (n, 3) int of the asymmetric unit, plus (n,) bool, False where it stands for -hkl; intensity, sigma (n,)
+    """
+    data = _without_absences(measured.hkl, measured.intensity, measured.sigma, measured.cell, measured.spacegroup)
+    data.merge_in_place(gemmi.DataType.Anomalous)
+    return data.miller_array.astype(np.int64), np.asarray(data.isign_array) > 0, data.value_array, data.sigma_array
+
+
 def squared(F, sigma):
     """F² and its uncertainty: 2 F sigma(F), and sigma(F)² where F is zero and the linear term vanishes."""
     return F * np.abs(F), np.maximum(2 * np.abs(F) * sigma, sigma**2)

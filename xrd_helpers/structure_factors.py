@@ -66,11 +66,12 @@ class CrystalBatch:
         return len(self.fract)
 
     @classmethod
-    def from_crystals(cls, crystals, dtype=torch.float64, device="cpu", energy=None) -> CrystalBatch:
+    def from_crystals(cls, crystals, dtype=torch.float64, device="cpu", energy=None, dispersion=None) -> CrystalBatch:
         """Pad and stack a list of Crystal.
 
         ``energy`` in keV adds f′ and f″ (gemmi's Cromer-Liberman with the corrections of Kissel and Pratt, Acta Cryst.
-        A46 (1990) 170; none for H and He); with None there is no anomalous scattering.
+        A46 (1990) 170; none for H and He); with None there is no anomalous scattering. ``dispersion`` {symbol: (f′, f″)}
+        replaces these of some elements.
 
         Raises
         ------
@@ -117,7 +118,8 @@ class CrystalBatch:
         form_factor = np.array([_form_factor(symbol) for symbol in symbols])
         f_double_prime = ()
         if energy is not None:
-            f_prime, f_double_prime = zip(*[_anomalous(symbol, energy) for symbol in symbols])
+            f_prime, f_double_prime = zip(*[(dispersion or {}).get(symbol) or _anomalous(symbol, energy)
+                                             for symbol in symbols])
             form_factor[:, -1] += f_prime
         n = form_factor.shape[1] // 2  # Gaussians, beside the constant
         heights, widths = np.delete(form_factor, slice(n, 2 * n), axis=1), np.pad(form_factor[:, n:2 * n], ((0, 0), (0, 1)))
@@ -282,12 +284,12 @@ class _Block:
         self.position = (k * len(ranges[0]) + h) * len(ranges[1]) + l                  # (n,) in a (k, h, l) array
 
 
-def structure_factors(crystal: Crystal, hkl, energy=None) -> np.ndarray:
+def structure_factors(crystal: Crystal, hkl, energy=None, dispersion=None) -> np.ndarray:
     """Complex structure factors of one crystal in electrons, double precision; hkl (n, 3) -> (n,).
 
-    ``energy`` in keV adds f′ and f″, see ``CrystalBatch.from_crystals``.
+    ``energy`` in keV adds f′ and f″, which `dispersion` may give, see ``CrystalBatch.from_crystals``.
     """
-    batch = CrystalBatch.from_crystals([crystal], energy=energy)
+    batch = CrystalBatch.from_crystals([crystal], energy=energy, dispersion=dispersion)
     return batch.structure_factors(torch.as_tensor(np.asarray(hkl)))[0].numpy()
 
 

@@ -25,6 +25,7 @@ from .building import Builder, Chain, build
 from .flipping_grid import FlippingGrid, Settings, eliminate_low_density, flip, keep_peaks, normalised_amplitudes
 from .fourier import HalfGrid
 from .hydrogen import with_hydrogen
+from .origin import match_atoms
 from .peaks import without_hydrogen
 from .refine import Model
 from .restraints import RestrainedRefiner
@@ -52,6 +53,9 @@ PART = 0.3             # of the time left, that the starts of a pool may take be
 ORIGINS, NEARLY = 3, 0.6  # places of the origin that are tried, where the agreement is at least NEARLY the best one
 SETTLE = 0.55          # R1, that of five right atoms of eight, below which the number of atoms and their elements are settled
 SETTLED = 2            # chains whose number of atoms is settled
+MOST_COMPARED = 32     # of the best atoms found, among which other solutions are
+ALIKE = 0.8            # share of the atoms within 0.5 Å, from which two solutions are the same
+OTHERS = 10.0          # s that the others may take
 ENOUGH = 0.75          # of ``certain_r1``, an upper limit, below which a chain may end
 ROUND = 20             # cycles between two looks at the maps
 ATOM_VOLUME = 18.0     # Å³ for each atom that is not hydrogen, in organic crystals
@@ -72,7 +76,7 @@ def one_thread():
 
 @one_thread()
 def solve(reflections, elements=None, *, groups=None, predicted=None, trials=None, seed=0, accept=None, effort="normal",
-          minutes=None, settings=Settings(), device="cpu", real_space_step=None, watch=None) -> Solution | None:
+          minutes=None, several=1, settings=Settings(), device="cpu", real_space_step=None, watch=None) -> Solution | None:
     """Solve a structure whose space group is known, or one of several.
 
     Random phases are improved by charge flipping in P1, some starts at a time. Every ROUND cycles the start whose
@@ -96,6 +100,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=Non
     accept : float, probability; that of the verdict "solved" by default
     effort : "quick", without building; "normal" or "thorough", with MINUTES; minutes : the same as a number, the search ends
         after so many, or after `trials`
+    several : solutions that are wanted, the best one and its ``others``, which cost some seconds
     settings : how the maps are improved
     real_space_step : callable, maps (b, nx, ny, nz) float -> the same; ``flip`` with the thresholds of the settings by default
     watch : function that is called now and then with a Progress
@@ -125,7 +130,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=Non
     looking = not building or reflections.d_min < LOOK_TO
     batch = settings.batch if looking else min(POOLS)
     until = began + 60 * minutes if building else np.inf
-    best, evidence, used, waiting, (pool, larger) = None, None, 0, [], POOLS
+    best, evidence, used, waiting, (pool, larger), kept = None, None, 0, [], POOLS, []
     enough = began + PART * 60 * minutes
 
     def accepted(found):
@@ -133,6 +138,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=Non
         nonlocal best, evidence
         if building and found and found.model.r1 < SETTLE:
             found = found.settled()
+        kept.extend([found] * bool(found))
         if found and (best is None or found.rank() < best.rank()):
             best, evidence = found, verdict.weigh(found.model, found.candidate.refiner, elements, least=accept)
             return evidence.probability >= (accept if evidence.r1 < evidence.expected else max(accept, SURE))
@@ -159,7 +165,9 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=Non
                 i = int(np.where(improved, agreement, -1).max(0).argmax())
                 if improved[:, i].any():
                     tried[:, i] = np.maximum(tried[:, i], agreement[:, i])
-                    if accepted(_look(grid, candidates, sf[i:i + 1], screen, certain, left[:, i])):
+                    found, *less = _look(grid, candidates, sf[i:i + 1], screen, certain, left[:, i]) or [None]
+                    kept += less
+                    if accepted(found):
                         break
         if building and not sure():
             waiting.append(sf)
@@ -167,6 +175,7 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=Non
                 chains = build(_chains(grid, candidates, torch.cat(waiting)), until, watch=tell)
                 waiting, pool = [], larger
                 enough = time.perf_counter() + PART * (until - time.perf_counter())
+                kept += [_found(candidates, built) for built in chains[1:several]]
                 any(accepted(_found(candidates, built)) for built in chains[:SETTLED])
     if best is None:
         return None
@@ -176,11 +185,21 @@ def solve(reflections, elements=None, *, groups=None, predicted=None, trials=Non
         evidence = verdict.weigh(model, candidate.refiner, elements)
     if sure():
         model = with_hydrogen(candidate.refiner, model, elements.get("H", np.inf if "C" in elements else 0))
-    return Solution(fract=model.fract % 1, heights=model.heights, elements=model.elements, u_iso=model.u_iso, occ=model.occ,
-                    rho=candidate.refiner.map(model), cell=reflections.cell, spacegroup=candidate.spacegroup, r1=model.r1,
-                    figure_of_merit=best.agreement[candidates.index(candidate)], trials=used,
-                    seconds=time.perf_counter() - began, engine="charge flipping", evidence=evidence,
-                    groups=tuple((other.spacegroup, figure) for other, figure in zip(candidates, best.agreement)))
+    others, until = [], time.perf_counter() + OTHERS
+    for other in _distinct(kept, best, several):
+        if time.perf_counter() < until:
+            others.append(_refined(other, elements))
+    seconds = time.perf_counter() - began
+
+    def solution(found, model, evidence, **more):
+        return Solution(fract=model.fract % 1, heights=model.heights, elements=model.elements, u_iso=model.u_iso, occ=model.occ,
+                        cell=reflections.cell, spacegroup=found.candidate.spacegroup, r1=model.r1, trials=used, seconds=seconds,
+                        figure_of_merit=found.agreement[candidates.index(found.candidate)], engine="charge flipping",
+                        evidence=evidence, **more)
+
+    return solution(best, model, evidence, rho=candidate.refiner.map(model),
+                    groups=tuple((other.spacegroup, figure) for other, figure in zip(candidates, best.agreement)),
+                    others=tuple(sorted((solution(*other, rho=None) for other in others), key=lambda s: -s.probability)))
 
 
 class Progress(NamedTuple):
@@ -249,6 +268,30 @@ class Found(NamedTuple):
         return self._replace(model=builder.model(builder.settled(builder.atoms(self.model))))
 
 
+def _distinct(kept, best, n) -> list[Found]:
+    """Of what was found the best, until there are `n` with `best`, each another structure or in another space group."""
+    chosen = [best]
+    for found in sorted(kept, key=Found.rank)[:MOST_COMPARED]:
+        if len(chosen) >= n:
+            break
+        if not any(found.candidate is one.candidate and _alike(found.model, one.model, found.candidate.reflections)
+                   for one in chosen):
+            chosen.append(found)
+    return chosen[1:]
+
+
+def _alike(model, other, reflections):
+    match = match_atoms(model.fract, other.fract, reflections.cell, reflections.spacegroup)
+    return match.n_matched >= ALIKE * max(len(model.fract), len(other.fract))
+
+
+def _refined(found, elements):
+    """(Found, Model, Evidence) of atoms that were not refined to the end."""
+    refiner = found.candidate.refiner
+    model = refiner.least_squares(found.model, verdict.CYCLES)
+    return found, model, verdict.weigh(model, refiner, elements)
+
+
 def minutes_of(effort) -> float:
     """What a search may take in which starts are built on; UserError if there is no such effort."""
     if effort not in MINUTES:
@@ -278,8 +321,8 @@ def _found(candidates, chain) -> Found:
     return Found(candidate, chain.builder.model(chain.best), chain.agreement)
 
 
-def _look(grid, candidates, sf, screen, certain, left) -> Found | None:
-    """Atoms from one P1 grid (1, ...), in the group where they explain most; None if there are none.
+def _look(grid, candidates, sf, screen, certain, left) -> list[Found]:
+    """Atoms from one P1 grid (1, ...), in the group where they explain most and then in others; empty if there are none.
 
     The likeliest group alone is refined, or the next where that has been done ``left`` (groups,) times already; but before a
     structure is believed, every group with more operators has its turn.
@@ -299,7 +342,7 @@ def _look(grid, candidates, sf, screen, certain, left) -> Found | None:
             left[g] -= 1
             built[row] = Found(candidate, candidate.refiner.complete(model, candidate.contents, certain), figures)
             done = done or built[row]
-    return min(built, key=Found.rank, default=None)
+    return sorted(built, key=Found.rank)
 
 
 def _worth_building(candidates, figures):

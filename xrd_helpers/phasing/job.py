@@ -15,8 +15,9 @@ from ..config import UserError
 from ..crystals import count_elements
 from ..reflections import Measured, Reflections
 from ..shelx import formula_units
-from . import charge_flipping, shelxt
+from . import absolute_structure, charge_flipping, shelxt
 from .charge_flipping import ATOM_VOLUME
+from .output import as_solved, is_unsolved
 from .peaks import without_hydrogen
 from .placing import TOLD_APART, Arrangement, Part, PlacingError, completed, place, preferences
 from .solution import PhasingError, Solution
@@ -25,6 +26,7 @@ from .verdict import weigh_solution
 
 LEAST = 20  # reflections, fewer than which are no data
 MINUTES_KNOWN = 5.0  # that a search for known molecules may take
+SEVERAL = 5  # solutions that are told of
 
 
 class Solved(NamedTuple):
@@ -156,7 +158,7 @@ def _possible(contents, measured):
 
 
 def phase(reflections: Reflections, elements=(), trials=None, seed=0, groups=None, predicted=None, effort="normal",
-          minutes=None, watch=None) -> Solution | None:
+          minutes=None, watch=None, several=1) -> Solution | None:
     """``charge_flipping.solve``, or None where it cannot start: one crystal does not end the others.
 
     Where each of `elements` is there once, and they are too few for the cell, they are kinds rather than a formula: carbon
@@ -170,13 +172,13 @@ def phase(reflections: Reflections, elements=(), trials=None, seed=0, groups=Non
         contents.pop("H", None)  # one H in all would make a right structure look wrong
     try:
         return charge_flipping.solve(reflections, contents, groups=groups, predicted=predicted, trials=trials, seed=seed,
-                                     effort=effort, minutes=minutes, watch=watch)
+                                     effort=effort, minutes=minutes, several=several, watch=watch)
     except PhasingError:
         return None
 
 
 def solve_measured(measured: Measured, extra: Reflections | None = None, search=False, trials=None, seed=0,
-                   effort="normal", minutes=None, watch=None) -> Solved:
+                   effort="normal", minutes=None, watch=None, several=1) -> Solved:
     """Charge flipping, and atoms in the space group of the data or in one that their absences allow.
 
     Parameters
@@ -186,11 +188,23 @@ def solve_measured(measured: Measured, extra: Reflections | None = None, search=
     search : whether the space group is to be found, among those that the absences allow (``spacegroups.candidates``). The
         two groups of an enantiomorphic pair, as P 41 and P 43, explain data without anomalous scattering equally well: it is
         that of the hand in which the phases happened to come out.
-    effort, minutes, watch : how far the search goes, and who is told of it (``charge_flipping.solve``)
+    effort, minutes, several, watch : how far the search goes, and who is told of it (``charge_flipping.solve``)
     """
     measured, groups = _where(measured, search)
-    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra, effort, minutes, watch)
-    return Solved(solution, list(solution.groups) if solution else [(group, float("nan")) for group in groups])
+    solution = phase(measured.merge(), measured.elements, trials, seed, groups, extra, effort, minutes, watch,
+                     several)
+    return Solved(in_its_hand(solution, measured),
+                  list(solution.groups) if solution else [(group, float("nan")) for group in groups])
+
+
+def in_its_hand(solution: Solution | None, measured: Measured) -> Solution | None:
+    """A solution in the hand that anomalous scattering tells, with what it says (``absolute_structure.settled``)."""
+    if is_unsolved(solution) or solution.spacegroup.is_centrosymmetric():
+        return solution
+    try:
+        return absolute_structure.settled(solution, as_solved(measured, solution))
+    except PhasingError:  # of another lattice
+        return solution
 
 
 def _where(measured, search):
@@ -200,12 +214,14 @@ def _where(measured, search):
     return replace(measured, spacegroup=without_absences(measured.spacegroup)), candidates(measured)
 
 
-def solve_with_molecules(measured: Measured, molecules, search=False, minutes=MINUTES_KNOWN, seed=0, watch=None) -> Solved:
+def solve_with_molecules(measured: Measured, molecules, search=False, minutes=MINUTES_KNOWN, seed=0, watch=None,
+                         several=1) -> Solved:
     """Known molecules placed in the cell; molecules as ``known_molecule.read_molecules`` gives them, see ``placing.place``."""
     measured, groups = _where(measured, search)
     known, counts = zip(*molecules)
-    solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups, watch=watch)
-    return Solved(solution, [(solution.spacegroup, float("nan"))])
+    solution = place(measured.merge(), known, list(counts), minutes=minutes, seed=seed, groups=groups, several=several,
+                     watch=watch)
+    return Solved(in_its_hand(solution, measured), [(solution.spacegroup, float("nan"))])
 
 
 class Alternative(NamedTuple):
@@ -263,7 +279,8 @@ def solve_with_fragment(measured: Measured, fragments, minutes=MINUTES_KNOWN, se
     merged = measured.merge()
     chosen = Arrangement(parts, Fraction(1), float("nan"))
     solution = place(merged, known, minutes=minutes, seed=seed, chosen=chosen, watch=watch)
-    return Solved(completed(solution, merged, measured.elements), [(measured.spacegroup, float("nan"))])
+    solution = in_its_hand(completed(solution, merged, measured.elements), measured)
+    return Solved(solution, [(measured.spacegroup, float("nan"))])
 
 
 def solve_with_shelxt(measured: Measured, folder, program, extra=None, timeout=600.0, watch=None) -> Solved:
@@ -273,7 +290,7 @@ def solve_with_shelxt(measured: Measured, folder, program, extra=None, timeout=6
     solution = shelxt.run_shelxt(_together(measured, extra), elements, Path(folder), timeout, program, watch=watch)
     if extra is not None:  # predicted amplitudes are no evidence
         solution = replace(solution, evidence=weigh_solution(solution, measured.merge(), elements))
-    return Solved(solution, [(solution.spacegroup, solution.figure_of_merit)])
+    return Solved(in_its_hand(solution, measured), [(solution.spacegroup, solution.figure_of_merit)])
 
 
 def _together(measured, extra):

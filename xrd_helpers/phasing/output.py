@@ -20,6 +20,7 @@ from ..reflections import Measured, Reflections
 from ..shelx import formula_units, shelx_elements, shelx_scale, write_shelx_files, write_shelx_res
 from ..structure_factors import fit_scale, structure_factors
 from ..wilson import LEAST_PAIRS, intensity_statistics
+from .absolute_structure import with_error
 from .peaks import without_hydrogen
 from .solution import PhasingError, Solution
 from .spacegroups import absences, moved_to
@@ -27,10 +28,13 @@ from .verdict import WORDS, in_words, on_axes_of
 
 SUFFIXES = (".hkl", ".ins", ".res", ".cif", ".mtz", ".ccp4")
 UNSOLVED = "_unsolved"  # stands in the names of files that hold no structure
+SECOND = "_b"  # and in that of the runner-up
 SOFTWARE = f"XRD Phase {__version__}"
 COLUMNS = ("file", "verdict", "probability", "R1", "R1_strong", "R1_left_out", "spacegroup", "atoms", "formula", "d_min",
            "completeness", "engine", "seconds", "folder", "message")  # of a table of files
 LONGEST_TO_H = 1.25  # Å, of a bond to hydrogen that rides
+DETAILS = ("{} quotients [(I+)-(I-)]/[(I+)+(I-)] (Parsons, Flack and Wagner, Acta Cryst. B69 (2013) 249-259), of isotropic "
+           "atoms: a hint, to be refined")
 MOST_NAMED = 6  # space groups named with their agreement
 
 
@@ -54,12 +58,14 @@ def in_molecules(solution: Solution):
 def may_be_written(stem) -> list[Path]:
     """The files that ``write_solution`` and ``write_listing`` may write for a stem, whatever comes of the search."""
     stem = Path(stem)
-    return [stem.with_name(stem.name + end + suffix) for end in ("", UNSOLVED) for suffix in (*SUFFIXES, ".log")]
+    return [stem.with_name(stem.name + end + suffix) for end in ("", UNSOLVED) for suffix in (*SUFFIXES, ".log")] + [
+        stem.with_name(f"{stem.name}{SECOND}.res")]
 
 
 def write_solution(stem, solution: Solution, measured: Measured, names=None, extra=()) -> list[Path]:
     """Write ``.hkl``, ``.ins`` (no atoms), ``.res``, ``.cif``, ``.mtz`` and, where there is a map, ``.ccp4``; atoms stand as
-    ``in_molecules`` puts them. What is "not solved" stands in files whose names say so (UNSOLVED).
+    ``in_molecules`` puts them. What is "not solved" stands in files whose names say so (UNSOLVED), and the ``runner_up`` in a
+    .res of its own (SECOND).
 
     Parameters
     ----------
@@ -76,10 +82,11 @@ def write_solution(stem, solution: Solution, measured: Measured, names=None, ext
     """
     stem = Path(f"{stem}{UNSOLVED if is_unsolved(solution) else ''}")
     names = labels(solution.elements) if names is None else names  # as pictures have them
+    second = runner_up(solution)
     solution, order = in_molecules(solution)
     names = [names[i] for i in order]
     crystal = solution.as_crystal(stem.name)
-    measured = _as_solved(measured, solution)
+    measured = as_solved(measured, solution)
     merged = measured.merge()
     elements, header, wavelength = _contents(crystal, measured), measured.header, measured.wavelength or 0.71073
     sf = structure_factors(crystal, merged.hkl)
@@ -99,7 +106,28 @@ def write_solution(stem, solution: Solution, measured: Measured, names=None, ext
     if solution.rho is not None:
         with atomic_path(paths[5]) as temporary:
             _ccp4(solution).write_ccp4_map(str(temporary))
+    if second:
+        paths.append(_write_second(stem, second, measured, wavelength, fits, header))
     return paths
+
+
+def runner_up(solution: Solution | None) -> Solution | None:
+    """The second best solution, where it and the best one may be the structure."""
+    second = next(iter(solution.others), None) if solution else None
+    return None if is_unsolved(solution) or is_unsolved(second) else second
+
+
+def _write_second(stem, solution, measured, wavelength, fits, header):
+    """Write the .res of a runner-up; the reflections of the best solution are also its."""
+    measured, (solution, _) = moved_to(measured, solution.spacegroup), in_molecules(solution)
+    merged, crystal = measured.merge(), solution.as_crystal(stem.name)
+    sf = np.abs(structure_factors(crystal, merged.hkl))
+    path = stem.with_name(f"{stem.name}{SECOND}.res")
+    remarks = [f"RUNNER-UP: the second best solution, of which less is to be said than of {stem.name}.res. To refine it, copy "
+               f"{stem.name}.hkl to {path.stem}.hkl", *_remarks(solution, agreement(merged, sf))]
+    write_shelx_res(path, crystal, labels(solution.elements), _contents(crystal, measured), wavelength,
+                    fit_scale(merged.F, sf) * np.sqrt(fits), remarks, header)
+    return path
 
 
 def _riding(crystal):
@@ -150,9 +178,10 @@ def _remarks(solution, fit):
     r_free = getattr(solution.evidence, "r_free", np.nan)
     left_out = f", {r_free:.4f} for reflections left out of the refinement in turn" if np.isfinite(r_free) else ""
     sure = "unknown" if np.isnan(solution.probability) else f"{solution.probability:.3f}"
+    hand = [solution.hand.in_words()] if solution.hand else []
     return [f"{solution.verdict.upper()}: probability {sure}, by {SOFTWARE}, {solution.engine}, in {solution.spacegroup.xhm()}",
             f"R1 {fit.r1:.4f} for all {fit.n} data, {fit.r1_strong:.4f} for {fit.n_strong} with F > 4 sigma(F){left_out}; "
-            f"{len(solution.elements)} atoms, {hydrogen} hydrogen"]
+            f"{len(solution.elements)} atoms, {hydrogen} hydrogen", *hand]
 
 
 def is_unsolved(solution: Solution | None) -> bool:
@@ -160,7 +189,7 @@ def is_unsolved(solution: Solution | None) -> bool:
     return solution is None or solution.verdict == WORDS[0]
 
 
-def _as_solved(measured, solution):
+def as_solved(measured, solution):
     """The data in the space group of a solution, and on its axes where the engine chose others."""
     if solution.orientation != "as input" or not solution.cell.approx(measured.cell, 0.01):
         measured = _turned(measured, solution)
@@ -201,6 +230,10 @@ def _cif(solution, title, names, wavelength, elements, header, fit):
     put("_reflns_threshold_expression", "I > 2u(I)")
     put("_refine_ls_R_factor_all", f"{fit.r1:.4f}")
     put("_refine_ls_R_factor_gt", f"{fit.r1_strong:.4f}")
+    if solution.hand:
+        if not solution.hand.why:
+            put("_refine_ls_abs_structure_Flack", with_error(solution.hand.x, solution.hand.error))
+        put("_refine_ls_abs_structure_details", solution.hand.why or DETAILS.format(solution.hand.n))
     put("_xrd_phase_verdict", solution.verdict)
     if np.isfinite(solution.probability):
         put("_xrd_phase_probability", f"{solution.probability:.3f}")
@@ -256,13 +289,26 @@ def write_listing(stem, measured: Measured, solved, words) -> Path:
              + "; --spacegroup search looks in all that are possible" * (len(solved.tried) == 1)]
     if solution:
         crystal = solution.as_crystal()
-        merged = _as_solved(measured, solution).merge()
+        merged = as_solved(measured, solution).merge()
         rows += ["Found in the asymmetric unit: " + " ".join(f"{symbol} {n:g}" for symbol, n in crystal.contents.items()),
                  *_remarks(solution, agreement(merged, np.abs(structure_factors(crystal, merged.hkl))))]
+        rows += _ranking(solution) if solution.others else []
     path = Path(f"{stem}{UNSOLVED if is_unsolved(solution) else ''}.log")
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join([*rows, "", words]) + "\n", encoding="utf-8")
     return path
+
+
+def _ranking(solution):
+    """Lines of a table of a solution and its others."""
+    rows = ["", "The best solutions, each in another space group than those above it, or with fewer than 80 % of its atoms",
+            "within 0.5 Å of theirs at any allowed origin and hand:",
+            "      R1  left out  probability  space group    atoms"]
+    for i, one in enumerate([solution, *solution.others], 1):
+        r_free = f"{one.evidence.r_free:.3f}" if np.isfinite(one.evidence.r_free) else "-"
+        rows.append(f"{i:2d}{one.r1:6.3f}{r_free:>10}{one.probability:13.3f}  {one.spacegroup.xhm():<12}"
+                    f"{len(one.elements):8d}  {one.verdict}")
+    return rows
 
 
 def summary(measured: Measured, solution: Solution | None) -> dict:
@@ -271,7 +317,7 @@ def summary(measured: Measured, solution: Solution | None) -> dict:
     row = {"verdict": WORDS[0], "d_min": round(quality.d_min, 3), "completeness": round(quality.completeness, 4)}
     if solution is None:
         return row | {"message": "no random start led to atoms"}
-    merged = _as_solved(measured, solution).merge()
+    merged = as_solved(measured, solution).merge()
     fit = agreement(merged, np.abs(structure_factors(solution.as_crystal(), merged.hkl)))
     return row | {"verdict": solution.verdict, "probability": solution.probability, "R1": round(fit.r1, 4),
                   "R1_strong": round(fit.r1_strong, 4), "R1_left_out": getattr(solution.evidence, "r_free", np.nan),
@@ -305,7 +351,11 @@ def verdict(solution: Solution | None, tried=()) -> str:
     why = {"solved": "", "uncertain": " Refine it, look at its bonds and difference map, or try more random starts, before you "
            "believe it.", "not solved": " What is written explains the data no better than wrong atoms do."}[solution.verdict]
     evidence = f" {in_words(solution.evidence)}." if solution.evidence else ""
-    return f"{solution.verdict.capitalize()}{where}: {found}.{evidence}{why}"
+    second = runner_up(solution)
+    other = "" if second is None else (f" The runner-up (_b.res), in {second.spacegroup.xhm()}, has R1 {second.r1:.3f} and "
+                                       f"probability {second.probability:.3f}: {second.verdict}.")
+    hand = f" {solution.hand.in_words()}." if solution.hand else ""
+    return f"{solution.verdict.capitalize()}{where}: {found}.{evidence}{why}{hand}{other}"
 
 
 @contextmanager

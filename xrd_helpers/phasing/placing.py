@@ -597,7 +597,8 @@ def is_certain(search) -> bool:
 
 
 @one_thread()
-def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=None, chosen=None, watch=None) -> Solution:
+def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=None, chosen=None, several=1,
+          watch=None) -> Solution:
     """Find known molecules in a cell.
 
     Parameters
@@ -607,6 +608,7 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
     minutes : when to give up; the search ends before that when its answer is certain (``is_certain``)
     groups : sequence of gemmi.SpaceGroup in which the structure may be, as for ``charge_flipping.solve``
     chosen : Arrangement, by default those that the volume allows
+    several : solutions that are wanted, the best one and its ``others``
     watch : function that is called now and then with a Progress
 
     Returns
@@ -655,7 +657,8 @@ def place(reflections, molecules, counts=None, *, minutes=1.0, seed=0, groups=No
         tell()
         if best and is_certain(best):
             break
-    return solution_of(best, time.perf_counter() - began)
+    solution = solution_of(best, time.perf_counter() - began)
+    return replace(solution, others=_others(searches, best, several))
 
 
 def solution_of(search, seconds) -> Solution:
@@ -663,17 +666,43 @@ def solution_of(search, seconds) -> Solution:
     special = any(part.order > 1 for part in search.arrangement.parts)
     # what is brought to the symmetry of its site may lose by it, and another placement win
     finished = [_finished(search, placement) for placement in search.pool[:MOST_FINISHED if special else 1]]
-    best, model, xyz, u, strain = min(finished, key=lambda one: one[1].r1)
-    reflections, refiner = search.refiner.reflections, search.refiner
-    distances = distances_of(search.rows, best.xyz.astype(float))
-    search.pool = [best, *(p for p in search.pool if p is not best)]
-    evidence = Evidence(model.r1, left_out(search, xyz, u, distances), search.found, search.tried, search.next_r1(), strain,
-                        best.contact, search.arrangement.describe(search.known))
+    best = min(finished, key=lambda one: one[1].r1)
+    search.pool = [best[0], *(p for p in search.pool if p is not best[0])]
+    return _weighed(search, best, search.found, search.next_r1(), seconds)
+
+
+def _weighed(search, finished, found, next_r1, seconds) -> Solution:
+    """What ``_finished`` gives as a Solution with Evidence."""
+    (best, model, xyz, u, strain), refiner = finished, search.refiner
+    reflections, distances = refiner.reflections, distances_of(search.rows, best.xyz.astype(float))
+    evidence = Evidence(model.r1, left_out(search, xyz, u, distances), found, search.tried, next_r1, strain, best.contact,
+                        search.arrangement.describe(search.known))
     evidence = replace(evidence, probability=probability(evidence))
     return Solution(fract=model.fract, heights=model.heights, elements=model.elements, u_iso=model.u_iso, occ=model.occ,
                     rho=refiner.map(model), cell=reflections.cell, spacegroup=reflections.spacegroup, r1=model.r1,
                     figure_of_merit=float("nan"), trials=search.tried, seconds=seconds, engine="known molecule",
                     evidence=evidence)
+
+
+def _others(searches, chosen, several) -> tuple[Solution, ...]:
+    """The best placements that are other structures than the best one of `chosen`, or in other space groups, until there are
+    `several` with it."""
+    kept = [(chosen, chosen.pool[0])]
+    rest = sorted(((s, p) for s in searches for p in s.pool[:MOST_COMPARED]), key=lambda pair: pair[1].cost)
+    for search, placement in rest[:MOST_COMPARED]:
+        if len(kept) < several and not any(_alike(placement, one, search, other) for other, one in kept):
+            kept.append((search, placement))
+    made = [_weighed(search, _finished(search, placement), 0, chosen.pool[0].r1, 0.0) for search, placement in kept[1:]]
+    return tuple(sorted(made, key=lambda solution: -solution.probability))
+
+
+def _alike(placement, other, search, search_of_other):
+    """Whether most atoms of two placements match."""
+    frac, reflections = np.linalg.inv(search.refiner.orth), search.refiner.reflections
+    if reflections.spacegroup.xhm() != search_of_other.refiner.reflections.spacegroup.xhm():
+        return False
+    match = match_atoms(placement.refined @ frac.T, other.refined @ frac.T, reflections.cell, reflections.spacegroup)
+    return match.n_matched >= 0.8 * max(len(placement.refined), match.n_true)
 
 
 def _finished(search, best):

@@ -30,6 +30,8 @@ class Solution:
     orientation : how the axes of `cell` came from those of the data, "as input" when they are the same
     groups : (SpaceGroup, agreement) of each in which the structure was looked for
     evidence : what speaks for these atoms (``verdict.weigh``); None where they were not held against data
+    hand : ``absolute_structure.Hand``, what Friedel pairs say; None where there is a centre or it was not asked for
+    others : the next best solutions, each another structure than those before it or in another space group, with evidence
     """
 
     fract: np.ndarray
@@ -48,6 +50,8 @@ class Solution:
     orientation: str = "as input"
     groups: tuple[tuple[gemmi.SpaceGroup, float], ...] = ()
     evidence: Evidence | None = None
+    hand: object = None
+    others: tuple[Solution, ...] = ()
 
     @property
     def probability(self) -> float:
