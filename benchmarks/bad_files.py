@@ -1,8 +1,8 @@
 """Every command on every bad or odd file of tests/bad_input/make.py: what survives, in how much time and memory.
 
-Survived is: one sentence that names the file and exit code 2, or an answer where the file is odd but right; no traceback, no new
-file under a final name, none hidden, no more than 4 GB, no more than 30 s of a processor. Each runs in a process of its own, a
-fork of this one, which has imported what commands import; it is killed after two minutes.
+Survived is: one sentence that names the file and exit code 2, or an answer where the file is odd but right; no traceback, no
+new file under a final name, none hidden, no more than 4 GB, no more than 30 s of a processor. Each runs in a process of its
+own, a fork of this one, which has imported what commands import; it is killed after two minutes.
 
 Usage: python benchmarks/bad_files.py [WORDS ...], a few minutes; with words, the cases whose kind and name hold them.
 """
@@ -27,16 +27,16 @@ import rdkit.Chem.AllChem  # noqa: F401
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-import xrd_helpers.evaluation  # noqa: F401
-import xrd_helpers.inference  # noqa: F401
-import xrd_helpers.phasing.job  # noqa: F401
+import xrd_helpers.evaluation
+import xrd_helpers.inference
+import xrd_helpers.phasing.job
 import xrd_helpers.training  # noqa: F401
-from bad_input.make import CASES
+from bad_input.make import CASES, complaint, present
 from structure_factors import provenance
 from xrd_helpers import ROOT, cli, pipeline
 from xrd_helpers.config import atomic_path, write_json
 
-SECONDS, WALL, GIGABYTES = 30, 120, 4
+WALL, GIGABYTES = 120, 4
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -79,47 +79,6 @@ def run(case, arguments, folder):
     return code, *words, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
 
 
-def present(folder):
-    """{path: what it holds} of what is in a folder, links and devices by their kind."""
-    found = {}
-    for parent, folders, names in os.walk(folder):
-        for name in [*folders, *names]:
-            path = Path(parent, name)
-            found[str(path.relative_to(folder))] = path.read_bytes() if path.is_file() and not path.is_symlink() and (
-                path.stat().st_size < 1e7) else str(path.lstat().st_mode)
-    return found
-
-
-def complaint(case, command, code, out, err, seconds, gigabytes, before, after):
-    """What is the matter with the outcome, in a few words; "" where it survived."""
-    last = (err.strip().splitlines() or [""])[-1]
-    new = sorted(name for name in after if name not in before)
-    changed = [name for name in before if after.get(name) != before[name]]
-    if "Traceback" in out + err:
-        return f"traceback: {last[:150]}"
-    if code is None:
-        return "did not end"
-    if code < 0:
-        return f"ended by signal {-code}"
-    if seconds > SECONDS or gigabytes > GIGABYTES:
-        return f"{seconds:.0f} s, {gigabytes:.1f} GB"
-    if any(Path(name).name.startswith(".") and Path(name).name != ".lock" or Path(name).name == "sprung" for name in new):
-        return f"left behind: {new}"
-    if changed:
-        return f"changed: {changed}"
-    if case.reads:
-        return "" if code in (0, 1) else f"refused, though right: {last[:200]}"
-    if code != 2:
-        return f"exit code {code}: {(err or out).strip()[-150:]}"
-    if not last.startswith(("xrd: ", "Error: ")) or len(last) > 600 or last.startswith("xrd: '") and len(last) < 20:
-        return f"no sentence: {last[:150]!r}"
-    if case.named not in last:
-        return f"does not name the file: {last[:200]}"
-    if unasked := [name for name in new if not name.endswith(".left_out.csv")]:
-        return f"wrote {unasked}"
-    return ""
-
-
 def main():
     torch.set_num_threads(1)
     words = sys.argv[1:]
@@ -132,19 +91,31 @@ def main():
                 folder = case.write(Path(temporary, "folder"))
                 before = present(folder)
                 code, out, err, seconds, gigabytes = run(case, arguments, folder)
-                why = complaint(case, command, code, out, err, seconds, gigabytes, before, present(folder))
+                why = complaint(case, code, out, err, seconds, gigabytes, before, present(folder))
             tried[command] += 1
             survived[command] += not why
             last = (err.strip().splitlines() or [""])[-1].replace(temporary, "")
-            rows.append(dict(kind=case.kind, case=case.name, command=command, survived=int(not why), code=code,
-                             seconds=round(seconds, 1), gigabytes=round(gigabytes, 2), why=why.replace(temporary, ""),
-                             message=last[:300]))
+            rows.append(
+                dict(
+                    kind=case.kind,
+                    case=case.name,
+                    command=command,
+                    survived=int(not why),
+                    code=code,
+                    seconds=round(seconds, 1),
+                    gigabytes=round(gigabytes, 2),
+                    why=why.replace(temporary, ""),
+                    message=last[:300],
+                )
+            )
             if why:
                 print(f"{case.kind} | {case.name} | {command}: {why}", flush=True)
     for command in tried:
         print(f"{command:<10} survived {survived[command]} of {tried[command]}")
-    print(f"{'all':<10} survived {sum(survived.values())} of {sum(tried.values())}, {len({(r['kind'], r['case']) for r in rows})} "
-          f"cases; at most {max(r['seconds'] for r in rows):.1f} s and {max(r['gigabytes'] for r in rows):.1f} GB")
+    print(
+        f"{'all':<10} survived {sum(survived.values())} of {sum(tried.values())}, {len({r['kind'] + r['case'] for r in rows})} "
+        f"cases; at most {max(r['seconds'] for r in rows):.1f} s and {max(r['gigabytes'] for r in rows):.1f} GB"
+    )
     if not words:
         with atomic_path(RESULTS / "bad_files.csv") as temporary:
             pd.DataFrame(rows).drop(columns="seconds").to_csv(temporary, index=False)

@@ -100,7 +100,7 @@ def read_cif_file(path, keep_disordered=False) -> list[CifEntry]:
 def _blocks_with_atoms(path):
     try:
         refuse_devices(path, largest=LARGEST_FILE)
-        document = gemmi.cif.read(str(path))
+        document = gemmi.cif.read_string(path.read_bytes().decode("utf-8-sig"))
     except UserError as error:
         raise CifError(str(error), "does not parse") from None
     except OSError as error:
@@ -123,6 +123,9 @@ def _read_block(block, path, name, keep_disordered):
     cell = small.cell
     spacegroup, other_symbol = spacegroup_of_cif(small, path)
     occupancy = np.array([site.occ for site in small.sites])
+    if not np.isfinite(occupancy).all():
+        label = small.sites[int(np.flatnonzero(~np.isfinite(occupancy))[0])].label
+        raise CifError(f"{path}: site {label} has an occupancy that is no number", "disorder")
     small.change_occupancies_to_crystallographic()
     rows = block.find("_atom_site_", ["label", "?calc_flag", "?disorder_group"])
     flags = [[row.str(i) if row.has(i) else "" for i in (1, 2)] for row in rows]
@@ -150,8 +153,8 @@ def _read_block(block, path, name, keep_disordered):
         _refuse_disorder(sites, occupancy, groups, path)
     u_iso, u_aniso, stated = _displacements(block, sites, cell, path)
     if wrong := wrong_atoms(elements, fract, u_iso, occupancy / order, u_aniso):
-        raise CifError(f"{path}: {wrong}", "no coordinates" if "coordinate" in wrong else "displacements" if "displacement" in wrong
-                       else "disorder")
+        reasons = {"coordinate": "no coordinates", "displacement": "displacements"}
+        raise CifError(f"{path}: {wrong}", next((reasons[word] for word in reasons if word in wrong), "disorder"))
     crystal = Crystal(name=name, cell=cell, spacegroup=spacegroup, elements=elements, fract=fract, u_iso=u_iso,
                       occ=occupancy / order, source=Path(path).name, u_aniso=u_aniso if u_aniso.any() else None)
     return CifEntry(str(path), name, crystal, without_u=int((~stated).sum()), other_symbol=other_symbol)

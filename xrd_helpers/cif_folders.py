@@ -66,7 +66,10 @@ def collect(sources, box=None, d_target=0.8, keep_disordered=False, workers=None
     if stored:
         from .storage import iter_crystals  # processes that read CIF files need no pyarrow
 
-        entries += [CifEntry(path, crystal.name, crystal) for path in stored for crystal in iter_crystals(path)]
+        for path in stored:
+            if not (found := [CifEntry(path, crystal.name, crystal) for crystal in iter_crystals(path)]):
+                raise CrystalError(f"{path} holds no crystals")
+            entries += found
     if box:
         entries = set_aside_unfit(entries, box, d_target)
     rows = summarise(entries)

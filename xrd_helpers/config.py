@@ -52,7 +52,7 @@ def atomic_path(path):
     if not path.name:
         raise UserError(f"{path} is a folder: name a file")
     temporary = path.with_name(f".{path.stem[:200]}.{secrets.token_hex(4)}{path.suffix}")
-    # of one name, so that a killed run leaves at most one such file, which the next takes; another if somebody has that
+    # of one name, so that a killed run leaves one such file at most, which the next takes; another if somebody has that
     common, lock = path.with_name(f".{path.stem[:200]}.partial{path.suffix}"), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def refuse_to_overwrite(paths, overwrite=False):
 
 @contextmanager
 def locked(path, part=""):
-    """Keep a second process from writing to the path, a file or a folder, or only to its files called `part`; UserError says so.
+    """Keep a second process from writing to the path, a file or a folder, or to its files called `part` alone.
 
     The lock is a hidden file beside the path. The system drops it with the process, however that ends.
     """
@@ -136,8 +136,8 @@ def locked(path, part=""):
 
 
 def leave_with_parent(ctrl_c=signal.SIG_DFL):
-    """For a process that works for another: it ends when that one is killed; Ctrl-C ends it at once, without a word, unless it is
-    to be left to the other (SIG_IGN)."""
+    """For a process that works for another: it ends when that one is killed; Ctrl-C ends it at once, without a word, unless
+    it is to be left to the other (SIG_IGN)."""
     signal.signal(signal.SIGINT, ctrl_c)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

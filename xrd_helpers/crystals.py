@@ -35,7 +35,7 @@ def checked_cell(parameters, where) -> gemmi.UnitCell:
 
 
 def wrong_atoms(elements, fract, u_iso, occ, u_aniso=None) -> str:
-    """Why these can be no atoms of a crystal, in words; "" if they can. The arguments are those of ``Crystal``; elements may be a
+    """Why these can be no atoms of a crystal, in words; "" if they can. Arguments are those of ``Crystal``; elements may be a
     set. Every file of crystals is read through this and ``checked_cell``."""
     if not len(elements):
         return "it has no atoms"

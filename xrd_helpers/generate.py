@@ -10,6 +10,8 @@ import logging
 import os
 import shutil
 import signal
+import threading
+import time
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -195,24 +197,57 @@ def cluster(scheduler="", workers=None, deaths=3):
     if scheduler:
         from distributed.utils import silence_logging_cmgr
 
-        with silence_logging_cmgr(logging.CRITICAL), _connect(scheduler) as client:
-            yield partial(_results, client)
+        with _held_back() as check, silence_logging_cmgr(logging.CRITICAL), _connect(scheduler) as client:
+            yield partial(_results, client, check)
         return
     import dask
     from distributed import LocalCluster  # a second of import, so only here
 
     # one thread a process; and not dask's own setting of malloc, which gives each array back to the system at once and
     # makes crystals at two thirds of the speed
-    with _no_interrupt(), dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS, 1),
-                                           "distributed.scheduler.allowed-failures": deaths}):
-        local = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, silence_logs=logging.CRITICAL,
-                             dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False})
+    with _held_back() as check:
+        with _no_interrupt(), dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS, 1),
+                                               "distributed.scheduler.allowed-failures": deaths}):
+            local = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, silence_logs=logging.CRITICAL,
+                                 dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False})
+        try:
+            with _connect(local) as client:
+                yield partial(_results, client, check)
+        finally:
+            with _no_interrupt():
+                local.close()
+
+
+@contextmanager
+def _held_back():
+    """Yield a function that raises KeyboardInterrupt if Ctrl-C or SIGTERM came since: dask, interrupted somewhere, would hang.
+
+    A third one ends the process where it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    caught = []
+
+    def note(number, frame):
+        caught.append(number)
+        if len(caught) > 2:
+            os._exit(128 + number)
+
+    before = {number: handler for number in (signal.SIGINT, signal.SIGTERM) if callable(handler := signal.getsignal(number))}
+
+    def check():
+        if caught:
+            before[caught[0]](caught[0], None)
+
+    for number in before:
+        signal.signal(number, note)
     try:
-        with _connect(local) as client:
-            yield partial(_results, client)
+        yield check
     finally:
-        with _no_interrupt():
-            local.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    check()
 
 
 @contextmanager
@@ -250,7 +285,7 @@ def _connect(where):
     return client
 
 
-def _results(client, function, tasks, failed):
+def _results(client, check, function, tasks, failed):
     """See ``cluster``; two tasks a thread are under way: the memory stays flat."""
     from distributed import as_completed
 
@@ -264,7 +299,12 @@ def _results(client, function, tasks, failed):
             under_way.add(future)
 
     submit_more()
-    for future in under_way:  # tasks of a worker that dies are given to another one by dask
+    while under_way.count():  # tasks of a worker that dies are given to another one by dask
+        while not under_way.has_ready():
+            check()
+            time.sleep(0.01)
+        check()
+        future = next(under_way)
         task = task_of.pop(future.key)
         try:
             result = future.result()

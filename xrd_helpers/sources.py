@@ -117,7 +117,8 @@ class Generated:
         self.label = f"recipe {recipe}, {' '.join(self.shares)}"
         self._waiting, self._pool = {}, None
         if workers:
-            self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), leave_with_parent, (signal.SIG_IGN,))
+            self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), leave_with_parent,
+                                             (signal.SIG_IGN,))
 
     def batch(self, seed, step, size, part):
         """The crystals of a step, as ``InMemory.batch`` gives them; those of the next steps are begun."""

@@ -168,10 +168,16 @@ def _read(path, file, group):
     """One row group as a table of SCHEMA."""
     if missing := [name for name in SCHEMA.names if name not in file.schema_arrow.names]:
         raise CrystalError(f"{path} is no crystal file: it has no {', '.join(missing)}")
+    if wrong := [name for name in ("name", "source", "spacegroup") if not _is_text(file.schema_arrow.field(name).type)]:
+        raise CrystalError(f"{path} is no crystal file: {', '.join(wrong)} should be text")  # numbers would become such
     try:
         return file.read_row_group(group, columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, OSError, MemoryError) as error:
         raise _damaged(path, error) from None
+
+
+def _is_text(kind):
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _damaged(path, error):

@@ -36,7 +36,7 @@ Terms = Annotated[list[float], pydantic.Field(min_length=5, max_length=5)]
 
 
 class Made(pydantic.BaseModel):
-    """What a file of weights says of its making, as far as anything here relies on it; whatever else it says may be anything."""
+    """What a file of weights says of its making, as far as anything here relies on it; all else may be anything."""
 
     model_config = pydantic.ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     box: str = "monoclinic"
@@ -139,7 +139,8 @@ def load_model(path, models=MODELS):
             raise ValueError("some of its numbers are not finite")
         model.load_state_dict(tensors)
     except Exception as error:  # a constructor raises anything on choices of a wrong kind
-        raise WeightsError(f"{path} does not fit the model {name}: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{path} does not fit the model {name}: {why}") from None
     return model.to(memory_format=torch.channels_last_3d).eval(), made
 
 
