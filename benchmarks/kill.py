@@ -49,6 +49,8 @@ from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.storage import read_crystals, write_crystals
 
 SEED, CHAIN, PATIENCE = 0, 5, 120  # disturbances before a job may finish; seconds for what should have ended long ago
+SIGNALS = {"SIGKILL": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+CODES = {"SIGKILL": (-9,), "Ctrl-C": (130,), "SIGTERM": (143, -15)}
 RESULTS = ROOT / "benchmarks" / "results"
 WEIGHTS = ROOT / "weights" / "xrd_transformer.safetensors"
 
@@ -66,7 +68,7 @@ def cifs(folder, n=250):
 
 
 def crystals(folder):
-    write_crystals(folder / "c.parquet", random_crystals(200, 1, ["P 1 21/c 1"]))
+    write_crystals(folder / "c.parquet", random_crystals(60, 1, ["P 1 21/c 1"]))
 
 
 def without(*columns):
@@ -90,16 +92,16 @@ class Job:
 
 JOBS = {
     "generate": Job(
-        "generate --n 1500 --seed 7 --workers 2 --out c.parquet", lambda folder: None, {"c.parquet": Path.read_bytes}, 0.3
+        "generate --n 1100 --seed 7 --workers 2 --out c.parquet", lambda folder: None, {"c.parquet": Path.read_bytes}, 0.3
     ),
     "read-cifs": Job(
         "read-cifs cifs --workers 2 --out c.parquet",
         cifs,
         {"c.parquet": Path.read_bytes, "c.left_out.csv": Path.read_bytes},
-        1.02,
+        0.02,
     ),
     "train": Job(
-        f"train --model xrd_transformer --start {WEIGHTS} --crystals c.parquet --steps 40 --batch-size 1 --n-validation 2 "
+        f"train --model xrd_transformer --start {WEIGHTS} --crystals c.parquet --steps 12 --batch-size 1 --n-validation 2 "
         "--n-validations 2 --workers 0 --device cpu --precision 32-true --checkpoint-minutes 0.005 --out w.safetensors "
         "--overwrite",
         crystals,
@@ -129,7 +131,7 @@ JOBS = {
         "evaluate c.parquet --model xrd_transformer --curve 20 --workers 0 --out table.csv",
         crystals,
         {"table.csv": Path.read_bytes},
-        0.11,
+        0.004,
     ),
 }
 
@@ -249,25 +251,24 @@ def disturb(name, job, how, n, whole, expected, seconds, rng, base, rows):
         job.make(folder)
         chain = []
         for _ in range(min(CHAIN, n - done)):
-            for _ in range(20):  # what has finished before was not disturbed
-                child, wait = start(job, folder), rng.uniform(0, seconds)
-                if ended(child, wait) is None:
+            for _ in range(50):
+                child, wait = start(job, folder), 0.02 + rng.uniform(0, seconds)
+                code, group = ended(child, wait), how == "Ctrl-C" and rng.random() < 0.5
+                if code is None:
+                    (os.killpg if group else os.kill)(child, SIGNALS[how])
+                    code = ended(child, 30)
+                if code not in (0, 1):
                     break
-                shutil.rmtree(folder)
+                shutil.rmtree(folder)  # it had finished, and was not disturbed
                 folder.mkdir()
                 job.make(folder)
             else:
                 raise SystemExit(f"{name} is too fast to be disturbed")
-            group = how == "Ctrl-C" and rng.random() < 0.5
-            number = {"SIGKILL": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}[how]
-            (os.killpg if group else os.kill)(child, number)
-            code, why = ended(child, 30), ""
+            why = "" if code in CODES[how] else f"exit code {code}"
             if code is None:
                 why = "did not end within 30 s"
                 os.kill(child, signal.SIGKILL)
                 ended(child, 10)
-            elif code not in {"SIGKILL": (-9,), "Ctrl-C": (130, 0, 1), "SIGTERM": (143, -15, 0, 1)}[how]:
-                why = f"exit code {code}"
             said = Path(f"{folder}.err").read_text(encoding="utf-8")
             if "Traceback" in said:
                 why = why or f"traceback: {said.strip().splitlines()[-1][:150]}"

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .cif import DEFAULT_U, REASONS, CifEntry, CifError, read_cif_file
-from .config import atomic_path, leave_with_parent
+from .config import atomic_path, leave_with_parent, no_interrupt
 from .crystals import Crystal, CrystalError
 
 SAME_CELL = 0.02  # relative: one crystal between 100 K and 300 K grows by up to 2 % in a direction
@@ -155,7 +155,8 @@ def _read_in_processes(paths, keep_disordered, workers, seconds, chunk):
             try:
                 while queue or running:
                     while queue and len(running) < at_once:
-                        running[pool.submit(_read_chunk, queue[0], keep_disordered, seconds)] = queue[0]
+                        with no_interrupt():  # processes begin here
+                            running[pool.submit(_read_chunk, queue[0], keep_disordered, seconds)] = queue[0]
                         queue.popleft()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         entries = future.result()

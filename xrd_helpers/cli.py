@@ -141,7 +141,7 @@ def _file_to_write(path):
 
     path = Path(path)
     try:
-        above = next(folder for folder in path.absolute().parents if folder.exists())
+        above = next((folder for folder in path.absolute().parents if folder.exists()), path)
         fits = path.name and not path.is_dir() and above.is_dir() and os.access(above, os.W_OK)
     except OSError:  # a name that is too long
         fits = False

@@ -135,11 +135,32 @@ def locked(path, part=""):
             lock.close()
 
 
+@contextmanager
+def no_interrupt():
+    """Keep Ctrl-C waiting until the end of the block, and for good from the threads and processes begun in it.
+
+    Else each worker would print a traceback, and half a cluster could not be closed.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # its start, by the first process, would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_with_parent(ctrl_c=signal.SIG_DFL):
     """For a process that works for another: it ends when that one is killed; Ctrl-C ends it at once, without a word, unless
     it is to be left to the other (SIG_IGN)."""
     signal.signal(signal.SIGINT, ctrl_c)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):  # begun within ``no_interrupt``, so that its imports were not interrupted
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def watch():
         multiprocessing.parent_process().join()
@@ -351,8 +372,8 @@ def set_value(blocks, assignment, notebooks=NOTEBOOKS):
         raise ConfigError(f"{source} {assignment!r}: the profile is chosen with --profile")
     try:
         value = yaml.load(text, _Loader) if text.strip() else ""  # an empty text, where YAML would have null
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} {assignment!r}: the value is not YAML") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{source} {assignment[:100]!r}: the value is not YAML") from error
     defaults = read_parameters(list_notebooks(notebooks)[name])
     return blocks | {name: _check_block(source, name, name, blocks[name] | {key: value}, defaults)}
 
@@ -375,15 +396,17 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123
 
 def _read_yaml(path):
     try:
+        refuse_devices(path, ConfigError, largest=10**7)
         return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"{shown(path)} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{shown(path)} is not text in UTF-8") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{shown(path)}{line}: {getattr(error, 'problem', None) or error}") from error
+        what = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{shown(path)}{line}: {what[:200]}") from error
 
 
 def _check_profile(source, profile, blocks, defaults):

@@ -15,13 +15,12 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 from tqdm import tqdm
 
 from . import __version__
-from .config import UserError, atomic_path, locked, shown
+from .config import UserError, atomic_path, locked, no_interrupt, shown
 from .crystals import CrystalError
 from .random_crystals import random_crystals
 from .storage import ROWS, join_parts, parts_folder, read_crystals, read_metadata, to_bytes
@@ -206,7 +205,7 @@ def cluster(scheduler="", workers=None, deaths=3):
     # one thread a process; and not dask's own setting of malloc, which gives each array back to the system at once and
     # makes crystals at two thirds of the speed
     with _held_back() as check:
-        with _no_interrupt(), dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS, 1),
+        with no_interrupt(), dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS, 1),
                                                "distributed.scheduler.allowed-failures": deaths}):
             local = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, silence_logs=logging.CRITICAL,
                                  dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False})
@@ -214,7 +213,7 @@ def cluster(scheduler="", workers=None, deaths=3):
             with _connect(local) as client:
                 yield partial(_results, client, check)
         finally:
-            with _no_interrupt():
+            with no_interrupt():
                 local.close()
 
 
@@ -248,23 +247,6 @@ def _held_back():
         for number, handler in before.items():
             signal.signal(number, handler)
     check()
-
-
-@contextmanager
-def _no_interrupt():
-    """Keep Ctrl-C waiting until the end of the block, and for good from the threads and processes begun in it.
-
-    Else each worker would print a traceback, and half a cluster could not be closed.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # its start, by the first process, would let Ctrl-C through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _connect(where):

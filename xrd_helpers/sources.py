@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import UserError, leave_with_parent, shown
+from .config import UserError, leave_with_parent, no_interrupt, shown
 from .gridding import BOXES, Box, select_fitting
 from .random_crystals import mixture, random_crystals
 from .storage import iter_crystals, read_crystals, row_groups
@@ -146,7 +146,8 @@ class Generated:
         return self.recipe, seed, tuple(self.shares.items()), self.box, self.d_target
 
     def _submit(self, seed, step, size, part):
-        return self._pool.submit(_make, self._order(seed), self._numbers(step, size, part))
+        with no_interrupt():  # the first begins the processes
+            return self._pool.submit(_make, self._order(seed), self._numbers(step, size, part))
 
     @staticmethod
     def _numbers(step, size, part):

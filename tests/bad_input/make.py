@@ -84,13 +84,13 @@ class Case:
     files: dict
     named: str = ""
     reads: bool = False
-    handed: str = ""
+    handed: str | None = None
     only: tuple[str, ...] = ()
     big: bool = False
 
     @property
     def file(self) -> str:
-        return self.handed or next(iter(self.files))
+        return next(iter(self.files)) if self.handed is None else self.handed
 
     @property
     def commands(self) -> dict[str, list[str]]:
@@ -242,7 +242,8 @@ def reflections():
         "one column": "5.0\n" * 300,
     }
     for name, text in hkl.items():
-        yield Case("reflections", f"hkl {name}", {"job.hkl": text, "job.ins": INS}, "job.hkl")
+        only = ("solve",) if name == "a plane" else ()  # which can be extended
+        yield Case("reflections", f"hkl {name}", {"job.hkl": text, "job.ins": INS}, "job.hkl", only=only)
     changes = {
         "cell of nan": ("7.3", "nan"),
         "cell of zero": ("7.3", "0"),
@@ -310,7 +311,7 @@ def reflections():
     yield Case("reflections", "no file", {"job.ins": INS}, "job.hkl", handed="job.hkl")
     yield Case("reflections", "no ins", {"job.hkl": HKL}, "job.hkl")
     for name, text in (("nothing", ""), ("this folder", "."), ("the root", "/")):
-        yield Case("reflections", name, {"job.hkl": HKL, "job.ins": INS}, "a folder", handed=text or "./")
+        yield Case("reflections", name, {"job.hkl": HKL, "job.ins": INS}, "a folder", handed=text)
     yield Case("reflections", "a name of 5000 letters", {"job.ins": INS}, "aaa", handed="a" * 5000 + ".hkl")
     yield Case("reflections", "a file of another program", {"job.xyz": GARBAGE}, "job.xyz")
     yield Case(
@@ -841,7 +842,6 @@ def molecules():
         "*",
         "[H][H]",
         "C%",
-        "[999C]",
         "..",
         "C.C.C.",
         "\x00",
@@ -856,12 +856,11 @@ def molecules():
         "*C",
         "C*",
         "[*]",
-        "CCO |$a;b$|",
         "C" + "(C" * 500 + ")" * 500,
     ]
     for text in smiles:
         name = text if len(text) < 25 else f"{text[:8]} and {len(text)} letters"
-        yield Case("molecule", f"SMILES {name!r}", {}, "", handed=text or "")
+        yield Case("molecule", f"SMILES {name!r}", {}, "", handed=text)
     files = {
         f"a.{suffix}": {
             "empty": "",
