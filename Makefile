@@ -43,7 +43,8 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/shifted_crystals.py
 	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/kill_training.py
+	$(BIN)/python benchmarks/kill.py
+	$(BIN)/python benchmarks/bad_files.py
 	$(BIN)/python benchmarks/phasing.py
 
 # runs/ stays: a full run takes hours.

@@ -1,6 +1,8 @@
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -68,6 +70,16 @@ def test_a_failing_notebook_is_code_1_and_an_interrupt_130(xrd, capsys):
 def test_the_installed_command_shows_no_traceback():
     done = subprocess.run([sys.executable, "-m", "xrd_helpers.cli", "run", "--only", ","], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("xrd: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("wait", [0.5, 1.0])
+def test_ctrl_c_during_the_imports_is_no_traceback(tmp_path, wait):
+    run = subprocess.Popen([sys.executable, "-m", "xrd_helpers.cli", "train", "--model", "unet", "--steps", "1", "--out",
+                            str(tmp_path / "w.safetensors")], stderr=subprocess.PIPE, text=True)
+    time.sleep(wait)
+    run.send_signal(signal.SIGINT)
+    said = run.communicate(timeout=60)[1]
+    assert "Traceback" not in said and run.returncode in (130, -2)
 
 
 def test_version_and_help(xrd, capsys):
@@ -350,7 +362,7 @@ def test_evaluate_refuses_in_a_sentence(xrd, capsys, tmp_path, small_unet):
     assert message("--model", str(small_unet), "--box", "triclinic").endswith(
         "small.safetensors was trained for the monoclinic box, not the triclinic one")
     assert message("--box", "cubic").startswith("xrd: there is no box 'cubic': the boxes are monoclinic, ")
-    assert message("--out", str(tmp_path)).endswith("cannot be written: name a file in a folder that exists")
+    assert "cannot be written: name a file" in message("--out", str(tmp_path))
     assert message("--noise", "-1").startswith("xrd: missing must be a share from 0 to below 1 and noise not below 0")
     assert "d_target is 1.6 Å and d_input 1.5 Å" in message("--d-target", "1.6")
     (tmp_path / "big.cif").unlink()

@@ -242,6 +242,58 @@ def test_a_server_that_refuses_is_left_alone(server, tmp_path, answer):
     assert (done.present, done.fetched) == (order[:2], order[2:])
 
 
+def sent_elsewhere(where, status=302):
+    return say(b"", status, Location=where)
+
+
+def test_a_server_cannot_send_us_elsewhere(server, tmp_path):
+    """To another host or to files it is not followed, on the same server it is, and not for ever."""
+    server.plan["4000001.cif"] = [sent_elsewhere("http://localhost:9/secret")]
+    server.plan["4000002.cif"] = [sent_elsewhere("file:///etc/passwd", 301)]
+    server.plan["4000003.cif"] = [sent_elsewhere("/cod/moved")]
+    server.plan["moved"] = [say(entry("4000003"))]
+    server.plan["4000004.cif"] = [sent_elsewhere("/cod/4000004.cif")] * 9
+    done = fetch_cod(tmp_path / "cod", "P 1 21/c 1", 100, server=server.url, **FAST)
+    assert done.fetched and "4000003" in done.fetched and set(done.failed) == {"4000001", "4000002", "4000004"}
+    assert "redirects to http://localhost:9/secret, which is not asked" in done.failed["4000001"]
+    assert "redirects to file:///etc/passwd" in done.failed["4000002"] and "more than 5 times" in done.failed["4000004"]
+    assert names(tmp_path) == ["cod"] and names(tmp_path / "cod") == ["4000003.cif", "4000005.cif", "4000006.cif"]
+
+
+@pytest.mark.parametrize("numbers", [["../../evil"], ["4000001", "/etc/x"], ["4000001/../../../x"], ["..%2Fevil"],
+                                     ["\u0664000001"]])
+def test_a_server_cannot_name_files(server, tmp_path, numbers):
+    server.ids = numbers
+    with pytest.raises(CodError, match="the answer is no list of COD numbers"):
+        fetch_cod(tmp_path / "cod", "P 1 21/c 1", 100, server=server.url, **FAST)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_cannot_fill_the_disk_or_keep_us_for_ever(server, tmp_path, monkeypatch):
+    def trickle(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            time.sleep(0.05)
+
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b"x" * 100_000)
+
+    monkeypatch.setattr(cod, "MAX_BYTES", 1_000_000)
+    server.plan = {"4000001.cif": [endless] * 4, "4000002.cif": [trickle] * 4}
+    done = fetch_cod(tmp_path, "P 1 21/c 1", 100, server=server.url, pause=0.01, timeout=0.1)
+    assert "more than 1 MB" in done.failed["4000001"] and "not whole after 1 s" in done.failed["4000002"]
+    assert server.paths().count("4000001.cif") == 1 and len(done.fetched) == 4
+    monkeypatch.setattr(cod, "LEAST_FREE", 1e30)
+    with pytest.raises(CodError, match="GB is free where .* lies: make room"):
+        fetch_cod(tmp_path / "full", "P 1 21/c 1", 100, server=server.url, **FAST)
+    assert not (tmp_path / "full").exists()
+
+
 def test_entries_that_are_gone_do_not_look_like_refusals(server, tmp_path):
     for number in NUMBERS[:5]:
         server.plan[f"{number}.cif"] = [say(b"gone", 410)]

@@ -1,5 +1,11 @@
+import errno
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,9 +15,11 @@ from makers import make_notebook
 from xrd_helpers import config
 from xrd_helpers.config import (
     ConfigError,
+    UserError,
     atomic_path,
     get_profile,
     load_config,
+    locked,
     read_parameters,
     run_folder,
     set_value,
@@ -225,6 +233,50 @@ def test_atomic_path_leaves_the_old_file_or_the_new_one(tmp_path):
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_a_killed_process_left_is_taken_by_the_next(tmp_path):
+    """And only one of them: a temporary file has one name, unless another process is writing it."""
+    path = tmp_path / "c.csv"
+    killed = ("import os, sys; from xrd_helpers.config import atomic_path\n"
+              "with atomic_path(sys.argv[1]) as t: t.write_text('half'); os.kill(os.getpid(), 9)")
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", killed, path], check=False)
+        assert [p.name for p in tmp_path.iterdir()] == [".c.partial.csv"]
+    with atomic_path(path) as first, atomic_path(path) as second:
+        assert first.name == ".c.partial.csv" and second != first
+        second.write_text("second")
+        first.write_text("first")
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_is_full_is_named_by_the_file(tmp_path):
+    path = tmp_path / "c.csv"
+    with pytest.raises(OSError, match="No space left on device") as caught, atomic_path(path) as temporary:
+        raise OSError(errno.ENOSPC, "No space left on device", str(temporary))
+    assert caught.value.filename == str(path) and not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="is a folder: name a file"), atomic_path("/"):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a second process that shares nothing but the folder")
+def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path):
+    child = os.fork()
+    if not child:
+        with locked(tmp_path / "out", "a"):
+            (tmp_path / "ready").touch()
+            time.sleep(60)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    with pytest.raises(UserError, match="another process writes .*out/a now: wait for"), locked(tmp_path / "out", "a"):
+        pass
+    with locked(tmp_path / "out", "b"):  # other files of the folder
+        assert (tmp_path / ".out.b.lock").exists()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with locked(tmp_path / "out", "a"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["ready"]
 
 
 def test_results_are_plain_json_inside_the_run_folder(tmp_path, monkeypatch):

@@ -291,3 +291,17 @@ def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path, parent):
     assert run.returncode == 130 and last == "Stopped. The same command goes on from there."
     assert progress and all(line.startswith("c.parquet:") for line in progress)
     assert len(read_crystals(tmp_path / "c.parquet.parts")) % 512 == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_command_alone_ends_its_workers(tmp_path, number, code):
+    """At a moment when the cluster is just being set up, which used to hang now and then."""
+    command = [sys.executable, "-m", "xrd_helpers.cli", "generate", "--n", "50000", "--workers", "2", "--out", "c.parquet"]
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.glob("c.parquet.parts")) and run.poll() is None:
+        time.sleep(0.01)
+    run.send_signal(number)
+    assert "Traceback" not in run.communicate(timeout=60)[1] and run.returncode == code
+    with pytest.raises(ProcessLookupError):  # nobody is left in its session
+        os.killpg(run.pid, 0)

@@ -50,7 +50,7 @@ def test_counts_and_components():
 
 
 @pytest.mark.parametrize("text, says", [
-    ("CCC(", "is no SMILES"), ("C(C)(C)(C)(C)C", "valence"), ("nowhere.mol", "no such file"), ("[H][H]", "hydrogen alone"),
+    ("CCC(", "is no SMILES"), ("C(C)(C)(C)(C)C", "valence"), ("nowhere.mol", "No such file"), ("[H][H]", "hydrogen alone"),
     ("C*", "dummy"), ("0*O", "names no molecule"), ("", "names no molecule")])
 def test_what_is_no_molecule_is_said_in_a_sentence(text, says):
     with pytest.raises(MoleculeError, match=says):

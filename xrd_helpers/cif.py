@@ -10,8 +10,10 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
-from .crystals import Crystal, CrystalError, checked_cell
+from .config import UserError, refuse_devices
+from .crystals import Crystal, CrystalError, checked_cell, wrong_atoms, wrong_symmetry
 
+LARGEST_FILE = 2**28  # bytes, of a CIF file
 MAX_U = 0.5  # Å², of half the atoms: five times the U of a soft crystal at room temperature, a low B
 DEFAULT_U = 0.05  # Å², of a site for which the file states none: a light atom of a molecular crystal at room temperature
 REASONS = ("does not parse", "stopped the reader", "no cell", "no coordinates", "unknown element", "symmetry",
@@ -97,7 +99,10 @@ def read_cif_file(path, keep_disordered=False) -> list[CifEntry]:
 
 def _blocks_with_atoms(path):
     try:
-        document = gemmi.cif.read(str(path))
+        refuse_devices(path, largest=LARGEST_FILE)
+        document = gemmi.cif.read_string(path.read_bytes().decode("utf-8-sig"))
+    except UserError as error:
+        raise CifError(str(error), "does not parse") from None
     except OSError as error:
         raise CifError(f"{path} cannot be read: {error.strerror or error}", "does not parse") from None
     except (ValueError, RuntimeError) as error:
@@ -118,6 +123,9 @@ def _read_block(block, path, name, keep_disordered):
     cell = small.cell
     spacegroup, other_symbol = spacegroup_of_cif(small, path)
     occupancy = np.array([site.occ for site in small.sites])
+    if not np.isfinite(occupancy).all():
+        label = small.sites[int(np.flatnonzero(~np.isfinite(occupancy))[0])].label
+        raise CifError(f"{path}: site {label} has an occupancy that is no number", "disorder")
     small.change_occupancies_to_crystallographic()
     rows = block.find("_atom_site_", ["label", "?calc_flag", "?disorder_group"])
     flags = [[row.str(i) if row.has(i) else "" for i in (1, 2)] for row in rows]
@@ -128,8 +136,8 @@ def _read_block(block, path, name, keep_disordered):
         checked_cell(cell.parameters, path)
     except CrystalError as error:
         raise CifError(str(error), "no cell") from None
-    if not cell.is_compatible_with_spacegroup(spacegroup, 0.1):
-        raise CifError(f"{path}: its cell {cell.parameters} does not have the symmetry of {spacegroup.xhm()}", "symmetry")
+    if wrong := wrong_symmetry(cell, spacegroup):
+        raise CifError(f"{path}: {wrong}", "symmetry")
     sites, groups, occupancy = [small.sites[i] for i in kept], {flags[i][1] for i in kept} - {""}, occupancy[kept]
     for site in sites:
         if site.element.atomic_number == 0 or site.element.it92 is None:
@@ -144,6 +152,9 @@ def _read_block(block, path, name, keep_disordered):
     if not keep_disordered:
         _refuse_disorder(sites, occupancy, groups, path)
     u_iso, u_aniso, stated = _displacements(block, sites, cell, path)
+    if wrong := wrong_atoms(elements, fract, u_iso, occupancy / order, u_aniso):
+        reasons = {"coordinate": "no coordinates", "displacement": "displacements"}
+        raise CifError(f"{path}: {wrong}", next((reasons[word] for word in reasons if word in wrong), "disorder"))
     crystal = Crystal(name=name, cell=cell, spacegroup=spacegroup, elements=elements, fract=fract, u_iso=u_iso,
                       occ=occupancy / order, source=Path(path).name, u_aniso=u_aniso if u_aniso.any() else None)
     return CifEntry(str(path), name, crystal, without_u=int((~stated).sum()), other_symbol=other_symbol)

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .cif import DEFAULT_U, REASONS, CifEntry, CifError, read_cif_file
-from .config import atomic_path
+from .config import atomic_path, leave_with_parent, no_interrupt
 from .crystals import Crystal, CrystalError
 
 SAME_CELL = 0.02  # relative: one crystal between 100 K and 300 K grows by up to 2 % in a direction
@@ -66,7 +66,10 @@ def collect(sources, box=None, d_target=0.8, keep_disordered=False, workers=None
     if stored:
         from .storage import iter_crystals  # processes that read CIF files need no pyarrow
 
-        entries += [CifEntry(path, crystal.name, crystal) for path in stored for crystal in iter_crystals(path)]
+        for path in stored:
+            if not (found := [CifEntry(path, crystal.name, crystal) for crystal in iter_crystals(path)]):
+                raise CrystalError(f"{path} holds no crystals")
+            entries += found
     if box:
         entries = set_aside_unfit(entries, box, d_target)
     rows = summarise(entries)
@@ -146,13 +149,14 @@ def _read_in_processes(paths, keep_disordered, workers, seconds, chunk):
     # a few chunks at a time: a pool that breaks does not say on which, and loses all that were handed in
     at_once = 1 if chunk == 1 else workers + 2
     while queue:
-        running = {}
+        running, others = {}, set(multiprocessing.active_children())
         # spawned, because a fork of a process with threads may hang
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _die_of_interrupt) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), leave_with_parent) as pool:
             try:
                 while queue or running:
                     while queue and len(running) < at_once:
-                        running[pool.submit(_read_chunk, queue[0], keep_disordered, seconds)] = queue[0]
+                        with no_interrupt():  # processes begin here
+                            running[pool.submit(_read_chunk, queue[0], keep_disordered, seconds)] = queue[0]
                         queue.popleft()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         entries = future.result()
@@ -160,6 +164,10 @@ def _read_in_processes(paths, keep_disordered, workers, seconds, chunk):
                         yield from entries
             except BrokenProcessPool:
                 pass
+            except BaseException:  # Ctrl-C, or nobody wants the rest: else the pool would wait for what is under way
+                for process in set(multiprocessing.active_children()) - others:
+                    process.kill()
+                raise
         suspects = [path for part in running.values() for path in part]
         if chunk > 1:
             yield from _read_in_processes(suspects, keep_disordered, 1, seconds, chunk=1)
@@ -167,11 +175,6 @@ def _read_in_processes(paths, keep_disordered, workers, seconds, chunk):
             for path in map(Path, suspects):
                 yield CifEntry(str(path), path.stem, None, "stopped the reader",
                                f"{path}: reading it crashed, or took longer than {seconds:g} s")
-
-
-def _die_of_interrupt():
-    """In a process that reads: Ctrl-C ends it at once, without a traceback, even where it hangs in C++."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _read_chunk(paths, keep_disordered, seconds):

@@ -3,12 +3,26 @@
 import os
 import signal
 import sys
+
+
+def _leave(number, frame=None):
+    """What Ctrl-C and SIGTERM do as long as nothing has begun: no traceback out of the middle of an import."""
+    os.write(2, b"Stopped.\n")
+    os._exit(128 + number)
+
+
+PROGRAM = __name__ == "__main__" or os.path.basename(sys.argv[0]) in ("xrd", "xrd.exe")  # not a notebook, nor a test
+if PROGRAM:
+    # default_int_handler is what a shell that starts programs in the background, nohup and some CI runners have not
+    signal.signal(signal.SIGINT, _leave)
+
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from xrd_helpers import __version__
-from xrd_helpers.config import UserError, refuse_to_overwrite
+from xrd_helpers.config import UserError, locked, refuse_to_overwrite
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -24,6 +38,35 @@ Molecules = Annotated[
     list[str], typer.Option(help="A molecule that is known: SMILES or .mol, .sdf, .mol2, .xyz, .cif; again for each "
                                  "component, with a count as in '2*O' for two of water.")
 ]
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM, as of a scheduler whose time is up."""
+
+
+def _terminate(number, frame):
+    raise _Stopped
+
+
+@contextmanager
+def _interruptible(words):
+    """Work that Ctrl-C and SIGTERM stop, with these words and exit code 130 or 143; files half written are removed."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        for number in handlers:  # a second one shall not hit what is cleaned up
+            signal.signal(number, signal.SIG_IGN)
+        print(words() if callable(words) else words, file=sys.stderr)
+        raise typer.Exit(143 if isinstance(stopped, _Stopped) else 130) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+GOES_ON = "Stopped. The same command goes on from there."
+NOTHING = "Stopped; nothing was written."
 
 
 def _print_version(wanted: bool):
@@ -54,14 +97,12 @@ def run(
     wanted = [name.strip() for text in only for name in text.split(",") if name.strip()]
     if only and not wanted:
         raise UserError("--only names no notebook: write it as in --only 02,05")
-    try:
-        pipeline.run(profile, only=wanted, overrides=set_, resume=resume)
-    except pipeline.NotebookFailed as error:
-        print(f"{error}\nOnce that is mended, the same command with --resume goes on from there.", file=sys.stderr)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        print("Stopped. The same command with --resume goes on from there.", file=sys.stderr)
-        raise typer.Exit(130) from None
+    with _interruptible("Stopped. The same command with --resume goes on from there."):
+        try:
+            pipeline.run(profile, only=wanted, overrides=set_, resume=resume)
+        except pipeline.NotebookFailed as error:
+            print(f"{error}\nOnce that is mended, the same command with --resume goes on from there.", file=sys.stderr)
+            raise typer.Exit(1) from error
 
 
 @app.command("read-cifs", epilog="Example: xrd read-cifs my_cifs cod/1 --out crystals.parquet --box monoclinic")
@@ -74,8 +115,6 @@ def read_cifs(
     workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0 reads in this one.")] = os.cpu_count() or 1,
 ):
     """Read CIF files by the thousand into one file, and say why each other one was left out."""
-    from pathlib import Path
-
     from xrd_helpers.cif_folders import collect, write_left_out
     from xrd_helpers.gridding import BOXES
     from xrd_helpers.storage import write_crystals
@@ -84,19 +123,31 @@ def read_cifs(
         raise UserError(f"--box {box!r} is no box: choose any, {', '.join(BOXES)}")
     if not d_target > 0:
         raise UserError(f"--d-target must be a resolution above 0 Å, not {d_target:g}")
-    out = Path(out)
+    out = _file_to_write(out)
     left_out = out.with_suffix(".left_out.csv")
-    try:
+    with _interruptible(NOTHING), locked(out):
         found = collect(folders, BOXES.get(box), d_target, keep_disordered, workers, progress=True)
-    except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
-        raise typer.Exit(130) from None
-    print("\n".join(f"{label:<48}{number:>8}" for label, number in found.rows))
-    write_left_out(left_out, found.left_out)
-    if not found.crystals:
-        raise UserError(f"none of the {found.n_files} files gave a crystal that can be used: {left_out} says why")
-    write_crystals(out, found.crystals)
+        print("\n".join(f"{label:<48}{number:>8}" for label, number in found.rows))
+        write_left_out(left_out, found.left_out)
+        if not found.crystals:
+            raise UserError(f"none of the {found.n_files} files gave a crystal that can be used: {left_out} says why")
+        write_crystals(out, found.crystals)
     print(f"wrote {out} and {left_out}")
+
+
+def _file_to_write(path):
+    """The path of a file that is to be written, refused before the work if it is a folder or in none that can be written to."""
+    from pathlib import Path
+
+    path = Path(path)
+    try:
+        above = next((folder for folder in path.absolute().parents if folder.exists()), path)
+        fits = path.name and not path.is_dir() and above.is_dir() and os.access(above, os.W_OK)
+    except OSError:  # a name that is too long
+        fits = False
+    if not fits or path.exists() and not path.is_file():
+        raise UserError(f"--out {str(path)[:300]} cannot be written: name a file in a folder that can be")
+    return path
 
 
 @app.command(epilog="Example: xrd generate --n 1000000 --recipe molecules --seed 7 --out crystals.parquet")
@@ -122,11 +173,9 @@ def generate(
     if not scheduler and workers is None and config.CONFIG.exists():  # a package installed elsewhere has no config.yaml
         blocks = config.get_profile(config.load_config(), profile)
         scheduler = blocks["01_generate_crystals"]["scheduler"]
-    try:
+    with _interruptible(GOES_ON):
+        _file_to_write(out)
         made = generate(out, n, seed, recipe, spacegroup or None, scheduler, workers, overwrite)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from there.", file=sys.stderr)
-        raise typer.Exit(130) from None
     print(f"{out}: {n} crystals, {os.path.getsize(out) / 1e6:.1f} MB" + ("" if made else ", complete before"))
 
 
@@ -174,16 +223,13 @@ def train(
     if not (minutes or steps or n_crystals):
         raise UserError("a training needs an end: give --minutes, --steps or --n-crystals")
     budget = training.Budget(steps, minutes, n_crystals=n_crystals)
-    try:
+    with _interruptible("Stopped. The same command goes on from the last checkpoint."):
         made = training.train(
             model, out, budget, training.Device(device, devices, nodes, precision), crystals=crystals, recipe=recipe,
             box=find_box(box), d_input=d_input, d_target=d_target, n_validation=n_validation, workers=workers, seed=seed,
             start=start, published=published, overwrite=overwrite,
             faults=Faults(tuple(d_min) if any(d_min) else None, missing, noise), n_validations=n_validations,
             batch_size=batch_size, lr=lr, ema=ema, checkpoint_minutes=checkpoint_minutes)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
-        raise typer.Exit(130) from None
     if training.is_first_process():
         names = [name for name in ("r_ext", "cc_ext", "shell_mean_r_ext", "shell_mean_cc_ext") if name in made]
         scores = ", ".join(f"{name} {made[name]:.3f}" for name in names)
@@ -231,11 +277,10 @@ def evaluate(
     settings = dict(box=amplitude_box, d_input=d_input, d_target=d_target)
     check_resolutions(d_input, d_target)  # all of this now, rather than after an hour
     faults.check(d_target)
-    if os.path.isdir(out) or not os.access(os.path.dirname(out) or ".", os.W_OK):
-        raise UserError(f"--out {out} cannot be written: name a file in a folder that exists")
+    _file_to_write(out)
     _find_networks(network)
     models = load_models([name for name in model if name not in ("phase_first", "molecule_first")], amplitude_box)
-    try:
+    with _interruptible(NOTHING), locked(out):
         found = collect(sources, amplitude_box, d_target, keep_disordered, workers, progress=True)
         print("\n".join(f"{label:<48}{number:>8}" for label, number in found.rows))
         if not found.crystals:
@@ -246,14 +291,11 @@ def evaluate(
             print(f"{'molecules known, for molecule_first':<48}{sum(map(bool, known)):>8}")
         methods = ev.methods_of(models, shell_mean(curve, **settings), bool({"all", "phase_first"} & set(model)), trials, seed,
                                 "molecule_first" in model)
-        spreads = {title: Spread(made["spread"]) for title, (_, made) in models.items() if "spread" in made}
+        spreads = {title: Spread(made["spread"]) for title, (_, made) in models.items() if made.get("spread")}
         result = ev.evaluate(found.crystals, methods, **settings, faults=faults, n_solve=solve, trials=trials, seed=seed,
                              progress=True, molecules=known, spreads=spreads)
-    except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
-        raise typer.Exit(130) from None
-    ev.write_evaluation(out, result, models=list(models), solve=solve, trials=trials, box=box, d_input=d_input,
-                        d_target=d_target, missing=missing, noise=noise, curve=curve, seed=seed)
+        ev.write_evaluation(out, result, models=list(models), solve=solve, trials=trials, box=box, d_input=d_input,
+                            d_target=d_target, missing=missing, noise=noise, curve=curve, seed=seed)
     print(ev.report(result))
     print(f"wrote {out}, and beside it with which options and on what it was made")
 
@@ -310,18 +352,19 @@ def extend(
     if out:
         stem = Path(out) / stem.name if Path(out).is_dir() else Path(out)
     refuse_to_overwrite(inference.extended_files(stem, measured, csv, cif, mtz).values(), overwrite)
-    if known:
-        model = "molecule_first"
-        print(_placing(known, MINUTES_KNOWN), flush=True)
-        with search_on_terminal(MINUTES_KNOWN) as watch:
-            result, trained, words = inference.extend_by(model, measured, symbols, d_target, seed=seed, molecules=known,
-                                                         watch=watch)
-    else:
-        result, trained, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
-    if not measured.elements:
-        symbols = ["C", "H", "N", "O"]
-        print("no file states the elements: C, H, N and O were taken; correct SFAC, or give --elements")
-    paths = inference.write_extended(stem, result, symbols, csv, mtz, cif, model)
+    with _interruptible(NOTHING), locked(stem):
+        if known:
+            model = "molecule_first"
+            print(_placing(known, MINUTES_KNOWN), flush=True)
+            with search_on_terminal(MINUTES_KNOWN) as watch:
+                result, trained, words = inference.extend_by(model, measured, symbols, d_target, seed=seed, molecules=known,
+                                                             watch=watch)
+        else:
+            result, trained, words = inference.extend_by(model, measured, symbols, d_target, trials, seed)
+        if not measured.elements:
+            symbols = ["C", "H", "N", "O"]
+            print("no file states the elements: C, H, N and O were taken; correct SFAC, or give --elements")
+        paths = inference.write_extended(stem, result, symbols, csv, mtz, cif, model)
     print(inference.describe(result, d_target, trained))
     print(words)
     print("\n".join(f"Note: {note}." for note in measured.notes), end="\n" * bool(measured.notes))
@@ -390,10 +433,8 @@ def solve(
     if len(files) > 1 or scheduler:
         raise typer.Exit(_solve_files(files, options, scheduler, workers, table, as_json))
     try:
-        row = _solve_file(files[0], _to_stderr if as_json else print, **options)
-    except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
-        raise typer.Exit(130) from None
+        with _interruptible(NOTHING):
+            row = _solve_file(files[0], _to_stderr if as_json else print, **options)
     except (UserError, ValueError, OSError) as error:
         if as_json:
             _print_json(_failed(files[0], _sentence(error)))
@@ -435,16 +476,16 @@ def _solve_files(files, options, scheduler, workers, table, as_json):
     folders = [str(Path(options["out"]) / f"{stem}_xrd") if options["out"] else "" for stem in stems]
     rows, code = {}, 0
     try:
-        for i, row in _solve_side_by_side(files, folders, options, scheduler, workers):
-            rows[i] = row
-            told = row.get("message") or f"R1 {row['R1']:.3f}, probability {row['probability']:.3f}, {row['atoms']} atoms"
-            print(f"{len(rows)}/{len(files)} {row['file']}: {row['verdict']}: {told}", flush=True,
-                  file=sys.stderr if as_json else sys.stdout)
-            if as_json:
-                _print_json(row)
-    except KeyboardInterrupt:
-        print(f"Stopped after {len(rows)} of {len(files)} files; the table holds these.", file=sys.stderr)
-        code = 130
+        with _interruptible(lambda: f"Stopped after {len(rows)} of {len(files)} files; the table holds these."):
+            for i, row in _solve_side_by_side(files, folders, options, scheduler, workers):
+                rows[i] = row
+                told = row.get("message") or f"R1 {row['R1']:.3f}, probability {row['probability']:.3f}, {row['atoms']} atoms"
+                print(f"{len(rows)}/{len(files)} {row['file']}: {row['verdict']}: {told}", flush=True,
+                      file=sys.stderr if as_json else sys.stdout)
+                if as_json:
+                    _print_json(row)
+    except typer.Exit as stopped:
+        code = stopped.exit_code
     with atomic_path(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -499,9 +540,17 @@ def _solve_row(options, task):
         return _failed(file, f"a mistake in the program: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def _solve_file(file, say, *, about, elements, formula, z, spacegroup, extend, network, engine, shelxt, timeout, molecule,
-                or_, fragment, trials, effort, minutes, seed, d_min, out, overwrite):
+def _solve_file(file, say, **options):
     """Solve one file with the options of ``solve``, and tell `say` in words; returns ``output.summary``."""
+    from contextlib import ExitStack
+
+    with ExitStack() as held:
+        return _solve_held(held, file, say, **options)
+
+
+def _solve_held(held, file, say, *, about, elements, formula, z, spacegroup, extend, network, engine, shelxt, timeout, molecule,
+                or_, fragment, trials, effort, minutes, seed, d_min, out, overwrite):
+    """``_solve_file``; what is to be locked is, by `held`."""
     from pathlib import Path
 
     from xrd_helpers.known_molecule import read_molecules
@@ -534,6 +583,7 @@ def _solve_file(file, say, *, about, elements, formula, z, spacegroup, extend, n
         measured = job.with_contents(measured, formula, z, elements)
     folder = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_xrd")
     refuse_to_overwrite(output.may_be_written(folder / measured.files[0].stem), overwrite)
+    held.enter_context(locked(folder, measured.files[0].stem))
     merged = measured.merge()
     say(output.describe_data(measured, merged))
     for molecules in alternatives.values() or ([known] if known else ()):
@@ -587,12 +637,9 @@ def fetch_cod(
 
     if bool(spacegroup) == bool(ids):
         raise UserError("say what to fetch: --spacegroup 'P 1 21/c 1', or --ids FILE with COD numbers, and not both")
-    try:
+    with _interruptible(GOES_ON), locked(out):
         done = cod.fetch_cod(out, spacegroup, limit, max_volume or None, server, pause, timeout,
                              cod.read_ids(ids) if ids else None)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from there.", file=sys.stderr)
-        raise typer.Exit(130) from None
     print(f"{done.found} found, {len(done.fetched)} fetched, {len(done.present)} there already, {len(done.failed)} failed")
     for message in done.failed.values():
         print(f"  {message}")
@@ -604,8 +651,6 @@ def fetch_cod(
 
 def main():
     """Run the command line; a mistake of the user gets one sentence, and XRD_TRACEBACK=1 shows where it arose."""
-    # a shell that starts programs in the background, nohup and some CI runners have them ignore Ctrl-C
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except (UserError, ValueError, OSError) as error:
@@ -613,11 +658,16 @@ def main():
             raise
         print(f"xrd: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as left:
+        if PROGRAM and left.code in (130, 143):  # nothing that was started is waited for: it leaves with this process
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(left.code)
+        raise
 
 
 def _sentence(error):
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'a file'}: {error.strerror}"
+        return f"{str(error.filename or 'a file')[:300]}: {error.strerror}"
     return str(error)
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import shutil
 import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import gemmi
 import requests
@@ -31,6 +32,9 @@ TRIES = 4  # of one file; the waits between them are 4, 16 and 64 pauses, or wha
 MAX_WAIT = 600.0  # s, for a server that asks for more
 MAX_REFUSALS = 3  # files given up one after another, each after its tries: the server wants no more
 MAX_BYTES = 100_000_000
+MAX_REDIRECTS = 5
+MOST_WAITS = 10  # timeouts that one answer may take
+LEAST_FREE = 1e9  # bytes that are left on a disk
 
 
 class CodError(UserError):
@@ -93,7 +97,7 @@ def fetch_cod(out, spacegroup, limit, max_volume=None, server=COD, pause=1.0, ti
     result, refusals = Fetched(found=len(numbers)), 0
     for number in tqdm(chosen, unit=" files"):
         path = Path(out) / f"{number}.cif"
-        if path.exists() and _problem(path.read_bytes(), number) is None:
+        if path.is_file() and _problem(path.read_bytes(), number) is None:
             result.present.append(number)
             continue
         try:
@@ -106,6 +110,9 @@ def fetch_cod(out, spacegroup, limit, max_volume=None, server=COD, pause=1.0, ti
                                f"new in {out}, and the same command goes on from there later") from None
             continue
         refusals = 0
+        if shutil.disk_usage(_existing(out)).free < LEAST_FREE + len(body):
+            raise CodError(f"less than {LEAST_FREE / 1e9:g} GB is free where {out} lies: make room, then the same command "
+                           "goes on")
         with atomic_path(path) as temporary:
             temporary.write_bytes(body)
         result.fetched.append(number)
@@ -114,6 +121,12 @@ def fetch_cod(out, spacegroup, limit, max_volume=None, server=COD, pause=1.0, ti
         if wanted and hashlib.sha256((Path(out) / f"{number}.cif").read_bytes()).hexdigest() != wanted:
             result.other.append(number)
     return result
+
+
+def _existing(folder):
+    """The folder, or the first above it that is there."""
+    folder = Path(folder).absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def read_ids(path) -> dict[str, str]:
@@ -219,10 +232,10 @@ class _Client:
             raw = None
             time.sleep(max(0.0, self.ready - time.monotonic()))
             try:
-                with self.session.get(url, timeout=self.timeout, stream=True) as answer:
+                with self._answer(url) as answer:
                     status = f"the server answered {answer.status_code} {answer.reason}"
                     raw = answer.raw
-                    body = raw.read(MAX_BYTES, decode_content=True)
+                    body = self._body(raw)
                 if answer.ok:
                     failed = problem(body)
                     if failed is None:
@@ -243,6 +256,31 @@ class _Client:
             except MaxRetryError:
                 raise _Failed(failed, refused=True) from None
             retry.sleep(raw)
+
+
+    def _answer(self, url):
+        """To a request, redirected on the same server alone: who is asked for a file shall not have us ask anybody else."""
+        for _ in range(MAX_REDIRECTS):
+            answer = self.session.get(url, timeout=self.timeout, stream=True, allow_redirects=False)
+            if not answer.is_redirect:
+                return answer
+            answer.close()
+            old, url = urlsplit(url), urljoin(url, answer.headers["location"])
+            if urlsplit(url).hostname != old.hostname or urlsplit(url).scheme not in ("https", old.scheme):
+                raise _Failed(f"the server redirects to {url[:200]}, which is not asked", refused=True)
+        raise _Failed(f"the server redirects more than {MAX_REDIRECTS} times", refused=True)
+
+    def _body(self, raw):
+        """All of an answer, as far as it is no larger and takes no longer than that of any server in its senses."""
+        parts, size, end = [], 0, time.monotonic() + MOST_WAITS * self.timeout
+        while part := raw.read1(2**20, decode_content=True):
+            parts.append(part)
+            size += len(part)
+            if size > MAX_BYTES:
+                raise _Failed(f"the answer has more than {MAX_BYTES / 1e6:g} MB", refused=False)
+            if time.monotonic() > end:
+                raise _Failed(f"the answer was not whole after {MOST_WAITS * self.timeout:g} s", refused=True)
+        return b"".join(parts)
 
 
 def _cause(error):

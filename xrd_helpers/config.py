@@ -4,10 +4,14 @@ import ast
 import difflib
 import json
 import math
+import multiprocessing
 import os
 import re
 import secrets
-from contextlib import contextmanager
+import signal
+import stat
+import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -45,13 +49,59 @@ def atomic_path(path):
         The file to write; missing folders are made.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    if not path.name:
+        raise UserError(f"{path} is a folder: name a file")
+    temporary = path.with_name(f".{path.stem[:200]}.{secrets.token_hex(4)}{path.suffix}")
+    # of one name, so that a killed run leaves one such file at most, which the next takes; another if somebody has that
+    common, lock = path.with_name(f".{path.stem[:200]}.partial{path.suffix}"), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(BlockingIOError):
+            if lock := _flock(common):
+                temporary = common
         yield temporary
         os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.strerror and error.filename in (None, str(temporary), str(common)):
+            raise type(error)(error.errno, error.strerror, str(path)) from error  # as of a disk that is full
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if lock:
+            lock.close()
+
+
+def _flock(path):
+    """The file, made and locked until it is closed; None if the system knows no locks. BlockingIOError if a process has it."""
+    if not fcntl:
+        return None
+    while True:
+        file = open(path, "a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError:
+            file.close()
+            return None
+        file.close()  # removed by the one that had it, after we opened it
+
+
+def refuse_devices(path, error=UserError, largest=None) -> None:
+    """`error`, in a sentence, if there is no file at the path, or a folder, a pipe or a device, which might never end; or one
+    of more bytes than `largest`."""
+    try:
+        state = Path(path).stat()
+    except (OSError, ValueError) as problem:
+        raise error(f"{str(path)[:300]} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+    if not stat.S_ISREG(state.st_mode):
+        raise error(f"{path} is a folder or a device, and no file")
+    if largest and state.st_size > largest:
+        raise error(f"{path} holds {state.st_size / 2**30:.1f} GB, which is too large")
 
 
 def refuse_to_overwrite(paths, overwrite=False):
@@ -62,18 +112,60 @@ def refuse_to_overwrite(paths, overwrite=False):
 
 
 @contextmanager
-def locked(folder):
-    """Keep a second process from writing to the folder. The system drops the lock with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another process writes {shown(folder)} now: wait for it or stop it") from error
-            except OSError:  # a file system without locks: better to run than to refuse
-                pass
+def locked(path, part=""):
+    """Keep a second process from writing to the path, a file or a folder, or to its files called `part` alone.
+
+    The lock is a hidden file beside the path. The system drops it with the process, however that ends.
+    """
+    path = Path(path).absolute()
+    beside = path.with_name(f".{path.name}{'.' * bool(part)}{part}.lock") if path.name else path / ".lock"
+    try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        lock = _flock(beside)
+    except BlockingIOError:
+        raise UserError(f"another process writes {shown(path / part)} now: wait for it or stop it") from None
+    except OSError as error:
+        raise UserError(f"{shown(path)[:300]} cannot be written: {error.strerror}") from None
+    try:
+        yield  # without a lock on a file system that has none: better to run than to refuse
+    finally:
+        if lock:
+            with suppress(OSError):
+                beside.unlink()
+            lock.close()
+
+
+@contextmanager
+def no_interrupt():
+    """Keep Ctrl-C waiting until the end of the block, and for good from the threads and processes begun in it.
+
+    Else each worker would print a traceback, and half a cluster could not be closed.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # its start, by the first process, would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_with_parent(ctrl_c=signal.SIG_DFL):
+    """For a process that works for another: it ends when that one is killed; Ctrl-C ends it at once, without a word, unless
+    it is to be left to the other (SIG_IGN)."""
+    signal.signal(signal.SIGINT, ctrl_c)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):  # begun within ``no_interrupt``, so that its imports were not interrupted
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_json(path, content):
@@ -280,8 +372,8 @@ def set_value(blocks, assignment, notebooks=NOTEBOOKS):
         raise ConfigError(f"{source} {assignment!r}: the profile is chosen with --profile")
     try:
         value = yaml.load(text, _Loader) if text.strip() else ""  # an empty text, where YAML would have null
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} {assignment!r}: the value is not YAML") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{source} {assignment[:100]!r}: the value is not YAML") from error
     defaults = read_parameters(list_notebooks(notebooks)[name])
     return blocks | {name: _check_block(source, name, name, blocks[name] | {key: value}, defaults)}
 
@@ -304,15 +396,17 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123
 
 def _read_yaml(path):
     try:
+        refuse_devices(path, ConfigError, largest=10**7)
         return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"{shown(path)} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{shown(path)} is not text in UTF-8") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{shown(path)}{line}: {getattr(error, 'problem', None) or error}") from error
+        what = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{shown(path)}{line}: {what[:200]}") from error
 
 
 def _check_profile(source, profile, blocks, defaults):

@@ -13,6 +13,7 @@ from .config import UserError
 
 EDGES, ANGLES = (1.5, 1000.0), (5.0, 175.0)  # Å and degrees, between which those of any cell lie
 FLAT = 0.01                                  # volume over the product of the edges, below which angles make no cell
+FAR, LARGEST_U, FULLEST = 100, 10.0, 4.0     # cells from the origin, Å² and occupancy, beyond which no atom is
 
 
 class CrystalError(UserError):
@@ -31,6 +32,28 @@ def checked_cell(parameters, where) -> gemmi.UnitCell:
     if not all(ANGLES[0] <= x <= ANGLES[1] for x in numbers[3:]) or 1 - a * a - b * b - c * c + 2 * a * b * c < FLAT**2:
         raise CrystalError(f"{where} has no usable unit cell: no cell has the angles of {shown}")
     return gemmi.UnitCell(*numbers)
+
+
+def wrong_atoms(elements, fract, u_iso, occ, u_aniso=None) -> str:
+    """Why these can be no atoms of a crystal, in words; "" if they can. Arguments are those of ``Crystal``; elements may be a
+    set. Every file of crystals is read through this and ``checked_cell``."""
+    if not len(elements):
+        return "it has no atoms"
+    for symbol in set(elements):
+        if not symbol.isalpha() or not (element := gemmi.Element(symbol)).atomic_number or element.it92 is None:
+            return f"{symbol[:20]!r} is no known element"
+    for what, values, low, high in (("coordinate", fract, -FAR, FAR), ("displacement", u_iso, 0, LARGEST_U),
+                                    ("occupancy", occ, 0, FULLEST), ("displacement", u_aniso, -LARGEST_U, LARGEST_U)):
+        if values is not None and not (good := (np.asarray(values) >= low) & (np.asarray(values) <= high)).all():
+            return f"no atom has a {what} of {np.asarray(values)[~good][0]:.4g}"
+    return "" if (np.asarray(occ) > 0).all() else "an atom has an occupancy of 0"
+
+
+def wrong_symmetry(cell, spacegroup) -> str:
+    """Why a cell is none of a space group, in words; "" if it is."""
+    if cell.is_compatible_with_spacegroup(spacegroup, 0.1):
+        return ""
+    return f"its cell {' '.join(f'{x:.6g}' for x in cell.parameters)} does not have the symmetry of {spacegroup.xhm()}"
 
 
 def count_elements(elements, amounts=None) -> dict[str, float]:

@@ -10,16 +10,17 @@ import logging
 import os
 import shutil
 import signal
+import threading
+import time
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 from tqdm import tqdm
 
 from . import __version__
-from .config import UserError, atomic_path, locked, shown
+from .config import UserError, atomic_path, locked, no_interrupt, shown
 from .crystals import CrystalError
 from .random_crystals import random_crystals
 from .storage import ROWS, join_parts, parts_folder, read_crystals, read_metadata, to_bytes
@@ -195,41 +196,57 @@ def cluster(scheduler="", workers=None, deaths=3):
     if scheduler:
         from distributed.utils import silence_logging_cmgr
 
-        with silence_logging_cmgr(logging.CRITICAL), _connect(scheduler) as client:
-            yield partial(_results, client)
+        with _held_back() as check, silence_logging_cmgr(logging.CRITICAL), _connect(scheduler) as client:
+            yield partial(_results, client, check)
         return
     import dask
     from distributed import LocalCluster  # a second of import, so only here
 
     # one thread a process; and not dask's own setting of malloc, which gives each array back to the system at once and
     # makes crystals at two thirds of the speed
-    with _no_interrupt(), dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS, 1),
-                                           "distributed.scheduler.allowed-failures": deaths}):
-        local = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, silence_logs=logging.CRITICAL,
-                             dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False})
-    try:
-        with _connect(local) as client:
-            yield partial(_results, client)
-    finally:
-        with _no_interrupt():
-            local.close()
+    with _held_back() as check:
+        with no_interrupt(), dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS, 1),
+                                               "distributed.scheduler.allowed-failures": deaths}):
+            local = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, silence_logs=logging.CRITICAL,
+                                 dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False})
+        try:
+            with _connect(local) as client:
+                yield partial(_results, client, check)
+        finally:
+            with no_interrupt():
+                local.close()
 
 
 @contextmanager
-def _no_interrupt():
-    """Keep Ctrl-C waiting until the end of the block, and for good from the threads and processes begun in it.
+def _held_back():
+    """Yield a function that raises KeyboardInterrupt if Ctrl-C or SIGTERM came since: dask, interrupted somewhere, would hang.
 
-    Else each worker would print a traceback, and half a cluster could not be closed.
+    A third one ends the process where it is.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
         return
-    resource_tracker.ensure_running()  # its start, by the first process, would let Ctrl-C through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    caught = []
+
+    def note(number, frame):
+        caught.append(number)
+        if len(caught) > 2:
+            os._exit(128 + number)
+
+    before = {number: handler for number in (signal.SIGINT, signal.SIGTERM) if callable(handler := signal.getsignal(number))}
+
+    def check():
+        if caught:
+            before[caught[0]](caught[0], None)
+
+    for number in before:
+        signal.signal(number, note)
     try:
-        yield
+        yield check
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    check()
 
 
 def _connect(where):
@@ -250,7 +267,7 @@ def _connect(where):
     return client
 
 
-def _results(client, function, tasks, failed):
+def _results(client, check, function, tasks, failed):
     """See ``cluster``; two tasks a thread are under way: the memory stays flat."""
     from distributed import as_completed
 
@@ -264,7 +281,12 @@ def _results(client, function, tasks, failed):
             under_way.add(future)
 
     submit_more()
-    for future in under_way:  # tasks of a worker that dies are given to another one by dask
+    while under_way.count():  # tasks of a worker that dies are given to another one by dask
+        while not under_way.has_ready():
+            check()
+            time.sleep(0.01)
+        check()
+        future = next(under_way)
         task = task_of.pop(future.key)
         try:
             result = future.result()

@@ -12,7 +12,7 @@ import torch
 
 from .config import UserError
 from .crystals import Crystal, CrystalError, rotations_and_translations, swap_a_and_c
-from .reflections import ReflectionError, Reflections
+from .reflections import MOST_POSSIBLE, ReflectionError, Reflections
 from .structure_factors import CrystalBatch, reciprocal_metric
 
 LEAST = 30  # reflections measured in the box, below which there is nothing to extend
@@ -175,6 +175,8 @@ def check_fit(crystal: Crystal, box: Box, d_target: float) -> None:
     if all(int(edge / d_target) <= min(high, -low or high)
            for edge, low, high in zip((crystal.cell.a, crystal.cell.b, crystal.cell.c), box.low, box.high)):
         return
+    if crystal.cell.volume / d_target**3 > MOST_POSSIBLE:
+        raise CrystalError(f"{crystal.name}: its cell of {crystal.cell.volume:.0f} Å³ is far too large for the {box.name} box")
     hkl = gemmi.make_miller_array(crystal.cell, group, d_target)
     outside = hkl[box.index(hkl) < 0]
     if len(outside):

@@ -284,10 +284,13 @@ def extend_by(name, measured: Measured, elements=(), d_target=0.8, trials=None, 
     if not made.get("d_target", 0.8) <= d_target < made.get("d_input", 1.5):
         raise UserError(f"--d-target {d_target:g} is not between the {made.get('d_target', 0.8):g} and "
                         f"{made.get('d_input', 1.5):g} Å that {title} was trained for")
+    try:
+        box = find_box(made.get("box", "monoclinic"))
+    except UserError as error:
+        raise WeightsError(f"{shown(path)}: {error}") from None
     trained = tuple(made.get("d_min") or [made.get("d_input", 1.5)] * 2)
-    result = extend(measured, partial(predict, network), made.get("r_ext") or UNKNOWN_R,
-                    find_box(made.get("box", "monoclinic")), d_target, trained[0],
-                    Spread(made["spread"]) if "spread" in made else None)
+    result = extend(measured, partial(predict, network), made.get("r_ext") or UNKNOWN_R, box, d_target, trained[0],
+                    Spread(made["spread"]) if made.get("spread") else None)
     return result, trained, verdict(title, made)
 
 

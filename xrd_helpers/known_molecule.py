@@ -17,8 +17,9 @@ import gemmi
 import numpy as np
 
 from .bonds import SLACK, covalent_radii, whole_molecules
-from .config import UserError
+from .config import UserError, refuse_devices
 
+LARGEST_FILE, MOST_LETTERS, MOST_ATOMS = 10**7, 4000, 1000  # bytes; letters of a SMILES; RDKit crashes on far more
 FILES = (".mol", ".sdf", ".mol2", ".xyz", ".cif")
 MOST_CONFORMERS = 60
 EMBED_SECONDS = 20  # for all conformers; stereo centres that no ring allows would be tried for ever
@@ -149,9 +150,10 @@ def _read(text):
     path = Path(text)
     suffix = path.suffix.lower()
     if suffix in FILES:
-        if not path.is_file():
-            raise MoleculeError(f"{text}: there is no such file")
+        refuse_devices(path, MoleculeError, LARGEST_FILE)
         return _read_file(Chem, path)
+    if len(text) > MOST_LETTERS:
+        raise MoleculeError(f"{text[:40]!r} and {len(text) - 40} letters more are no SMILES of a molecule that could be placed")
     mol = Chem.MolFromSmiles(text)
     if mol is None or not mol.GetNumAtoms():
         raise MoleculeError(f"{text!r} is no SMILES that RDKit can read, nor a file: {_reason(Chem, text)}")
@@ -159,6 +161,8 @@ def _read(text):
 
 
 def _parts(Chem, mol):
+    if mol.GetNumAtoms() > MOST_ATOMS:
+        raise MoleculeError(f"a molecule of {mol.GetNumAtoms()} atoms is larger than any that could be placed")
     return Chem.GetMolFrags(mol, asMols=True)
 
 

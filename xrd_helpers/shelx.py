@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import math
 import re
-import stat
 import textwrap
 from collections import deque
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import gemmi
 import numpy as np
 
-from .config import atomic_path
+from .config import atomic_path, refuse_devices
 from .crystals import CrystalError, checked_cell, count_elements, in_asymmetric_unit, without_inversion
 from .reflections import ReflectionError
 
@@ -496,12 +495,8 @@ def shelx_scale(intensity, sigma) -> float:
 
 def file_content(path) -> bytes:
     """What a file holds; ShelxError in a sentence if it is none, or nothing that somebody measured."""
+    refuse_devices(path, ShelxError, LARGEST_FILE)
     try:
-        state = Path(path).stat()
-        if not stat.S_ISREG(state.st_mode):  # a pipe or a device might never end
-            raise ShelxError(f"{path} is a folder or a device, and no file: name the file of reflections")
-        if state.st_size > LARGEST_FILE:
-            raise ShelxError(f"{path} holds {state.st_size / 2**30:.1f} GB: no file of reflections is that large")
         content = Path(path).read_bytes()
     except OSError as error:
         raise ShelxError(f"{path} cannot be read: {error.strerror}") from None

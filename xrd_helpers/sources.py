@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 import zlib
 from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import UserError, shown
+from .config import UserError, leave_with_parent, no_interrupt, shown
 from .gridding import BOXES, Box, select_fitting
 from .random_crystals import mixture, random_crystals
 from .storage import iter_crystals, read_crystals, row_groups
@@ -119,7 +117,8 @@ class Generated:
         self.label = f"recipe {recipe}, {' '.join(self.shares)}"
         self._waiting, self._pool = {}, None
         if workers:
-            self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_leave_with_parent)
+            self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), leave_with_parent,
+                                             (signal.SIG_IGN,))
 
     def batch(self, seed, step, size, part):
         """The crystals of a step, as ``InMemory.batch`` gives them; those of the next steps are begun."""
@@ -147,7 +146,8 @@ class Generated:
         return self.recipe, seed, tuple(self.shares.items()), self.box, self.d_target
 
     def _submit(self, seed, step, size, part):
-        return self._pool.submit(_make, self._order(seed), self._numbers(step, size, part))
+        with no_interrupt():  # the first begins the processes
+            return self._pool.submit(_make, self._order(seed), self._numbers(step, size, part))
 
     @staticmethod
     def _numbers(step, size, part):
@@ -171,16 +171,6 @@ def _make(order, numbers):
             raise UserError(f"of {Generated.TRIES} random crystals of {group} none fits the {box.name} box, the last one: "
                             f"{problems[0]}")
     return crystals
-
-
-def _leave_with_parent():
-    """End this process when the one that started it is killed: else it would wait for work forever. Ctrl-C is that one's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def training_sets(path, recipe, box: Box, d_target, n_validation, workers):

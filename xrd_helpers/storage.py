@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .config import atomic_path
-from .crystals import Crystal, CrystalError, checked_cell
+from .config import atomic_path, refuse_devices
+from .crystals import Crystal, CrystalError, checked_cell, wrong_atoms, wrong_symmetry
 
 ROWS = 512  # crystals a row group, 0.3 MB: what a worker makes at a time, and a reader holds in memory
 
@@ -147,9 +147,10 @@ def _files(path):
 
 
 def _open(path):
+    refuse_devices(path, CrystalError)
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, MemoryError) as error:
         raise _damaged(path, error) from None
 
 
@@ -167,10 +168,16 @@ def _read(path, file, group):
     """One row group as a table of SCHEMA."""
     if missing := [name for name in SCHEMA.names if name not in file.schema_arrow.names]:
         raise CrystalError(f"{path} is no crystal file: it has no {', '.join(missing)}")
+    if wrong := [name for name in ("name", "source", "spacegroup") if not _is_text(file.schema_arrow.field(name).type)]:
+        raise CrystalError(f"{path} is no crystal file: {', '.join(wrong)} should be text")  # numbers would become such
     try:
         return file.read_row_group(group, columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, MemoryError) as error:
         raise _damaged(path, error) from None
+
+
+def _is_text(kind):
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _damaged(path, error):
@@ -221,9 +228,15 @@ def _from_table(path, table):
                                         for name in ("cell", "fract", "u_iso", "occ", "u_aniso"))
     cell, fract, u_aniso = cell.reshape(-1, 6).tolist(), fract.reshape(-1, 3), u_aniso.reshape(-1, 6)
     names, sources = columns["name"].to_pylist(), columns["source"].to_pylist()
+    # all rows at once, and one by one where something is wrong with them, to name it
+    each = n_atoms.min(initial=1) < 1 or wrong_atoms(encoded.dictionary.to_pylist(), fract, u_iso, occ, u_aniso)
     stop, stop_aniso = np.cumsum(n_atoms).tolist(), np.cumsum(n_aniso // 6).tolist()
     for i, (n, n_u) in enumerate(zip(n_atoms.tolist(), (n_aniso // 6).tolist())):
         atoms = slice(stop[i] - n, stop[i])
-        yield Crystal(name=names[i], source=sources[i], cell=checked_cell(cell[i], path), spacegroup=groups[symbols[i]],
-                      elements=tuple(elements[atoms]), fract=fract[atoms], u_iso=u_iso[atoms], occ=occ[atoms],
-                      u_aniso=u_aniso[stop_aniso[i] - n_u:stop_aniso[i]] if n_u else None)
+        crystal = Crystal(name=names[i], source=sources[i], cell=checked_cell(cell[i], path), spacegroup=groups[symbols[i]],
+                          elements=tuple(elements[atoms]), fract=fract[atoms], u_iso=u_iso[atoms], occ=occ[atoms],
+                          u_aniso=u_aniso[stop_aniso[i] - n_u:stop_aniso[i]] if n_u else None)
+        if wrong := wrong_symmetry(crystal.cell, crystal.spacegroup) or each and wrong_atoms(
+                crystal.elements, crystal.fract, crystal.u_iso, crystal.occ, crystal.u_aniso):
+            raise CrystalError(f"{path}, crystal {names[i][:80]!r}: {wrong}")
+        yield crystal

@@ -14,7 +14,7 @@ import time
 import timeit
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -30,7 +30,7 @@ from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from .baselines import shell_mean
-from .config import UserError, atomic_path, shown
+from .config import UserError, atomic_path, locked, shown
 from .gridding import BOXES, OWN, amplitude_boxes, check_resolutions, find_box
 from .metrics import score
 from .models import MODELS, find_model
@@ -401,9 +401,6 @@ def _checkpointed_precision(path):
 def _resume(path, order, model, averaged, optimizer) -> list[dict]:
     """The history of a checkpoint, whose state is taken over; [] if there is no file."""
     path = Path(path)
-    if is_first_process():
-        for left in path.parent.glob(f".{path.stem}.{'[0-9a-f]' * 8}{path.suffix}"):  # of a run killed while it wrote
-            left.unlink(missing_ok=True)
     if not path.exists():
         return []
     try:
@@ -502,7 +499,7 @@ def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="m
     else:
         model.start_from(partial(shell_mean, **settings))
     source, validation, sample = training_sets(crystals, recipe, box, d_target, n_validation, workers)
-    with closing(source):
+    with closing(source), locked(out) if is_first_process() else nullcontext():
         history = fit(model, source, validation, budget, device, **settings, seed=seed, checkpoint=checkpoint, log=log,
                       **options)
     imperfect = {key: value for key, value in vars(options.get("faults", Faults())).items() if value}

@@ -7,10 +7,13 @@ trained and how it scored in the metadata. Nothing is unpickled.
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -21,10 +24,56 @@ from .gridding import BOXES, AmplitudeBoxes, Box
 from .models import MODELS, find_model, is_installed
 
 WEIGHTS = locate("weights")
+LARGEST_FILE = 2**31  # bytes: a thousand million weights
 
 
 class WeightsError(UserError):
     """A file of weights that cannot be used, and why."""
+
+
+Share = pydantic.NonNegativeFloat | None
+Terms = Annotated[list[float], pydantic.Field(min_length=5, max_length=5)]
+
+
+class Made(pydantic.BaseModel):
+    """What a file of weights says of its making, as far as anything here relies on it; all else may be anything."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    box: str = "monoclinic"
+    d_input: Annotated[float, pydantic.Field(gt=0, lt=100)] = 1.5
+    d_target: Annotated[float, pydantic.Field(gt=0, lt=100)] = 0.8
+    d_min: Annotated[list[pydantic.PositiveFloat], pydantic.Field(min_length=2, max_length=2)] | None = None
+    missing: Share = None
+    noise: Share = None
+    recipe: str = ""
+    crystals_seen: int = 0
+    minutes: float = 0
+    r_ext: Share = None
+    cc_ext: float | None = None
+    shell_mean_r_ext: Share = None
+    shell_mean_cc_ext: float | None = None
+    curve: list[Annotated[list[float | None], pydantic.Field(min_length=3, max_length=3)]] = []
+    spread: Annotated[list[Terms], pydantic.Field(min_length=2, max_length=2)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _something_to_predict(self):
+        if self.d_target >= self.d_input:
+            raise ValueError(f"d_target is {self.d_target:g} Å and d_input {self.d_input:g} Å")
+        return self
+
+    @classmethod
+    def read(cls, text) -> dict[str, Any]:
+        """Of JSON; ValueError in a few words."""
+        try:
+            made = json.loads(text)
+            cls.model_validate(made)
+        except RecursionError:
+            raise ValueError("its brackets never end") from None
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "what it says of its making"
+            raise ValueError(f"{where}: {first['msg']}, not {str(first['input'])[:40]!r}") from None
+        return made
 
 
 def save_model(path, name, model, **made) -> None:
@@ -50,10 +99,12 @@ def load_model(path, models=MODELS):
     if not path.is_file():
         raise WeightsError(f"there are no weights {path}: train them with the notebook of that model, or correct "
                            "'weights' in config.yaml")
+    if path.stat().st_size > LARGEST_FILE:
+        raise WeightsError(f"{path} holds {path.stat().st_size / 2**30:.1f} GB: no network here is that large")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged or no file of weights: {str(error).splitlines()[0]}") from None
     name = metadata.get("model")
@@ -67,18 +118,52 @@ def load_model(path, models=MODELS):
     try:
         if lacking := {"config", "made"} - metadata.keys():
             raise ValueError(f"its metadata lack {' and '.join(sorted(lacking))}")
+        made = Made.read(metadata["made"])
         model_class = models[name]
         choices = {key: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
                    for key, value in json.loads(metadata["config"]).items()}
-        model = model_class(model_class.Config(**choices))
-        shapes, found = ({key: x.shape for key, x in part.items()} for part in (model.state_dict(), tensors))
-        if wrong := [key for key in shapes | found if shapes.get(key) != found.get(key)]:
-            raise ValueError(f"{len(wrong)} tensors are missing, too many or of another shape, the first {wrong[0]}")
+        with _at_most(len(found)):
+            try:
+                with torch.device("meta"):  # shapes alone: a file must not ask for more memory than its own tensors take
+                    shapes = _shapes(model_class(model_class.Config(**choices)))
+            except (NotImplementedError, TypeError):
+                if model_class.__module__.startswith(f"{__package__}."):
+                    raise
+                shapes = found  # a network of one's own need not know of shapes without numbers
+            if wrong := [key for key in shapes | found if shapes.get(key) != found.get(key)]:
+                raise ValueError(f"{len(wrong)} tensors are missing, too many or of another shape, the first {wrong[0]}")
+            model = model_class(model_class.Config(**choices))
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key).float() for key in found}
+        if not all(torch.isfinite(x).all() for x in tensors.values()):
+            raise ValueError("some of its numbers are not finite")
         model.load_state_dict(tensors)
-        made = json.loads(metadata["made"])
     except Exception as error:  # a constructor raises anything on choices of a wrong kind
-        raise WeightsError(f"{path} does not fit the model {name}: {str(error).splitlines()[0]}") from None
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{path} does not fit the model {name}: {why}") from None
     return model.to(memory_format=torch.channels_last_3d).eval(), made
+
+
+def _shapes(model):
+    return {key: tuple(x.shape) for key, x in model.state_dict().items()}
+
+
+@contextmanager
+def _at_most(n):
+    """ValueError for a network that makes more than n tensors: one of a thousand million layers would never be finished."""
+    made = 0
+
+    def count(module, name, parameter):
+        nonlocal made
+        made += parameter is not None
+        if made > 2 * n + 1000:  # one made to be looked at, one to be used, and some that it throws away
+            raise ValueError(f"its choices make more tensors than the {n} of the file")
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def find_weights(names, folder=WEIGHTS) -> dict[str, Path]:
