@@ -136,13 +136,13 @@ def layer_norm(x, p, name):
     return x * p[name + ".weight"] + p[name + ".bias"]
 
 
-def reference_transformer(F_in, target, p, config):
-    """Every voxel of the box is a token, and those outside target may not be looked at: dense, with a mask."""
+def reference_transformer(seen, looked_at, p, config):
+    """Every voxel of the box is a token, of which only some may be looked at: dense, with a mask; seen (n, *shape)."""
     def linear(x, name):
         return x @ p[name + ".weight"].T + p[name + ".bias"]
     grid = np.indices(config.shape).reshape(3, -1)
     one_hot = [np.eye(n)[i] for n, i in zip(config.shape, grid)]
-    x = linear(F_in.reshape(-1, 1).astype(float), "value")
+    x = linear(seen.reshape(-1, len(grid[0])).T.astype(float), "value")
     x = x + np.concatenate([linear(one_hot[i], f"index.{i}") for i in range(3)], axis=1)
     width = config.dim // config.n_heads
     for number in range(config.depth):
@@ -151,7 +151,7 @@ def reference_transformer(F_in, target, p, config):
         heads = []
         for head in range(config.n_heads):
             part = slice(head * width, (head + 1) * width)
-            weight = np.exp(q[:, part] @ k[:, part].T / np.sqrt(width)) * target.ravel()
+            weight = np.exp(q[:, part] @ k[:, part].T / np.sqrt(width)) * looked_at.ravel()
             heads.append(weight / weight.sum(axis=1, keepdims=True) @ v[:, part])
         x = x + linear(np.concatenate(heads, axis=1), b + "project")
         x = x + linear(gelu(linear(layer_norm(x, p, b + "norm2"), b + "mlp.0")), b + "mlp.3")
@@ -184,6 +184,18 @@ def test_transformer_equals_dense_attention_over_the_whole_box_with_a_mask():
         expected = reference_amplitudes(reference_transformer(F_in, masks[1], arrays(model), model.config), F_in, *masks)
         np.testing.assert_allclose(F_out[i], expected, atol=2e-5)
         assert np.ptp(expected[masks[1] & ~masks[0] & ~masks[2]]) > 0.1
+
+
+def test_transformer_of_normalised_amplitudes_looks_at_measured_reflections_alone():
+    model, inputs = randomised(XRDTransformer(replace(SMALL["xrd_transformer"], published=False))), random_inputs(3)
+    x = torch.randn((3, model.n_inputs, *SHAPE), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        raw = model.raw(x, inputs).numpy()
+    for i in range(3):
+        _, measured, target, absent = (part[i].numpy() for part in inputs)
+        expected = reference_transformer(x[i].numpy(), measured & ~absent, arrays(model), model.config)
+        np.testing.assert_allclose(raw[i], expected * target, atol=2e-5)
+        assert np.ptp(expected[target & ~measured]) > 0.1
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 8), (5, 7, 3), (6, 5, 7), (3, 3, 2)])

@@ -1,7 +1,9 @@
-"""XRD_Transformer: every reflection is a token that looks at all the others. The whole model is in this file.
+"""XRD_Transformer: every reflection is a token that looks at those that were measured. The whole model is in this file.
 
 Pre-norm transformer: Vaswani et al. (2017), arXiv:1706.03762; Xiong et al. (2020), arXiv:2002.04745; token embedding
 as in github.com/blackwood168/xrd_phase_ml, but only the voxels inside d_target are tokens: the others hold nothing.
+In the published form each token looks at all: six times the work, and the wanted ones hold nothing but what is made of the
+measured ones.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from .base import NormalizedModel
 
 
 class Block(nn.Module):
-    """Self-attention and a two-layer perceptron, each after a LayerNorm and around a residual."""
+    """Attention and a two-layer perceptron, each after a LayerNorm and around a residual."""
 
     def __init__(self, dim, n_heads, mlp_ratio, dropout):
         super().__init__()
@@ -25,13 +27,14 @@ class Block(nn.Module):
                                  nn.Linear(mlp_ratio * dim, dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x, lengths):
-        """x (N, dim), the tokens of all crystals one after the other; lengths, how many belong to each."""
-        qkv = self.qkv(self.norm1(x)).view(len(x), 3, self.n_heads, -1).permute(1, 2, 0, 3)  # (3, heads, N, dim / heads)
+    def forward(self, x, lengths, known, n_known):
+        """x (N, dim), the tokens of all crystals one after the other; lengths, how many belong to each; known, the numbers of
+        those that are looked at, and n_known, how many of these belong to each."""
+        q, k, v = self.qkv(self.norm1(x)).view(len(x), 3, self.n_heads, -1).permute(1, 2, 0, 3)  # (heads, N, dim / heads)
         # a crystal at a time: no padding to the largest one, and no mask. No dropout on the attention weights either:
         # fused kernels for CPUs have none, and without them T × T weights would have to be stored
-        attended = torch.cat([nnf.scaled_dot_product_attention(*(part[None] for part in parts))[0]
-                              for parts in zip(*(t.split(lengths, dim=1) for t in qkv))], dim=1)
+        parts = zip(q.split(lengths, dim=1), *(t[:, known].split(n_known, dim=1) for t in (k, v)))
+        attended = torch.cat([nnf.scaled_dot_product_attention(*(t[None] for t in part))[0] for part in parts], dim=1)
         x = x + self.dropout(self.project(attended.transpose(0, 1).reshape(x.shape)))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
@@ -70,12 +73,14 @@ class XRDTransformer(NormalizedModel):
 
     def raw(self, x, boxes):
         target = boxes.target
+        known = target if self.published else target & boxes.measured & ~boxes.absent
         hkl = target.nonzero()[:, 1:].unbind(1)                                   # index in the box, 3 × (N,)
         index = torch.cat([layer.weight.t()[i] + layer.bias for layer, i in zip(self.index, hkl)], dim=-1)
         tokens = self.value(x.movedim(1, -1)[target]) + index                     # (N, dim)
-        lengths = target.flatten(1).sum(dim=1).tolist()
+        lengths, n_known = (mask.flatten(1).sum(dim=1).tolist() for mask in (target, known))
+        known = known[target].nonzero()[:, 0]
         for block in self.blocks:
-            tokens = block(tokens, lengths)
+            tokens = block(tokens, lengths, known, n_known)
         raw = torch.zeros_like(boxes.F_in)
         raw[target] = self.head(self.norm(tokens))[:, 0].to(raw.dtype)
         return raw

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import gemmi
+import numba
 import numpy as np
 
 # Å, radii where hybridisation counts; all others are those of Cordero et al.
@@ -427,30 +428,13 @@ class Molecule:
     def _join(self, i, part, draws):
         """Join a part in the place of H number i, at the torsion that leaves most room, if any leaves enough."""
         p = self.parent[i]
-        frame = _frame(self.xyz[i] - self.xyz[p])
-        angles = 2 * np.pi * np.array(draws)
-        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-        frames = np.stack([np.broadcast_to(frame[0], (len(draws), 3)), cos * frame[1] + sin * frame[2],
-                           cos * frame[2] - sin * frame[1]], axis=1)
-        placed = part.local @ frames + (self.xyz[p] + (self.radius[p] + part.radius[0]) * frame[0])      # (t, n, 3)
-        # distances of the two atoms of the new bond to each other's neighbours follow from the geometry
-        rest = np.arange(len(self.parent))
-        rest = rest[(rest != i) & (rest != p)]
-        xyz, is_h = self.xyz[rest], self.is_h[rest]
-        if self.inversion:
-            xyz, is_h = np.vstack([xyz, -xyz]), np.concatenate([is_h, is_h])
-        room = _room(placed[:, 1:], xyz, part.is_h[1:], is_h)
-        # the first atom of the part has the same place at every torsion, and may be near to what is bonded to its partner
-        far = ((xyz - self.xyz[p]) ** 2).sum(axis=1) > (self.radius[p] + np.where(is_h == 1, 0.31, 0.9) + 0.3) ** 2
-        room = np.minimum(room, _room(placed[:1, :1], xyz[far], part.is_h[:1], is_h[far])[0])
-        if self.inversion:
-            room = np.minimum(room, [_room(x[None], -x, part.is_h, part.is_h)[0] for x in placed])
-        best = int(room.argmax())
-        if room[best] < 1:
+        placed, room = _placed(part.local, part.is_h, _frame(self.xyz[i] - self.xyz[p]), self.radius[p] + part.radius[0],
+                               2 * np.pi * np.array(draws), self.xyz, self.is_h, i, p, self.radius[p], self.inversion)
+        if room < 1:
             return False
         first = len(self.parent)  # the first atom of the part goes where the H was
-        self.xyz = np.concatenate([self.xyz, placed[best, 1:]])
-        self.xyz[i] = placed[best, 0]
+        self.xyz = np.concatenate([self.xyz, placed[1:]])
+        self.xyz[i] = placed[0]
         self.is_h = np.concatenate([self.is_h, part.is_h[1:]])
         self.is_h[i] = 0
         self.elements[i], self.parent[i], self.radius[i] = part.elements[0], -1, part.radius[0]
@@ -461,13 +445,42 @@ class Molecule:
         return True
 
 
-def _room(new, old, new_is_h, old_is_h):
-    """(t,) the smallest distance between (t, n, 3) and (m, 3) over its limit."""
-    if not new.shape[1] or not len(old):
-        return np.full(len(new), np.inf)
-    limit2 = LIMIT2[new_is_h[:, None] | old_is_h]
-    squared = (new * new).sum(axis=2)[:, :, None] + (old * old).sum(axis=1) - 2 * (new @ old.T)
-    return (squared / limit2).min(axis=(1, 2))
+@numba.njit(cache=True)
+def _placed(local, new_is_h, frame, bond, angles, xyz, is_h, i, p, radius, inversion):
+    """A part (n, 3) joined to atom p of a molecule in the place of its H number i, at the torsion that leaves most room, and
+    that room: the smallest squared distance over its limit. Below 1 it says no more than that."""
+    best, best_room = np.zeros_like(local), -1.0
+    for angle in angles:
+        across = np.cos(angle) * frame[1] + np.sin(angle) * frame[2]
+        up = np.cos(angle) * frame[2] - np.sin(angle) * frame[1]
+        placed, room = np.empty_like(local), np.inf
+        for k in range(len(local)):
+            for q in range(3):
+                placed[k, q] = xyz[p, q] + bond * frame[0, q] + local[k, 0] * frame[0, q] + local[k, 1] * across[q] \
+                    + local[k, 2] * up[q]
+        for side in range(1, -2 if inversion else 0, -2):  # the molecule, and its inverse
+            for m in range(len(xyz)):
+                # distances of the two atoms of the new bond to each other's neighbours follow from the geometry: the first
+                # atom of the part may be near to what is bonded to its partner
+                if m == i or m == p:
+                    continue
+                bonded = (radius + (0.31 if is_h[m] else 0.9) + 0.3) ** 2
+                for k in range(0 if _squared(xyz[p], side, xyz[m]) > bonded else 1, len(placed)):
+                    room = min(room, _squared(placed[k], side, xyz[m]) / LIMIT2[new_is_h[k] | is_h[m]])
+            if side < 0:
+                for k in range(len(placed)):
+                    for m in range(len(placed)):
+                        room = min(room, _squared(placed[k], side, placed[m]) / LIMIT2[new_is_h[k] | new_is_h[m]])
+            if room < max(1, best_room):
+                break
+        if room > best_room:
+            best, best_room = placed, room
+    return best, best_room
+
+
+@numba.njit(cache=True)
+def _squared(one, side, other):
+    return (one[0] - side * other[0]) ** 2 + (one[1] - side * other[1]) ** 2 + (one[2] - side * other[2]) ** 2
 
 
 def organic_core(rng, n_heavy, taste, inversion=False) -> Hydride:

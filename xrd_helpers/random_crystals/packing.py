@@ -27,9 +27,9 @@ AIM = 0.22           # Å below it: from where they push
 BOND = 1.70          # Å, H of an N-H or O-H to an acceptor, the nearest
 BOND_HEAVY = 2.60    # Å, donor to acceptor, the nearest
 SKIN = 0.9           # Å, how much farther the list of pairs reaches
-FARTHEST = 2 * 1.98 - AIM + SKIN  # Å, the longest distance of a listed pair
-LIST_STEPS = (0, 5, 12, 20, 30, 42, 55, 70, 90)  # when the list is made anew: atoms move less and less
-HOPELESS = 0.7, 30   # Å and step: a crystal with a worse clash then is given up
+N_STEPS = 60
+LIST_STEPS = (0, 5, 12, 20, 32, 45)  # when the list is made anew: atoms move less and less
+HOPELESS = (20, 0.7), (30, 0.25), (42, 0.1)  # step and Å: a crystal with a worse clash then is given up
 
 
 @dataclass
@@ -93,53 +93,58 @@ def _relax(body, start, radius, kind, rotation, translation, shear, volume, fixe
     """
     n_mol = len(centre)
     _set_volume(orth, volume)
-    low, high, reach = np.empty((n_mol, 3)), np.empty((n_mol, 3)), np.empty(n_mol)
+    middle, half, reach = np.empty((n_mol, 3)), np.empty((n_mol, 3)), np.empty(n_mol)
     for m in range(n_mol):
         atoms = body[start[m]:start[m + 1]]
         reach[m] = np.sqrt((atoms * atoms).sum(axis=1).max())
         for k in range(3):
-            low[m, k], high[m, k] = atoms[:, k].min(), atoms[:, k].max()
+            middle[m, k] = (atoms[:, k].max() + atoms[:, k].min()) / 2
+            half[m, k] = atoms[:, k].max() - middle[m, k]
     X, x = np.empty((n_mol, 3)), np.empty((len(body), 3))
     velocity, strain = np.zeros((n_mol, 6)), np.zeros((3, 3))
-    for step in range(LIST_STEPS[-1] + 1):
+    v, apart, worst = np.empty(3), np.empty(3), np.inf
+    for step in range(N_STEPS + 1):
         _place(body, start, orth, turn, centre, X, x)
-        if step in LIST_STEPS:
-            pair, image_mol, image_op, image_shift, aim = _list_pairs(
-                body, start, radius, kind, rotation, translation, fixed, orth, turn, centre, X, x, low, high, reach)
+        listed = step in LIST_STEPS or worst <= 0
+        if listed:
+            image, shift, pair, aim = _list_pairs(body, start, radius, kind, rotation, translation, fixed, orth, turn, centre,
+                                                  middle, half, reach)
         worst = 0.0
         total, weight = np.zeros((n_mol, 6)), np.zeros((n_mol, 2))
         stress, stress_weight = np.zeros((3, 3)), 30.0
-        T = image_shift @ orth.T
-        v, apart = np.empty(3), np.empty(3)
-        for p in range(len(pair)):
-            i, j, k = pair[p]
-            a, c, op = image_mol[k, 0], image_mol[k, 1], image_op[k]
-            squared = 0.0
+        for n in range(len(image)):
+            a, c, op, back, first, last = image[n]
+            sign = rotation[op]
             for q in range(3):
-                v[q] = X[a, q] + x[i, q] - rotation[op, q] * (X[c, q] + x[j, q]) - T[k, q]
-                squared += v[q] * v[q]
-            if squared >= aim[p] * aim[p]:
-                continue
-            distance = np.sqrt(squared)
-            worst = max(worst, aim[p] - distance)
-            lever = 0.0
-            for q in range(3):
-                v[q] *= (aim[p] - distance) / max(distance, 1e-6)
-                total[a, q] += v[q]
-                lever += x[i, q] ** 2
-                apart[q] = X[a, q] - rotation[op, q] * X[c, q] - T[k, q]
-                stress_weight += apart[q] ** 2
-            for q in range(3):
-                total[a, 3 + q] += x[i, (q + 1) % 3] * v[(q + 2) % 3] - x[i, (q + 2) % 3] * v[(q + 1) % 3]
+                apart[q] = X[a, q] - sign[q] * X[c, q]
                 for r in range(q, 3):
-                    stress[q, r] += v[q] * apart[r]
-            weight[a, 0] += 1
-            weight[a, 1] += lever
+                    apart[q] -= orth[q, r] * shift[n, r]
+            for p in range(first, last):
+                i, j = pair[p]
+                squared = 0.0
+                for q in range(3):
+                    v[q] = apart[q] + x[i, q] - sign[q] * x[j, q]
+                    squared += v[q] * v[q]
+                if squared >= aim[p] * aim[p]:
+                    continue
+                distance = np.sqrt(squared)
+                worst = max(worst, aim[p] - distance)
+                for q in range(3):
+                    v[q] *= (aim[p] - distance) / max(distance, 1e-6)
+                    stress_weight += (1 + back) * apart[q] ** 2
+                for q in range(3):
+                    for r in range(q, 3):
+                        stress[q, r] += (1 + back * sign[q] * sign[r]) * v[q] * apart[r]
+                _push(total[a], weight[a], x[i], v)
+                if back:
+                    for q in range(3):
+                        v[q] *= -sign[q]
+                    _push(total[c], weight[c], x[j], v)
         worst -= CLOSEST - AIM
-        if step in LIST_STEPS:  # the list is exact now
-            if worst <= 0:
-                return True
-            if step >= HOPELESS[1] and worst > HOPELESS[0]:
+        if worst <= 0 and listed:  # the list is exact now
+            return True
+        for after, most in HOPELESS:
+            if step == after and worst > most:
                 return False
         trace = (stress[0, 0] + stress[1, 1] + stress[2, 2]) / 3
         for q in range(3):
@@ -155,8 +160,13 @@ def _relax(body, start, radius, kind, rotation, translation, shear, volume, fixe
                 length = np.sqrt((velocity[m, first:first + 3] ** 2).sum())
                 if length > most:
                     velocity[m, first:first + 3] *= most / length
+            for q in (2, 1, 0):  # orth is triangular: apart is the step in fractions of the axes
+                apart[q] = velocity[m, q]
+                for r in range(q + 1, 3):
+                    apart[q] -= orth[q, r] * apart[r]
+                apart[q] /= orth[q, q]
             if not fixed[m]:
-                centre[m] += np.linalg.solve(orth, velocity[m, :3])
+                centre[m] += apart
             turn[m] = _rotation(velocity[m, 3:]) @ turn[m]
         orth += strain @ orth
         _set_volume(orth, volume)
@@ -164,70 +174,109 @@ def _relax(body, start, radius, kind, rotation, translation, shear, volume, fixe
 
 
 @numba.njit(cache=True)
-def _list_pairs(body, start, radius, kind, rotation, translation, fixed, orth, turn, centre, X, x, low, high, reach):
-    """Pairs (atom, atom, image) that may touch, an image being molecule c under an operator and a lattice translation.
+def _push(total, weight, arm, v):
+    """Add that an atom at arm (3,) asks its molecule to move by v (3,)."""
+    weight[0] += 1
+    for q in range(3):
+        total[q] += v[q]
+        total[3 + q] += arm[(q + 1) % 3] * v[(q + 2) % 3] - arm[(q + 2) % 3] * v[(q + 1) % 3]
+        weight[1] += arm[q] ** 2
 
-    Returns pair (p, 3), image_mol (k, 2) with the molecules a and c, image_op (k,), image_shift (k, 3) fractional,
-    aim (p,) Å.
+
+@numba.njit(cache=True)
+def _list_pairs(body, start, radius, kind, rotation, translation, fixed, orth, turn, centre, middle, half, reach):
+    """Pairs that may touch, of an atom of molecule a and one of an image: molecule c under an operator and a lattice
+    translation. Of a contact and the same one seen from its other end only one is listed.
+
+    Returns image (k, 6) with a, c, operator, whether there is another end, its first pair and the one after its last;
+    shift (k, 3) fractional; pair (p, 2), the two atoms; aim (p,) Å.
     """
-    frac = np.linalg.inv(orth)
-    pair, aim, image_mol, image_op, image_shift = [(0, 0, 0)][:0], [0.0][:0], [(0, 0)][:0], [0][:0], [(0.0, 0.0, 0.0)][:0]
-    near, away, seen, n = np.empty(3), np.empty(3), np.empty(3), np.empty(3, np.int64)
+    frac, margin = np.linalg.inv(orth), radius.max() - AIM + SKIN
+    pair, aim, n_pairs = np.empty((1024, 2), np.int64), np.empty(1024), 0
+    image, shift, n_images = np.empty((32, 6), np.int64), np.empty((32, 3)), 0
+    t, away, seen, n = np.empty(3), np.empty(3), np.empty(3), np.empty(3, np.int64)
     for a in range(len(centre)):
-        toward = np.ascontiguousarray(turn[a].T)  # to the frame of a, where a lies in a narrow box
-        for c in range(len(centre)):
+        n_atoms = start[a + 1] - start[a]
+        bx, by, bz = body[start[a]:start[a + 1]].T.copy()
+        r, near = radius[start[a]:start[a + 1]], np.empty(n_atoms, np.bool_)
+        for c in range(a, len(centre)):
+            farthest = reach[a] + reach[c] + margin + radius.max()
             for k in range(3):  # 1 / a* is the distance of the lattice planes
-                n[k] = int((reach[a] + reach[c] + FARTHEST) * np.sqrt((frac[k] ** 2).sum()) + 0.5)
+                n[k] = int(farthest * np.sqrt((frac[k] ** 2).sum()) + 0.5)
             for op in range(len(rotation)):
-                base = rotation[op] * centre[c] + translation[op]
-                near = base - centre[a]
-                whole = np.round(near)
+                sign = rotation[op]
+                turned = (turn[a].T * sign) @ turn[c]   # from the frame of c, where c lies in a narrow box, to that of a
+                toward, size = turned @ middle[c], np.abs(turned) @ half[c] + half[a] + margin + radius.max()
+                between = sign * centre[c] + translation[op] - centre[a]
+                whole = np.round(between)
                 for n0 in range(-n[0], n[0] + 1):
                     for n1 in range(-n[1], n[1] + 1):
                         for n2 in range(-n[2], n[2] + 1):
-                            u0, u1, u2 = near[0] - whole[0] + n0, near[1] - whole[1] + n1, near[2] - whole[2] + n2
+                            t[0], t[1], t[2] = n0 - whole[0], n1 - whole[1], n2 - whole[2]
+                            back = 1 if a < c else _side(sign, translation[op], t)
+                            if back < 0:
+                                continue
                             squared = 0.0
                             for k in range(3):
-                                away[k] = orth[k, 0] * u0 + orth[k, 1] * u1 + orth[k, 2] * u2
-                                squared += away[k] ** 2
+                                seen[k] = 0.0
+                                for q in range(k, 3):
+                                    seen[k] += orth[k, q] * (between[q] + t[q])
+                                squared += seen[k] ** 2
                             itself = a == c and squared < 1e-4 and (op == 0 or fixed[a])  # or its other half
-                            if itself or squared > (reach[a] + reach[c] + FARTHEST) ** 2:
-                                continue
-                            outside = False
+                            apart = squared > farthest**2
                             for k in range(3):
-                                seen[k] = toward[k, 0] * away[0] + toward[k, 1] * away[1] + toward[k, 2] * away[2]
-                                margin = reach[c] + FARTHEST
-                                outside |= seen[k] > high[a, k] + margin or seen[k] < low[a, k] - margin
-                            if outside:
+                                away[k] = turn[a, 0, k] * seen[0] + turn[a, 1, k] * seen[1] + turn[a, 2, k] * seen[2]
+                                apart |= abs(away[k] + toward[k] - middle[a, k]) > size[k]
+                            if itself or apart:
                                 continue
-                            image = len(image_op)
-                            used = False
+                            first = n_pairs
                             for j in range(start[c], start[c + 1]):
-                                outside = False
+                                apart = False
                                 for k in range(3):
-                                    seen[k] = 0.0
+                                    seen[k] = away[k]
                                     for q in range(3):
-                                        seen[k] += toward[k, q] * (away[q] + rotation[op, q] * x[j, q])
-                                    outside |= seen[k] > high[a, k] + FARTHEST or seen[k] < low[a, k] - FARTHEST
-                                if outside:
+                                        seen[k] += turned[k, q] * body[j, q]
+                                    apart |= abs(seen[k] - middle[a, k]) > half[a, k] + margin + radius[j]
+                                if apart:
                                     continue
-                                for i in range(start[a], start[a + 1]):
-                                    squared = 0.0
-                                    for k in range(3):
-                                        squared += (body[i, k] - seen[k]) ** 2
-                                    if squared < (radius[i] + radius[j] + SKIN - AIM) ** 2:
-                                        pair.append((i, j, image))
-                                        aim.append(_aim(radius[i] + radius[j], kind[i], kind[j]))
-                                        used = True
-                            if used:
-                                image_mol.append((a, c))
-                                image_op.append(op)
-                                image_shift.append((translation[op, 0] + n0 - whole[0], translation[op, 1] + n1 - whole[1],
-                                                    translation[op, 2] + n2 - whole[2]))
-    if not len(pair):  # numba makes no array of an empty list
-        return np.empty((0, 3), np.int64), np.empty((0, 2), np.int64), np.empty(0, np.int64), np.empty((0, 3)), np.empty(0)
-    return (np.array(pair).reshape(-1, 3), np.array(image_mol).reshape(-1, 2), np.array(image_op),
-            np.array(image_shift).reshape(-1, 3), np.array(aim))
+                                hits, sx, sy, sz, listed = 0, seen[0], seen[1], seen[2], radius[j] - AIM + SKIN
+                                for i in range(n_atoms):  # apart from what follows, so that it is vectorised
+                                    near[i] = (bx[i] - sx) ** 2 + (by[i] - sy) ** 2 + (bz[i] - sz) ** 2 < (r[i] + listed) ** 2
+                                    hits += near[i]
+                                if not hits:
+                                    continue
+                                if n_pairs + hits > len(aim):
+                                    pair, aim = _longer(pair), _longer(aim)
+                                for i in range(n_atoms):
+                                    if near[i]:
+                                        pair[n_pairs, 0], pair[n_pairs, 1] = start[a] + i, j
+                                        aim[n_pairs] = _aim(r[i] + radius[j], kind[start[a] + i], kind[j])
+                                        n_pairs += 1
+                            if n_pairs > first:
+                                if n_images == len(image):
+                                    image, shift = _longer(image), _longer(shift)
+                                image[n_images] = a, c, op, back, first, n_pairs
+                                shift[n_images] = translation[op] + t
+                                n_images += 1
+    return image[:n_images], shift[:n_images], pair, aim
+
+
+@numba.njit(cache=True)
+def _longer(rows):
+    """The rows of an array with room for as many more."""
+    return np.concatenate((rows, np.empty_like(rows)))
+
+
+@numba.njit(cache=True)
+def _side(sign, translation, t):
+    """Of an image of a molecule and the molecule as its image sees it: 1 the one to list, -1 the other, 0 if they are the same.
+
+    Where the operator keeps an axis the two lie on opposite sides along it, in steps that are exact.
+    """
+    for k in range(3):
+        if sign[k] > 0 and translation[k] + t[k] != 0:
+            return 1 if translation[k] + t[k] > 0 else -1
+    return 0
 
 
 @numba.njit(cache=True)

@@ -33,7 +33,7 @@ MOLECULE_SPACEGROUPS = {"P 1 21/c 1": 0.22, "P 1 21/n 1": 0.14, "P -1": 0.27, "C
 # Å³ an atom in organic crystals (Hofmann, Acta Cryst. B58 (2002) 489); 32 for a metal
 VOLUMES = {"H": 5.08, "C": 13.87, "N": 11.8, "O": 11.39, "F": 11.17, "B": 13.24, "Si": 37.3, "P": 29.5, "S": 25.2,
            "Cl": 25.8, "Br": 32.7, "I": 46.2}
-FREE_ATTEMPTS = 2        # at packing, before the cell is allowed to grow
+FREE_ATTEMPTS = 3        # at packing, before the cell is allowed to grow
 ATTEMPTS = 20            # at packing, before the molecules are drawn anew
 RECIPES = ("atoms", "molecules")
 
