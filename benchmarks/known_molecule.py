@@ -389,6 +389,7 @@ def main():
         pd.DataFrame(rows).to_csv(path, index=False)
     made = table(pd.DataFrame(rows))
     print(made.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    about = {name: sorted({str(row[name]) for row in rows}) for name in about}  # more than one run may have made them
     write_json(out / "known_molecule.json", {"rows": made.to_dict("records"), **about, "data": "shared crystals, SPLIT.csv"})
 
 

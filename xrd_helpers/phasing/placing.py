@@ -545,8 +545,8 @@ def _joints(molecules):
 
 def features(evidence: Evidence) -> dict[str, float]:
     """What the logistic function of the probability sees; more of each is better."""
-    return {"gap": float(np.log(evidence.next_r1 / max(evidence.r1, 0.01))), "r1": -float(np.log(max(evidence.r1, 0.01))),
-            "free": -float(np.log(max(evidence.r_free, 0.01)))}
+    # R1 itself says no more than these two
+    return {"gap": float(np.log(evidence.next_r1 / max(evidence.r1, 0.01))), "free": -float(np.log(max(evidence.r_free, 0.01)))}
 
 
 @lru_cache
