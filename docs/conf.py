@@ -109,6 +109,7 @@ def setup(app):
     GENERATED.mkdir()
     write_rooms()
     write_commands()
+    app.add_config_value("executed", str(EXECUTED), "env")  # another profile: all is read again
     app.connect("source-read", read)
     app.connect("autodoc-process-docstring", to_rst, priority=400)  # before napoleon
     app.connect("build-finished", lead_in)
