@@ -22,7 +22,7 @@ from xrd_helpers.cli import app as command_line  # noqa: E402
 GENERATED, EXECUTED = HERE / "generated", xrd_helpers.RUNS / os.environ.get("PROFILE", "quick") / "notebooks"
 
 project, author, version = "XRD Phase", "The XRD Phase developers", xrd_helpers.__version__
-release, copyright = version, "CC0 1.0"
+release, html_show_copyright = version, False
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "README"
 include_patterns = ["README.md", "RESULTS.md", "CONTRIBUTING.md", "data/README.md", "weights/README.md", "notebooks/*.ipynb",
