@@ -22,7 +22,7 @@ from xrd_helpers.cli import app as command_line  # noqa: E402
 GENERATED, EXECUTED = HERE / "generated", xrd_helpers.RUNS / os.environ.get("PROFILE", "quick") / "notebooks"
 
 project, author, version = "XRD Phase", "The XRD Phase developers", xrd_helpers.__version__
-release, copyright = version, "CC0 1.0"
+release, html_show_copyright = version, False
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "README"
 include_patterns = ["README.md", "RESULTS.md", "CONTRIBUTING.md", "data/README.md", "weights/README.md", "notebooks/*.ipynb",
@@ -109,6 +109,7 @@ def setup(app):
     GENERATED.mkdir()
     write_rooms()
     write_commands()
+    app.add_config_value("executed", str(EXECUTED), "env")  # another profile: all is read again
     app.connect("source-read", read)
     app.connect("autodoc-process-docstring", to_rst, priority=400)  # before napoleon
     app.connect("build-finished", lead_in)

@@ -159,11 +159,11 @@ def assert_it_ran(saved, figures):
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= figures
 
 
-def keep(page, name):
-    """The picture of the README, if it was asked for: 128 colours are enough."""
+def keep(panel, what, name):
+    """The picture of the README, if it was asked for, from the cell of what it shows: 128 colours are enough."""
     if folder := os.environ.get("PICTURES"):
-        shown = Image.open(BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
-        shown.quantize(128).save(Path(ROOT, folder) / f"{name}.png", optimize=True)
+        what.evaluate("element => element.closest('.jp-Cell').scrollIntoView()")
+        Image.fromarray(picture(panel)).quantize(128).save(Path(ROOT, folder) / f"{name}.png", optimize=True)
 
 
 def test_the_start_page_is_the_readme(page, lab):
@@ -174,7 +174,7 @@ def test_the_start_page_is_the_readme(page, lab):
     first.wait_for()
     page.wait_for_function("image => image.complete && image.naturalWidth > 300", arg=first.element_handle())
     assert_not_empty(picture(shown))
-    shown.get_by_role("link", name="00_the_phase_problem").click()
+    shown.get_by_role("link", name="00_the_phase_problem").first.click()
     playwright.expect(page.locator(PANEL).get_by_role("heading", name="00 The phase problem")).to_be_visible()
 
 
@@ -197,8 +197,7 @@ def test_resolution_is_a_slider(page, lab, repository):
     after = picture(drawn)
     assert_not_empty(after)
     assert changed(before, after) > 0.02
-    slider.evaluate("element => element.closest('.jp-Cell').scrollIntoView()")
-    keep(page, "browser_resolution")
+    keep(panel, slider, "browser_resolution")
 
 
 def turn(page, place):
@@ -222,7 +221,7 @@ def test_own_data_end_in_a_molecule_that_turns_and_in_a_page_that_shows_it(page,
     assert_not_empty(before)
     assert_not_empty(after)
     assert changed(before, after) > 0.02
-    keep(page, "browser_molecule")
+    keep(panel, panel.locator("iframe[title=molecule]"), "browser_molecule")
 
     still = write_page(repository / "notebooks" / "11_your_own_data.ipynb")
     page = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, offline=True).new_page()
