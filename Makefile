@@ -31,6 +31,13 @@ test-browser: .venv/.installed-browser
 lab: .venv/.installed
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url="/lab/tree/README.md"
 
+# The notebooks of the site are those of `make run`, which is resumed first; PROFILE=smoke is quicker, with numbers that mean nothing.
+docs: export PROFILE ?= quick
+docs: .venv/.installed-docs
+	$(BIN)/xrd run --profile $(PROFILE) --resume
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d docs/_build/doctrees . docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/structure_factors.py
 	$(BIN)/python benchmarks/generation.py
@@ -41,7 +48,7 @@ bench: .venv/.installed-bench
 
 # runs/ stays: a full run takes hours.
 clean:
-	rm -rf .venv .pytest_cache build *.egg-info
+	rm -rf .venv .pytest_cache build docs/_build docs/generated *.egg-info
 
 # Installed again only when the list of packages or their versions changed.
 .venv/.installed: pyproject.toml constraints.txt

@@ -59,12 +59,13 @@ def lab(repository):
         port = probe.getsockname()[1]
     token, home = secrets.token_hex(16), repository.parent
     home_of = {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "XRD_RUNS")}
+    inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # Agg, from conftest.py
     with open(home / "server.log", "w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *command[program + 2:], "--no-browser", "--allow-root",
              "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            env=os.environ | settings | home_of | {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_TOKEN": token})
+            env=inherited | settings | home_of | {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_TOKEN": token})
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for(lambda: answers(f"{address}/api?token={token}"), server, home / "server.log")
@@ -133,7 +134,7 @@ def changed(before, after):
 
 def run_all(page, address, repository, name):
     """Open a notebook, choose Run All Cells in the menu, wait for the last cell, save; the panel, and what was saved."""
-    page.goto(address.format(f"lab/tree/notebooks/{name}.ipynb"))
+    page.goto(address.format(f"lab/tree/notebooks/{name}.ipynb") + "&reset")  # no other document, from an earlier test
     panel = page.locator(PANEL)
     panel.locator(".jp-Cell").first.wait_for()
     page.get_by_text("| Idle").wait_for()  # the status bar: the kernel is connected
@@ -158,11 +159,11 @@ def assert_it_ran(saved, figures):
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= figures
 
 
-def keep(page, name):
-    """The picture of the README, if it was asked for: 128 colours are enough."""
+def keep(panel, what, name):
+    """The picture of the README, if it was asked for, from the cell of what it shows: 128 colours are enough."""
     if folder := os.environ.get("PICTURES"):
-        shown = Image.open(BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
-        shown.quantize(128).save(Path(ROOT, folder) / f"{name}.png", optimize=True)
+        what.evaluate("element => element.closest('.jp-Cell').scrollIntoView()")
+        Image.fromarray(picture(panel)).quantize(128).save(Path(ROOT, folder) / f"{name}.png", optimize=True)
 
 
 def test_the_start_page_is_the_readme(page, lab):
@@ -173,7 +174,7 @@ def test_the_start_page_is_the_readme(page, lab):
     first.wait_for()
     page.wait_for_function("image => image.complete && image.naturalWidth > 300", arg=first.element_handle())
     assert_not_empty(picture(shown))
-    shown.get_by_role("link", name="00_the_phase_problem").click()
+    shown.get_by_role("link", name="00_the_phase_problem").first.click()
     playwright.expect(page.locator(PANEL).get_by_role("heading", name="00 The phase problem")).to_be_visible()
 
 
@@ -196,13 +197,14 @@ def test_resolution_is_a_slider(page, lab, repository):
     after = picture(drawn)
     assert_not_empty(after)
     assert changed(before, after) > 0.02
-    slider.evaluate("element => element.closest('.jp-Cell').scrollIntoView()")
-    keep(page, "browser_resolution")
+    keep(panel, slider, "browser_resolution")
 
 
-def turn(page, canvas):
-    """Drag over the molecule; what was seen before and after."""
-    canvas.scroll_into_view_if_needed()
+def turn(page, place):
+    """Drag over the molecule that is in a place; what was seen before and after."""
+    frame = place.locator("iframe[title=molecule]")
+    frame.scroll_into_view_if_needed()  # before its inside is asked for: a page draws no frame that is not seen
+    canvas = frame.content_frame.locator("canvas")
     before, box = picture(canvas), canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x, y)
@@ -215,18 +217,16 @@ def turn(page, canvas):
 def test_own_data_end_in_a_molecule_that_turns_and_in_a_page_that_shows_it(page, lab, repository, browser):
     panel, saved = run_all(page, lab, repository, "11_your_own_data")
     assert_it_ran(saved, figures=3)
-    canvas = panel.frame_locator("iframe[title=molecule]").locator("canvas")
-    before, after = turn(page, canvas)
+    before, after = turn(page, panel)
     assert_not_empty(before)
     assert_not_empty(after)
     assert changed(before, after) > 0.02
-    keep(page, "browser_molecule")
+    keep(panel, panel.locator("iframe[title=molecule]"), "browser_molecule")
 
     still = write_page(repository / "notebooks" / "11_your_own_data.ipynb")
     page = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, offline=True).new_page()
     page.goto(still.as_uri(), wait_until="domcontentloaded")
-    canvas = page.frame_locator("iframe[title=molecule]").locator("canvas")
-    before, after = turn(page, canvas)
+    before, after = turn(page, page)
     assert_not_empty(before)
     assert changed(before, after) > 0.02
     pictures = page.locator(".jp-OutputArea img")
