@@ -272,7 +272,8 @@ def test_published_atoms_are_drawn_where_the_solution_has_them():
     crystal = Crystal("chiral", cell, spacegroup, ("C", "N", "O"), fract, np.full(3, 0.03), np.ones(3))
     found = np.array([0.5, 0.3, 0]) - fract
     found[0] += 0.001  # 0.01 Å
-    solution = SimpleNamespace(fract=found, rho=np.ones((8, 8, 8)), cell=cell, spacegroup=spacegroup, r1=0.05)
+    solution = SimpleNamespace(fract=np.vstack([found, [0.9, 0.9, 0.9]]), elements=("C", "N", "O", "H"), cell=cell, r1=0.05,
+                               rho=np.ones((8, 8, 8)), spacegroup=spacegroup)  # hydrogen is not drawn
     fig = plot_match(solution, crystal)
     assert fig.get_suptitle().startswith("chiral: 3 of 3 atoms within 0.5 Å, rms 0.01 Å, R1 0.050")
     for ax in panels(fig):

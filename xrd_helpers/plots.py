@@ -161,7 +161,7 @@ def plot_match(solution, crystal):
     title = (f"{crystal.name}: {match.n_matched} of {match.n_true} atoms within 0.5 Å, rms {match.rms:.2f} Å, "
              f"R1 {solution.r1:.3f}")
     published = _whole_cell(_brought_over(crystal, match), crystal.spacegroup)
-    found = solution.fract[solution.as_crystal().heavy]
+    found = solution.fract[[element not in ("H", "D") for element in solution.elements]]
     return plot_density(solution.rho, solution.cell, title, published, _whole_cell(found, crystal.spacegroup))
 
 
