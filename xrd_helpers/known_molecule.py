@@ -19,6 +19,7 @@ import numpy as np
 from .bonds import SLACK, covalent_radii, whole_molecules
 from .config import UserError, refuse_devices
 
+FAR, LEAST_APART = 1000, 0.5  # Å, from the origin, and of two atoms
 LARGEST_FILE, MOST_LETTERS, MOST_ATOMS = 10**7, 4000, 1000  # bytes; letters of a SMILES; RDKit crashes on far more
 FILES = (".mol", ".sdf", ".mol2", ".xyz", ".cif")
 MOST_CONFORMERS = 60
@@ -205,20 +206,33 @@ def _read_geometry(Chem, path):
             rows = [line.split()[:4] for line in lines[2:2 + int(lines[0])]]
             elements = [gemmi.Element(row[0].capitalize()).name for row in rows]
             xyz = np.array([[float(x) for x in row[1:]] for row in rows])
-            if "X" in elements or xyz.shape[1:] != (3,):
+            if "X" in elements or xyz.shape != (int(lines[0]), 3) or not (np.abs(xyz) < FAR).all():
                 raise ValueError
+            _check_apart(path, xyz)
             for rows in _connected(elements, xyz):
                 found.append(([elements[i] for i in rows], xyz[rows]))
         else:
             from .cif import read_cif
             crystal = read_cif(path)
             for molecule in whole_molecules(crystal.fract, crystal.elements, crystal.cell, crystal.spacegroup):
+                _check_apart(path, molecule.xyz)
                 found.append(([crystal.elements[i] for i in molecule.atom], molecule.xyz))
     except (ValueError, IndexError, OSError):
         raise MoleculeError(f"{path} is no XYZ file: it has a number of atoms, a line of text, and a line for each atom with "
                             "its symbol and x y z in Å") from None
     made = [from_geometry(elements, xyz, path.name) for elements, xyz in found if not set(elements) <= {"H", "D"}]
+    if not made:
+        raise MoleculeError(f"{path} holds no atom but hydrogen, which the data do not show")
     return [((m.formula, len(m.bonds)), m) for m in made]
+
+
+def _check_apart(path, xyz):
+    from scipy.spatial.distance import pdist
+
+    if len(xyz) > MOST_ATOMS:
+        raise MoleculeError(f"{path} holds {len(xyz)} atoms, more than any molecule that could be placed")
+    if len(xyz) > 1 and (nearest := pdist(xyz).min()) < LEAST_APART:
+        raise MoleculeError(f"{path} has two atoms {nearest:.2f} Å apart, where one alone can be")
 
 
 def _bonds(elements, xyz):
@@ -302,8 +316,8 @@ def from_rdkit(mol, name, as_given=False, seed=7) -> KnownMolecule:
         every = _conformers(mol, min(MOST_CONFORMERS, 6 + len(loose) + 6 * flexible,
                                      max(6, 100_000 // mol.GetNumAtoms() ** 2)), seed)
         if every is None:
-            raise MoleculeError(f"RDKit makes no conformer of {name} in {EMBED_SECONDS} s: correct its stereo centres, or give "
-                                "its geometry as a .mol, .xyz or .cif file")
+            raise MoleculeError(f"RDKit makes no conformer of {name[:80]} in {EMBED_SECONDS} s: correct its stereo centres, or "
+                                "give its geometry as a .mol, .xyz or .cif file")
     symbols = tuple(mol.GetAtomWithIdx(i).GetSymbol() for i in heavy)
     return _assemble(name, symbols, every[:, heavy], links, loose, hydrogen, every, Chem.GetFormalCharge(mol),
                      _symmetry_of(symbols, links), None if as_given or mol.GetNumAtoms() == 1 else mol)

@@ -238,7 +238,6 @@ def reflections():
         "UTF-16 without a mark": HKL.encode("utf-16-le"),
         "Latin-1": b"\xe9\xe8" * 2000,
         "a pickle": b"\x80\x04cos\nsystem\n.",
-        "columns shifted": "".join(" 7" + line + "\n" for line in HKL.splitlines()),
         "one column": "5.0\n" * 300,
     }
     for name, text in hkl.items():
@@ -893,7 +892,6 @@ def molecules():
         "x nan": cif(sites=["C7 C nan 0.1 0.2 0.04 1"]),
         "a 1e9": cif((1e9, 6.3, 9.2, 90, 104, 90)),
         "hydrogen alone": cif(sites=["H1 H 0.1 0.2 0.3 0.04 1"]),
-        "atoms on a spot": cif(sites=["C1 C 0.1 0.2 0.3 0.04 1"] * 2),
     }
     for file, contents in files.items():
         for name, content in contents.items():
