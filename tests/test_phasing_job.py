@@ -454,7 +454,10 @@ def test_xrd_solve_writes_into_a_folder_beside_the_file(tmp_path, capsys):
     output.write_solution(tmp_path / "job", solution, data)  # for the .hkl and .ins
     for suffix in (".res", ".cif", ".mtz", ".ccp4"):
         (tmp_path / f"job{suffix}").unlink()
-    assert run("solve", str(tmp_path / "job.hkl"), "--engine", "charge_flipping") == 0
+    (tmp_path / "job_xrd").mkdir()
+    (tmp_path / "job_xrd" / "job_b.res").write_text("the runner-up of a search before this one")
+    assert run("solve", str(tmp_path / "job.hkl"), "--engine", "charge_flipping", "--overwrite") == 0
+    assert not (tmp_path / "job_xrd" / "job_b.res").exists()
     printed = capsys.readouterr().out
     assert "Solved in P 1 21/c 1: 7 atoms" in printed and "SHELX, F² by HKLF 4" in printed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.hkl", "job.ins", "job_xrd"]

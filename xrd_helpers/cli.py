@@ -617,6 +617,9 @@ def _solve_held(held, file, say, *, about, elements, formula, z, spacegroup, ext
         names = output.labels(solved.solution.elements)
         lines = shelx_restraints(solved.solution, names, merged.d_min) if molecule else ()
         paths += output.write_solution(folder / measured.files[0].stem, solved.solution, measured, names, lines)
+    stem = measured.files[0].stem
+    if overwrite and folder / f"{stem}.res" in paths and (second := folder / f"{stem}{output.SECOND}.res") not in paths:
+        second.unlink(missing_ok=True)  # that of a run before would pass for the runner-up of this one
     say(f"wrote {', '.join(path.name for path in paths)} into {folder}")
     return {"file": str(file), **output.summary(measured, solved.solution), "folder": str(folder)}
 
