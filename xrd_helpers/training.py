@@ -476,7 +476,7 @@ def train(name, out, budget=Budget(), device=Device(), *, crystals="", recipe="m
     name = find_model(name)
     if out.suffix != ".safetensors":
         right = out.with_suffix(".safetensors").name
-        raise UserError(f"weights are written as safetensors: name the file {right}, not {out.name}")
+        raise UserError(f"weights are written as safetensors: name the file {right[:100]}, not {str(out)[:200]}")
     if out.exists() and not checkpoint.exists() and not overwrite:
         raise UserError(f"{shown(out)} is there already: choose another name, or add --overwrite")
     settings = dict(box=box, d_input=d_input, d_target=d_target)
