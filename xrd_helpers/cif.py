@@ -123,9 +123,9 @@ def _read_block(block, path, name, keep_disordered):
     cell = small.cell
     spacegroup, other_symbol = spacegroup_of_cif(small, path)
     occupancy = np.array([site.occ for site in small.sites])
-    if not np.isfinite(occupancy).all():
-        label = small.sites[int(np.flatnonzero(~np.isfinite(occupancy))[0])].label
-        raise CifError(f"{path}: site {label} has an occupancy that is no number", "disorder")
+    stated = [value for value in block.find_values("_atom_site_occupancy") if value not in ("?", ".")]
+    if strange := [value for value in stated if not np.isfinite(gemmi.cif.as_number(value))]:
+        raise CifError(f"{path}: a site has an occupancy of {strange[0][:20]}, which is no number", "disorder")
     small.change_occupancies_to_crystallographic()
     rows = block.find("_atom_site_", ["label", "?calc_flag", "?disorder_group"])
     flags = [[row.str(i) if row.has(i) else "" for i in (1, 2)] for row in rows]

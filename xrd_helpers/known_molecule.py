@@ -20,7 +20,7 @@ from .bonds import SLACK, covalent_radii, whole_molecules
 from .config import UserError, refuse_devices
 
 FAR, LEAST_APART = 1000, 0.5  # Å, from the origin, and of two atoms
-LARGEST_FILE, MOST_LETTERS, MOST_ATOMS = 10**7, 4000, 1000  # bytes; letters of a SMILES; RDKit crashes on far more
+LARGEST_FILE, MOST_LETTERS, MOST_ATOMS = 10**7, 4000, 500  # bytes; letters of a SMILES; RDKit crashes on far more
 FILES = (".mol", ".sdf", ".mol2", ".xyz", ".cif")
 MOST_CONFORMERS = 60
 EMBED_SECONDS = 20  # for all conformers; stereo centres that no ring allows would be tried for ever

@@ -26,6 +26,7 @@ from .shelx import (
 )
 
 EXTENDED = r"EXTENDED: (\d+) measured"  # a remark of the .ins beside a .hkl in which predicted reflections follow
+MOST_INTENSITY = 1e30
 MOST_INDEX, LEAST_D = 9999, 0.2  # Å; half a wavelength is the least d
 POWER = {3: 1, 4: 2}  # of F in the values of a SHELX file, by its HKLF
 # columns of reflection CIFs: value, its uncertainty, and whether the value is F² (2) or F (1)
@@ -133,6 +134,8 @@ def read_measured(path, about=None) -> Measured:
         raise ReflectionError(f"{path} holds no reflection with a value and its uncertainty")
     hkl, value, sigma, power, kind = found.hkl[known], found.value[known], found.sigma[known], found.power, found.kind
     _check_indices(path, hkl, own.cell)
+    if (largest := max(np.abs(value).max(), np.abs(sigma).max())) > MOST_INTENSITY:
+        raise ReflectionError(f"{path} holds a number of {largest:.3g}, which no detector counts: it is damaged")
     if not power:
         by_shape = 1 if look_like_amplitudes(value, own.cell.calculate_d_array(hkl.astype(np.int32))) else 2
         power = POWER.get(own.hklf, by_shape)
