@@ -400,7 +400,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(ema, crystals, tmp_path):
             fit(new_model("xrd_transformer", config, seed=start), crystals[:5], crystals[5:6], watch=killed_after(step),
                 **settings)
         log.write_text(log.read_text() + "99,198,1.0,0.5,,\n")  # a line that came after the last checkpoint
-    (tmp_path / ".x.0123abcd.checkpoint").write_text("half a checkpoint")
+    (tmp_path / ".x.partial.checkpoint").write_text("half a checkpoint")
     resumed = new_model("xrd_transformer", config, seed=99)
     history = fit(resumed, crystals[:5], crystals[5:6], **settings)
     columns = ["step", "crystals", "loss", "r_ext", "cc_ext"]
