@@ -75,7 +75,7 @@ def test_numbers_of_the_readme_stand_in_the_results():
 def test_the_recipes_name_lists_and_files_that_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     recipes = text.split("## Recipes")[1]
-    assert len(re.findall(r"^\*\*.*\*\*", recipes, re.MULTILINE)) == 7
+    assert len(re.findall(r"^\*\*.*\*\*", recipes, re.MULTILINE)) == 8
     for room in re.findall(r"`(\w+\.py)`", recipes):
         assert (ROOT / "xrd_helpers" / room).is_file(), room
     for room, name in re.findall(r"`(\w+)\.([A-Z_]+)`", recipes):
