@@ -513,8 +513,8 @@ def plot_torsions(table):
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     for i, (d_min, rows) in enumerate(table.groupby("d_min")):
         groups = rows.groupby("torsions")["solved"].agg(["sum", "size"])
-        _draw_shares(left, groups.index, groups, "o-", color=f"C{i}",
-                     label=f"{d_min:g} Å, {'-'.join(map(str, sorted({groups['size'].min(), groups['size'].max()})))} chains each")
+        chains = "-".join(map(str, sorted({groups["size"].min(), groups["size"].max()})))
+        _draw_shares(left, groups.index, groups, "o-", color=f"C{i}", label=f"{d_min:g} Å, {chains} chains each")
         for solved, marker, name in ((True, "o", "solved"), (False, "x", "not solved")):
             some = rows[rows["solved"].astype(bool) == solved]
             right.plot(some["torsions"], some["seconds"], marker, color=f"C{i}", ms=4, ls="", label=f"{d_min:g} Å, {name}")
