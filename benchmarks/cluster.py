@@ -37,9 +37,9 @@ KILLED = 0.5  # of the seconds that the command took undisturbed, after which a 
 
 
 def write_files(folder, n):
-    """n files of paracetamol to 2 Å, with errors of 3 % that differ."""
+    """n files of paracetamol to 0.9 Å, with errors of 3 % that differ."""
     crystal = read_cif(ROOT / "data" / "molecules" / "paracetamol.cif")
-    hkl = unique_hkl(crystal.cell, crystal.spacegroup, 2.0)
+    hkl = unique_hkl(crystal.cell, crystal.spacegroup, 0.9)
     I = np.abs(structure_factors(crystal, hkl)) ** 2
     names = []
     for i in range(n):
@@ -67,7 +67,7 @@ def by_hand(folder, workers):
         yield pd.read_json(known, typ="series")["address"], made
     finally:
         for process in (*made, scheduler):
-            process.terminate()
+            process.kill()
         for process in (*made, scheduler):
             process.wait()
         known.unlink(missing_ok=True)
@@ -126,8 +126,8 @@ def main():
         solve = ["solve", *files, "--engine", "charge_flipping", "--overwrite", "--table", "solved.csv"]
         commands = {"generate": (["generate", "--n", str(args.n), "--recipe", "molecules", "--seed", "1", "--out", "c.parquet"],
                                  "c.parquet"),
-                    "solve": ([*solve, "--minutes", "0.05"], "solved.csv"),
-                    "solve, molecule known": ([*solve, "--molecule", "CC(=O)Nc1ccc(O)cc1"], "solved.csv")}
+                    "solve": ([*solve, "--effort", "quick"], "solved.csv"),
+                    "solve, molecule known": ([*solve, "--molecule", "CC(=O)Nc1ccc(O)cc1", "--d-min", "2"], "solved.csv")}
         for name, (command, made) in commands.items():
             rows += measured(name, command, folder / made, args.workers)
     table = pd.DataFrame(rows)
