@@ -155,6 +155,8 @@ def test_a_list_that_is_none_is_refused(tmp_path, content, words):
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(CodError, match=words):
         read_ids(tmp_path / "list.txt")
+    with pytest.raises(CodError, match="is a folder or a device"):
+        read_ids("/dev/zero")
 
 
 @pytest.mark.parametrize("wanted, asked", [("P 21/n", "P 1 21/n 1"), ("R -3", "R -3 :H"), ("F d -3 m:2", "F d -3 m :2")])

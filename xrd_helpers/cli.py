@@ -581,9 +581,10 @@ def _solve_held(held, file, say, *, about, elements, formula, z, spacegroup, ext
     measured = job.prepared(read_measured(file, about or None), "" if search else spacegroup, d_min)
     if not molecule:
         measured = job.with_contents(measured, formula, z, elements)
-    folder = Path(out) if out else measured.files[0].with_name(measured.files[0].stem + "_xrd")
-    refuse_to_overwrite(output.may_be_written(folder / measured.files[0].stem), overwrite)
-    held.enter_context(locked(folder, measured.files[0].stem))
+    stem = measured.files[0].stem
+    folder = Path(out) if out else measured.files[0].with_name(f"{stem}_xrd")
+    refuse_to_overwrite(output.may_be_written(folder / stem), overwrite)
+    held.enter_context(locked(folder, stem))
     merged = measured.merge()
     say(output.describe_data(measured, merged))
     for molecules in alternatives.values() or ([known] if known else ()):
@@ -612,12 +613,11 @@ def _solve_held(held, file, say, *, about, elements, formula, z, spacegroup, ext
                 solved = job.solve_measured(measured, extra, search, trials, seed, effort, minutes, watch, job.SEVERAL)
     words = (f"{job.compared(ranked)}\n" if ranked else "") + output.verdict(solved.solution, solved.tried)
     say(words)
-    paths = [output.write_listing(folder / measured.files[0].stem, measured, solved, words)]
+    paths = [output.write_listing(folder / stem, measured, solved, words)]
     if solved.solution is not None:
         names = output.labels(solved.solution.elements)
         lines = shelx_restraints(solved.solution, names, merged.d_min) if molecule else ()
-        paths += output.write_solution(folder / measured.files[0].stem, solved.solution, measured, names, lines)
-    stem = measured.files[0].stem
+        paths += output.write_solution(folder / stem, solved.solution, measured, names, lines)
     if overwrite and folder / f"{stem}.res" in paths and (second := folder / f"{stem}{output.SECOND}.res") not in paths:
         second.unlink(missing_ok=True)  # that of a run before would pass for the runner-up of this one
     say(f"wrote {', '.join(path.name for path in paths)} into {folder}")

@@ -24,7 +24,7 @@ from urllib3.exceptions import HTTPError, IncompleteRead, InvalidHeader, MaxRetr
 from urllib3.util import Retry
 
 from . import __version__
-from .config import UserError, atomic_path
+from .config import UserError, atomic_path, refuse_devices
 
 COD = "https://www.crystallography.net/cod"
 AGENT = f"xrd_helpers/{__version__} (XRD Phase; python-requests)"
@@ -138,13 +138,14 @@ def read_ids(path) -> dict[str, str]:
         If the file has no such column, or a line is no COD number.
     """
     path = Path(path)
+    refuse_devices(path, CodError, MAX_BYTES)
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise CodError(f"{path} is no text file: give a list of COD numbers, one a line, or a CSV with a column cod") from None
     if lines and "," in lines[0]:
         rows = list(csv.DictReader(lines))
-        if "cod" not in rows[0] if rows else True:
+        if not rows or "cod" not in rows[0]:
             raise CodError(f"{path} has no column cod: its first line is {lines[0][:60]!r}")
         ids = {(row["cod"] or "").strip(): (row.get("sha256") or "").strip().lower() for row in rows}
         ids.pop("", None)  # a crystal of another source

@@ -414,6 +414,16 @@ def odd_reflections():
     )
 
 
+def cut(make, share):
+    """A maker of the first part of what `make` writes to a path."""
+
+    def made(path):
+        make(path)
+        os.truncate(path, int(share * path.stat().st_size))
+
+    return made
+
+
 def _touched(path):
     path.touch()
     return path
@@ -610,12 +620,7 @@ def stored_crystals():
     for name, content in contents.items():
         yield Case("crystals", name, {"c.parquet": content}, "c.parquet")
     for share in (0.1, 0.5, 0.99):
-
-        def cut(path, share=share):
-            file()(path)
-            os.truncate(path, int(share * path.stat().st_size))
-
-        yield Case("crystals", f"cut at {share}", {"c.parquet": cut}, "c.parquet")
+        yield Case("crystals", f"cut at {share}", {"c.parquet": cut(file(), share)}, "c.parquet")
     for byte in (200, 600, 1500):
 
         def flipped(path, byte=byte):
@@ -798,12 +803,7 @@ def weights():
     for name, content in cases.items():
         yield Case("weights", name, {"w.safetensors": content}, "w.safetensors")
     for share in (0.01, 0.5, 0.999):
-
-        def cut(path, share=share):
-            file()(path)
-            os.truncate(path, int(share * path.stat().st_size))
-
-        yield Case("weights", f"cut at {share}", {"w.safetensors": cut}, "w.safetensors")
+        yield Case("weights", f"cut at {share}", {"w.safetensors": cut(file(), share)}, "w.safetensors")
     for name, make in devices(lambda make: make).items():
         yield Case("weights", f"is {name}", {"w.safetensors": make}, "w.safetensors")
     yield Case("weights", "odd: as it is", {"w.safetensors": file()}, reads=True, only=("extend", "solve", "evaluate"))
