@@ -23,6 +23,10 @@ X_H = {"C": 0.97, "N": 0.88, "O": 0.84, "B": 1.10, "S": 1.20, "P": 1.25, "Si": 1
 DOUBLE = {("C", "O"): 1.215, ("N", "O"): 1.22, ("S", "O"): 1.435, ("P", "O"): 1.49, ("C", "N"): 1.28, ("C", "C"): 1.33,
           ("N", "N"): 1.25, ("P", "S"): 1.95, ("C", "S"): 1.68, ("Cl", "O"): 1.43, ("B", "F"): 1.38, ("P", "F"): 1.58}
 TORSIONS = 4             # tried for each new bond; the one that leaves most room is kept
+FLAT = 0.8               # share of the bonds between two flat atoms that are tried flat first: they are conjugated
+SWING = 0.17             # radians, spread of the torsions about 0 and 180°, or about 60, 180 and 300°
+BEND = 0.04              # radians, spread of the directions of new bonds
+FLAT_BONDS, TETRAHEDRAL = 1, 2  # how the bonds of an atom lie, 0 where they are neither
 LIMIT2 = np.array([2.75, 1.95]) ** 2  # Å², squared distance of atoms three bonds apart or more: other ones, any one and H
 
 _T = 1 / np.sqrt(3)
@@ -30,6 +34,9 @@ DIRECTIONS = {
     "tetrahedral": np.array([[_T, _T, _T], [-_T, -_T, _T], [-_T, _T, -_T], [_T, -_T, -_T]]),
     "trigonal": np.array([[1, 0, 0], [-0.5, np.sqrt(0.75), 0], [-0.5, -np.sqrt(0.75), 0]]),
     "linear": np.array([[1.0, 0, 0], [-1, 0, 0]]),
+    # a double bond takes more room: acetone has 116.6 and 121.7°, nitro groups O-N-O of 123.6°
+    "acyl": np.array([[1, 0, 0], *([-np.cos(np.radians(58.3)), y * np.sin(np.radians(58.3)), 0] for y in (1, -1))]),
+    "nitro": np.array([*([-np.cos(np.radians(61.8)), y * np.sin(np.radians(61.8)), 0] for y in (1, -1)), [1, 0, 0]]),
     "square": np.array([[1.0, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0]]),
     "octahedral": np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0], [0, -1, 0], [0, 0, -1]]),
 }
@@ -57,7 +64,7 @@ def _radius(element, geometry):
 
 def _centre(element, geometry, slots, donor=-1, double=True) -> Hydride:
     """An atom with neighbours in the directions of a geometry: ``slots`` names them, "H" is a place to join."""
-    directions = DIRECTIONS[geometry]
+    directions, geometry = DIRECTIONS[geometry], {"acyl": "trigonal", "nitro": "trigonal"}.get(geometry, geometry)
     elements, xyz, parent, radius = [element], [np.zeros(3)], [-1], [_radius(element, geometry)]
     for slot, direction in zip(slots, directions):
         if slot == "H":
@@ -187,7 +194,7 @@ def groups() -> dict[str, tuple[Hydride, float]]:
     """The organic groups by name, each with the weight at which it is drawn."""
     methane, water = _centre("C", "tetrahedral", "HHHH"), _centre("O", "tetrahedral", "HH")
     amine, flat_amine = _centre("N", "tetrahedral", "HHH"), _centre("N", "trigonal", "HHH")
-    carbonyl, flat_water = _centre("C", "trigonal", "OHH"), _centre("O", "trigonal", "HH")
+    carbonyl, flat_water = _centre("C", "acyl", "OHH"), _centre("O", "trigonal", "HH")
     vinyl, imine = _centre("C", "trigonal", "HHH"), _centre("N", "trigonal", "HH")
     ring = _ring
     return {
@@ -209,14 +216,16 @@ def groups() -> dict[str, tuple[Hydride, float]]:
         "indene": (_fused(["C", "C"] + ["CH"] * 4, ["CH", "CH", "CHH"]), 1.0),
         "purine": (_fused(["C", "C", "N", "CH", "N", "CH"], ["NH", "CH", "N"]), 0.3),
         "coumarin": (_fused(["C", "C"] + ["CH"] * 4, ["CH", "CH", "C=O", "O"]), 0.8),
-        "chromone": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "CH", "CH", "O"]), 0.6),
-        "quinolone": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "CH", "CH", "NH"]), 0.6),
-        "phthalimide": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "NH", "C=O"]), 0.8),
-        "isatin": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "C=O", "NH"]), 0.5),
+        "chromone": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "CH", "CH", "O"]), 0.8),
+        "quinolone": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "CH", "CH", "NH"]), 0.9),
+        "phthalimide": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "NH", "C=O"]), 1.6),
+        "isatin": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "C=O", "NH"]), 0.8),
         "naphthoquinone": (_fused(["C", "C"] + ["CH"] * 4, ["C=O", "CH", "CH", "C=O"]), 0.6),
-        "quinone": (ring(["C=O", "CH", "CH"] * 2), 0.5), "uracil": (ring(["NH", "C=O", "NH", "C=O", "CH", "CH"]), 0.8),
-        "pyridone": (ring(["NH", "C=O"] + ["CH"] * 4), 0.7), "maleimide": (ring(["NH", "C=O", "CH", "CH", "C=O"]), 0.6),
-        "pyrazolone": (ring(["NH", "NH", "C=O", "CH", "CH"]), 0.5),
+        "quinone": (ring(["C=O", "CH", "CH"] * 2), 1.2), "uracil": (ring(["NH", "C=O", "NH", "C=O", "CH", "CH"]), 2.8),
+        "pyridone": (ring(["NH", "C=O"] + ["CH"] * 4), 1.8), "maleimide": (ring(["NH", "C=O", "CH", "CH", "C=O"]), 1.6),
+        "pyrazolone": (ring(["NH", "NH", "C=O", "CH", "CH"]), 1.0),
+        "hydantoin": (ring(["NH", "C=O", "NH", "C=O", "CHH"]), 1.0), "piperazinedione": (ring(["NH", "C=O", "CHH"] * 2), 0.6),
+        "barbituric acid": (ring(["NH", "C=O", "NH", "C=O", "CHH", "C=O"]), 0.8),
         "butenolide": (ring(["O", "C=O", "CH", "CH", "CHH"]), 0.5),
         "thiazolone": (ring(["S", "C=O", "NH", "CH", "CH"]), 0.3), "pyranone": (ring(["O", "C=O"] + ["CH"] * 4), 0.5),
         "cyclohexane": (_honeycomb([(0, 0)], flat=False), 1.5), "decalin": (_honeycomb([(0, 0), (1, 0)], flat=False), 0.8),
@@ -229,12 +238,12 @@ def groups() -> dict[str, tuple[Hydride, float]]:
         "oxolane": (ring(["O"] + ["CHH"] * 4, flat=False), 1.0),
         "pyrrolidine": (ring(["NH"] + ["CHH"] * 4, flat=False), 0.5),
         "methane": (methane, 9), "water": (water, 4.8), "amine": (amine, 1.1), "flat amine": (flat_amine, 1.2),
-        "carbonyl": (carbonyl, 3.6), "carboxylic acid": (_linked(carbonyl, 2, flat_water, 1, 1.32), 2.8),
-        "amide": (_linked(carbonyl, 2, flat_amine, 1, 1.33), 2.4), "ethene": (_linked(vinyl, 1, vinyl, 1, 1.34), 0.8),
+        "carbonyl": (carbonyl, 6.5), "carboxylic acid": (_linked(carbonyl, 2, flat_water, 1, 1.32), 4.2),
+        "amide": (_linked(carbonyl, 2, flat_amine, 1, 1.33), 4.6), "ethene": (_linked(vinyl, 1, vinyl, 1, 1.34), 0.8),
         "imine": (_linked(vinyl, 1, imine, 1, 1.28), 0.8), "azo": (_linked(imine, 1, imine, 1, 1.25), 0.15),
         "ethyne": (_linked(_centre("C", "linear", "HH"), 1, _centre("C", "linear", "HH"), 1, 1.19), 0.3),
         "nitrile": (_linked(_centre("C", "linear", "HH"), 1, _centre("N", "linear", "H"), 1, 1.145), 0.8),
-        "nitro": (_centre("N", "trigonal", "OOH"), 1.3), "sulfonyl": (_centre("S", "tetrahedral", "OOHH"), 0.8),
+        "nitro": (_centre("N", "nitro", "OOH"), 2.6), "sulfonyl": (_centre("S", "tetrahedral", "OOHH"), 0.8),
         "trifluoromethyl": (_centre("C", "tetrahedral", "FFFH", double=False), 0.6),
         "sulfane": (_centre("S", "tetrahedral", "HH"), 0.8),
         "phosphane": (_centre("P", "tetrahedral", "HHH"), 0.2),
@@ -315,6 +324,8 @@ class _Part:
     radius: tuple[float, ...]
     is_h: np.ndarray       # (n,) 1 for H, else 0
     n_heavy: int
+    bonds: int             # of the first atom: FLAT_BONDS, TETRAHEDRAL or 0
+    azimuth: float         # about x, of the first atom bonded to it, from y
 
 
 @cache
@@ -360,8 +371,10 @@ def _part(hydride, j):
     order = [q, *(k for k in range(len(hydride.parent)) if k not in (q, j))]
     local = (hydride.xyz[order] - hydride.xyz[q]) @ _frame(hydride.xyz[q] - hydride.xyz[j]).T
     parent = tuple(-1 if hydride.parent[k] < 0 else order.index(hydride.parent[k]) for k in order)
-    return _Part(tuple(hydride.elements[k] for k in order), local, parent, tuple(hydride.radius[order].tolist()),
-                 np.array([int(p >= 0) for p in parent]), hydride.n_heavy)
+    is_h = np.array([int(p >= 0) for p in parent])
+    frame, bonds = _site(np.vstack([local, [[-1.0, 0, 0]]]), np.append(is_h, 1), len(local), 0, hydride.radius[q])
+    return _Part(tuple(hydride.elements[k] for k in order), local, parent, tuple(hydride.radius[order].tolist()), is_h,
+                 hydride.n_heavy, bonds, float(np.arctan2(frame[1, 2], frame[1, 1])))
 
 
 class Molecule:
@@ -401,7 +414,7 @@ class Molecule:
             room = n_heavy - self.n_heavy
             if room <= 0:
                 return not bare
-            draws = rng.random(3 + TORSIONS).tolist()
+            draws = rng.random(6 + 2 * TORSIONS).tolist()
             if bare:  # a metal first, and a place is left for each of its other ligands
                 i, (parts, sizes, weights) = bare[int(draws[0] * len(bare))], _parts(ligands)
                 weights = weights.cumsum()
@@ -426,11 +439,25 @@ class Molecule:
                     return False
 
     def _join(self, i, part, draws):
-        """Join a part in the place of H number i, at the torsion that leaves most room, if any leaves enough."""
-        p = self.parent[i]
-        placed, room = _placed(part.local, part.is_h, _frame(self.xyz[i] - self.xyz[p]), self.radius[p] + part.radius[0],
-                               2 * np.pi * np.array(draws), self.xyz, self.is_h, i, p, self.radius[p], self.inversion)
-        if room < 1:
+        """Join a part in the place of H number i, at the torsion that leaves most room, if any leaves enough.
+
+        Torsions are drawn about those that the two atoms prefer: most are flat where both are, and staggered where both are
+        tetrahedral. Where these leave no room, any is tried.
+        """
+        p, draws = self.parent[i], np.array(draws)
+        frame, bonds = _site(self.xyz, self.is_h, i, p, self.radius[p])
+        frame = _bent(frame, BEND * np.sqrt(12) * (draws[:2] - 0.5))
+        torsions, swing = draws[3:3 + TORSIONS], np.sqrt(12) * (draws[3 + TORSIONS:] - 0.5)  # of deviation 1
+        fold = {FLAT_BONDS: 2 if draws[2] < FLAT else 0, TETRAHEDRAL: 3}.get(bonds if bonds == part.bonds else 0, 0)
+        tried = [2 * np.pi * torsions]
+        if fold:
+            tried = [2 * np.pi * (np.floor(fold * torsions) + (fold == 3) / 2) / fold + SWING * swing, *tried]
+        for angles in tried:
+            placed, room = _placed(part.local, part.is_h, frame, self.radius[p] + part.radius[0], angles - part.azimuth,
+                                   self.xyz, self.is_h, i, p, self.radius[p], self.inversion)
+            if room >= 1:
+                break
+        else:
             return False
         first = len(self.parent)  # the first atom of the part goes where the H was
         self.xyz = np.concatenate([self.xyz, placed[1:]])
@@ -443,6 +470,44 @@ class Molecule:
         self.parent += [-1 if parent < 0 else i if parent == 0 else first + parent - 1 for parent in part.parent[1:]]
         self.n_heavy += part.n_heavy
         return True
+
+
+@numba.njit(cache=True)
+def _site(xyz, is_h, i, p, radius):
+    """Where a part joins atom p in the place of H number i: unit vectors (3, 3) as rows, along the bond, towards an atom bonded
+    to p, and across; and how the bonds of p lie."""
+    frame, bonded, n = np.zeros((3, 3)), np.empty((3, 3)), 0
+    frame[0] = _unit(xyz[i] - xyz[p])
+    for m in range(len(xyz)):
+        if m != i and m != p and _squared(xyz[m], 1, xyz[p]) < (radius + (0.31 if is_h[m] else 0.9) + 0.3) ** 2:
+            if n < 3:
+                bonded[n] = _unit(xyz[m] - xyz[p])
+            n += 1
+    bent = n > 0 and abs((frame[0] * bonded[0]).sum()) < 0.97
+    if bent:
+        frame[1] = bonded[0]
+    else:
+        frame[1, np.abs(frame[0]).argmin()] = 1
+    frame[1] = _unit(frame[1] - (frame[1] * frame[0]).sum() * frame[0])
+    frame[2] = np.cross(frame[0], frame[1])
+    if not bent or n > 3:
+        return frame, 0
+    return frame, FLAT_BONDS if n == 1 or n == 2 and abs((bonded[1] * frame[2]).sum()) < 0.2 else TETRAHEDRAL
+
+
+@numba.njit(cache=True)
+def _bent(frame, by):
+    """Unit vectors (3, 3) whose first is turned by small angles (2,) towards the two others."""
+    new = np.empty((3, 3))
+    new[0] = _unit(frame[0] + by[0] * frame[1] + by[1] * frame[2])
+    new[1] = _unit(frame[1] - (frame[1] * new[0]).sum() * new[0])
+    new[2] = np.cross(new[0], new[1])
+    return new
+
+
+@numba.njit(cache=True)
+def _unit(v):
+    return v / np.sqrt((v * v).sum())
 
 
 @numba.njit(cache=True)

@@ -22,8 +22,8 @@ from ..crystals import all_operators
 RADII = {"H": 1.10, "C": 1.70, "N": 1.55, "O": 1.52, "F": 1.47, "Cl": 1.75, "Br": 1.85, "I": 1.98, "S": 1.80, "P": 1.80,
          "Si": 2.10, "B": 1.85, "Na": 1.25, "K": 1.60}
 POLAR = ("N", "O", "F")
-CLOSEST = 0.42       # Å below the sum of the radii: no two atoms of different molecules come nearer
-AIM = 0.22           # Å below it: from where they push
+CLOSEST = 0.28       # Å below the sum of the radii: no two atoms of different molecules come nearer
+AIM = 0.08           # Å below it: from where they push
 BOND = 1.70          # Å, H of an N-H or O-H to an acceptor, the nearest
 BOND_HEAVY = 2.60    # Å, donor to acceptor, the nearest
 SKIN = 0.9           # Å, how much farther the list of pairs reaches
