@@ -118,7 +118,7 @@ def extend_by_structure(measured: Measured, elements=(), d_target=0.8, trials=No
 def extend_by_mean(measured: Measured, mean: ShellMean, d_target=0.8) -> Extended:
     """``extend`` by the mean amplitude at each resolution, for any space group."""
     merged, hkl = _to_predict(measured, d_target)
-    F = mean.at(merged.F, merged.d, merged.cell.calculate_d_array(hkl.astype(np.int32)))
+    F = mean.at(merged.F, merged.d, merged.cell.calculate_d_array(hkl.astype(np.int32)), measured.elements)
     return _extended(measured, merged, hkl, F, UNKNOWN_R)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import gemmi
 import numpy as np
 
 from .gridding import AmplitudeBoxes
@@ -14,6 +15,7 @@ from .structure_factors import form_factor
 N_SHELLS = 10    # of equal count, for E and for permuting
 LEAST_PAIRS = 200  # of reflections, fewer than which say nothing of twins
 UNKNOWN_R = 0.6  # r_ext of amplitudes of which nothing but the fall-off is known (DESIGN.md, section 7)
+CARBON = {"C": 1}  # in place of a formula that is not known
 MEAN_E = {True: 0.798, False: 0.886}  # mean of |E|, centric and acentric (Wilson, 1949, Acta Cryst. 2, 318)
 
 
@@ -90,7 +92,7 @@ def intensity_statistics(merged: Reflections, elements) -> Statistics:
     intensity, sigma = merged.intensities()
     counts = np.bincount(shell)
     mean, strength = (np.bincount(shell, x) / counts for x in (intensity / epsilon, intensity / np.maximum(sigma, 1e-30)))
-    f2 = sum(n * form_factor(symbol, stol2) ** 2 for symbol, n in (elements or {"C": 1}).items())
+    f2 = sum(n * form_factor(symbol, stol2) ** 2 for symbol, n in (elements or CARBON).items())
     plot = (np.bincount(shell, stol2) / counts, np.log(np.maximum(mean, 1e-30) / (np.bincount(shell, f2) / counts)))
     far = plot[0] > 1 / 64
     B = -np.polyfit(*(x[far] for x in plot), 1)[0] / 2 if far.sum() > 2 else float("nan")
@@ -117,15 +119,17 @@ def intensity_statistics(merged: Reflections, elements) -> Statistics:
 class ShellMean:
     """Mean amplitude against d from training crystals, brought to a new crystal by a Wilson fit of its measured part.
 
-    ``s2`` (m,) is 1/d² in Å⁻² and ``curve`` (m,) the mean amplitude there. A crystal's mean is
-    k exp(-B/4d²) curve(1/d²); k and B follow from its measured amplitudes (Wilson, Nature 150, 152, 1942), with the
-    median ``B`` and the spread ``sigma_B`` (Å²) of the training crystals as prior: to 1.5 Å the data alone leave B too
-    uncertain to extrapolate, which would make the row weaker than it has to be.
+    ``s2`` (m,) is 1/d² in Å⁻², and ``curve`` (2, m) the mean amplitude there over √Σf² of the formula: of crystals in which
+    light atoms scatter alone, whose bonds make waves in it, and of those in which heavier ones do; between them it goes by
+    their share (``heavy_share``). A crystal's mean is k exp(-B/4d²) curve(1/d²) √Σf²; k and B follow from its measured
+    amplitudes (Wilson, Nature 150, 152, 1942), with the mean ``B`` (2,), of the two kinds again, and the spread ``sigma_B``
+    (Å²) of the training crystals as prior: to 1.5 Å the data alone leave B too uncertain to extrapolate, which would make the
+    row weaker than it has to be.
     """
 
     s2: np.ndarray
     curve: np.ndarray
-    B: float = 0.0
+    B: tuple = (0.0, 0.0)
     sigma_B: float = np.inf
 
     @classmethod
@@ -133,45 +137,66 @@ class ShellMean:
         """The curve of training crystals, a list of AmplitudeBoxes: each is first brought to the common scale and fall-off."""
         edges = np.linspace(0, max(float(part.d[part.target].min()) ** -2 for part in boxes) * (1 + 1e-6), n_points + 1)
         centres = (edges[1:] + edges[:-1]) / 2
-        mean = cls(s2=centres, curve=np.ones(n_points))
+        mean = cls(s2=centres, curve=np.ones((2, n_points)))
         data = []
         for part in boxes:
             use = part.target & ~part.absent & ~part.redundant
-            data += [(part.F[i][use[i]].double().numpy(), part.d[i][use[i]].double().numpy() ** -2) for i in range(len(part))]
-        for _ in range(3):  # the scales need the curve and the curve the scales
-            total, count, all_B = np.zeros(n_points), np.zeros(n_points), []
-            for F, s2 in data:
-                k, B = mean._wilson(F, s2)
+            data += [(part.F[i][use[i]].double().numpy(), part.d[i][use[i]].double().numpy() ** -2, _contents(part, i))
+                     for i in range(len(part))]
+        for _ in range(5):  # the scales need the curve and the curve the scales
+            normal, excess, all_B, shares = np.zeros((n_points, 2, 2)), np.zeros((n_points, 2)), [], []
+            for F, s2, contents in data:
+                k, B = mean._wilson(F, s2, contents)
                 point = np.clip(np.digitize(s2, edges) - 1, 0, n_points - 1)
-                total += np.bincount(point, F / (k * np.exp(-B * s2 / 4)), minlength=n_points)
-                count += np.bincount(point, minlength=n_points)
+                expected = np.bincount(point, k * np.exp(-B * s2 / 4) * mean._shape(s2, contents), minlength=n_points)
+                found, kind = np.bincount(point, F, minlength=n_points), _kinds(contents)
+                # on one scale, on which a sum of n amplitudes scatters with √n: a Newton step of Σ F = Σ expected
+                normal += expected[:, None, None] / k * np.outer(kind, kind)
+                excess += ((found - expected) / k)[:, None] * kind
                 all_B.append(B)
-            filled = count > 0  # low resolution leaves gaps between few reflections
-            mean = cls(s2=centres, curve=np.interp(centres, centres[filled], total[filled] / count[filled]))
+                shares.append(kind)
+            filled = normal.sum(axis=(1, 2)) > 0  # low resolution leaves gaps between few reflections
+            step = np.linalg.solve(_tied(normal[filled]), excess[filled][..., None])[..., 0]
+            log = np.log(mean.curve[:, filled]) + np.clip(step.T, -1, 1)
+            mean = cls(s2=centres, curve=np.exp([np.interp(centres, centres[filled], one) for one in log]))
         # B of the training crystals comes from all their amplitudes, so that its own error is small beside its spread
-        B = float(np.median(all_B))
-        sigma_B = 1.48 * float(np.median(np.abs(np.array(all_B) - B)))  # of a normal distribution, outliers aside
-        return cls(s2=mean.s2, curve=mean.curve, B=B, sigma_B=max(sigma_B, 1e-3))
+        shares, all_B = np.array(shares), np.array(all_B)
+        B = np.linalg.solve(_tied((shares.T @ shares)[None])[0], shares.T @ all_B)
+        rest = all_B - shares @ B
+        sigma_B = 1.48 * float(np.median(np.abs(rest - np.median(rest))))  # of a normal distribution, outliers aside
+        return cls(s2=mean.s2, curve=mean.curve, B=tuple(B.tolist()), sigma_B=max(sigma_B, 1e-3))
 
-    def _wilson(self, F, s2):
+    def _shape(self, s2, contents):
+        """curve √Σf² at 1/d² (n,), of one crystal."""
+        light, heavy = (np.interp(s2, self.s2, np.log(one)) for one in self.curve)
+        of_light, of_heavy = _kinds(contents)
+        f2 = sum(n * form_factor(symbol, s2 / 4) ** 2 for symbol, n in contents.items())
+        return np.exp(of_light * light + of_heavy * heavy) * np.sqrt(f2 / sum(contents.values()))
+
+    def _wilson(self, F, s2, contents):
         """Scale k and B (Å²) of one crystal, from a line through ln(mean F / curve) of shells against 1/4d²."""
         shell = shells(s2 ** -0.5, max(2, min(20, len(F) // 15)))
         counts = np.bincount(shell)
         x = np.bincount(shell, s2) / counts / 4
-        expected = np.bincount(shell, np.interp(s2, self.s2, self.curve)) / counts
+        expected = np.bincount(shell, self._shape(s2, contents)) / counts
         y = np.log(np.maximum(np.bincount(shell, F) / counts, 1e-9) / expected)
         # ln of a mean over n amplitudes scatters by 0.6 / √n: 0.52 (acentric) to 0.76 (centric), Wilson statistics
         weight = counts / 0.6 ** 2
         design = np.stack([np.ones_like(x), -x], axis=1)
         normal = design.T @ (weight[:, None] * design) + np.diag([0, self.sigma_B ** -2])
-        log_k, B = np.linalg.solve(normal, design.T @ (weight * y) + [0, self.B * self.sigma_B ** -2])
+        prior = [0, _kinds(contents) @ self.B * self.sigma_B ** -2]
+        log_k, B = np.linalg.solve(normal, design.T @ (weight * y) + prior)
         return np.exp(log_k), B
 
-    def at(self, F, d, d_new) -> np.ndarray:
-        """Mean amplitudes at d_new (n,) of a crystal whose measured ones are F (m,) at d (m,), all d in Å."""
-        k, B = self._wilson(F, 1 / d ** 2)
+    def at(self, F, d, d_new, contents=None) -> np.ndarray:
+        """Mean amplitudes at d_new (n,) of a crystal whose measured ones are F (m,) at d (m,), all d in Å.
+
+        contents : {symbol: atoms}, in any unit; carbon where it is empty
+        """
+        contents = contents or CARBON
+        k, B = self._wilson(F, 1 / d ** 2, contents)
         s2 = 1 / d_new ** 2
-        return k * np.exp(-B * s2 / 4) * np.interp(s2, self.s2, self.curve)
+        return k * np.exp(-B * s2 / 4) * self._shape(s2, contents)
 
     def predict(self, boxes: AmplitudeBoxes) -> np.ndarray:
         """(B, *box.shape): measured amplitudes, and the curve beyond."""
@@ -181,8 +206,31 @@ class ShellMean:
             measured = boxes.known[i].numpy()
             beyond = boxes.target[i].numpy() & ~boxes.measured[i].numpy() & ~absent
             d = boxes.d[i].double().numpy()
-            F[i][beyond] = self.at(F[i][measured], d[measured], d[beyond])
+            F[i][beyond] = self.at(F[i][measured], d[measured], d[beyond], _contents(boxes, i))
         return F
+
+
+def heavy_share(contents) -> float:
+    """Share of the atoms heavier than fluorine in Σ Z², of {symbol: atoms}."""
+    z2 = {symbol: n * gemmi.Element(symbol).atomic_number ** 2 for symbol, n in contents.items()}
+    return sum(z2[symbol] for symbol in z2 if gemmi.Element(symbol).atomic_number > 9) / sum(z2.values())
+
+
+def _kinds(contents):
+    """(2,) shares of light and of heavier atoms."""
+    share = heavy_share(contents)
+    return np.array([1 - share, share])
+
+
+def _contents(boxes, i):
+    """{symbol: atoms} of crystal i of boxes; carbon where it is not known."""
+    return (boxes.samples[i].contents if boxes.samples else None) or CARBON
+
+
+def _tied(normal):
+    """Normal matrices (n, 2, 2) of two kinds, which are held a little to each other: of one there may be no crystal."""
+    weight = normal.trace(axis1=1, axis2=2)
+    return normal + 1e-3 * weight[:, None, None] * np.array([[1, -1], [-1, 1]])
 
 
 @dataclass(frozen=True)
@@ -207,7 +255,8 @@ class Expected:
         E2, F = np.zeros(len(d)), F_in[use]
         E2[use] = normalize(F, d[use], epsilon[use], max(3, min(10, use.sum() // 20))) ** 2
         factor = np.sqrt(epsilon[wanted]) * np.where(_centric(boxes, i, wanted), MEAN_E[True], MEAN_E[False])
-        return cls(E2[boxes.box.representative], np.flatnonzero(wanted), mean.at(F, d[use], d[wanted]) * factor / factor.mean())
+        F = mean.at(F, d[use], d[wanted], _contents(boxes, i)) * factor / factor.mean()
+        return cls(E2[boxes.box.representative], np.flatnonzero(wanted), F)
 
 
 SPREAD_TERMS = 5        # of ``Spread``

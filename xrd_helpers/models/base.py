@@ -71,10 +71,10 @@ class NormalizedModel(AmplitudeModel):
 
     def __init__(self, config=None, n_points=40):
         super().__init__(config)
-        if not self.published:  # of a crystal's fall-off: points in 1/d² (Å⁻²), the mean amplitude there, B (Å²) and its spread
+        if not self.published:  # of a crystal's fall-off: ``ShellMean``, B and its spread in one
             self.register_buffer("mean_s2", torch.linspace(0.02, 1.55, n_points))
-            self.register_buffer("mean_F", torch.ones(n_points))
-            self.register_buffer("mean_B", torch.tensor([3.0, 1.0]))
+            self.register_buffer("mean_F", torch.ones(2, n_points))
+            self.register_buffer("mean_B", torch.tensor([3.0, 3.0, 1.0]))
 
     @property
     def published(self) -> bool:
@@ -95,12 +95,12 @@ class NormalizedModel(AmplitudeModel):
             mean = mean()
             self.mean_s2.copy_(torch.as_tensor(mean.s2))
             self.mean_F.copy_(torch.as_tensor(mean.curve))
-            self.mean_B.copy_(torch.tensor([mean.B, mean.sigma_B]))
+            self.mean_B.copy_(torch.tensor([*mean.B, mean.sigma_B]))
 
     @property
     def mean(self) -> ShellMean:
         s2, curve, B = (x.double().cpu().numpy() for x in (self.mean_s2, self.mean_F, self.mean_B))
-        return ShellMean(s2, curve, B=float(B[0]), sigma_B=float(B[1]))
+        return ShellMean(s2, curve, B=tuple(B[:2].tolist()), sigma_B=float(B[2]))
 
     def raw(self, x, boxes):
         """(B, *box.shape) from what the network sees, (B, n_inputs, *box.shape)."""
@@ -112,14 +112,14 @@ class NormalizedModel(AmplitudeModel):
         return self._predict(boxes)[0]
 
     def loss(self, boxes, truth):
-        """Published: the mean squared error. Else that of F over the expected amplitude, relative to the crystal's mean of it:
-        between an error in E and one in F."""
+        """Published: the mean squared error. Else the mean absolute error of F, relative to the crystal's mean expected one:
+        what R counts, which is least for the median of what F may be, a tenth below the mean."""
         if self.published:
             return super().loss(boxes, truth)
         F_out, base = self._predict(boxes)
         where = truth.extension
         scale = torch.stack([x[rows].mean() for x, rows in zip(base, where)])
-        return ((F_out - truth.F)[where].square() / (base * scale.view(-1, 1, 1, 1))[where]).mean()
+        return ((F_out - truth.F).abs() / scale.view(-1, 1, 1, 1))[where].mean()
 
     def _predict(self, boxes):
         """Amplitudes and the expected ones, which are zero where nothing is to be predicted."""

@@ -25,7 +25,7 @@ from torch.nn import functional as nnf
 
 from ..crystals import all_operators
 from ..gridding import smooth_even
-from ..wilson import Expected, ShellMean
+from ..wilson import CARBON, Expected, ShellMean, heavy_share
 from .base import ONE, NormalizedModel
 
 STEP = 0.4                              # Å between points of the map, about
@@ -107,7 +107,7 @@ class PattersonMap:
         step = np.array([cell.a, cell.b, cell.c]) / n / STEP - 1
         cosines = np.cos(np.radians([cell.beta, cell.alpha, cell.gamma]))
         self.numbers = torch.tensor([*(step * 5), cosines[0] * 3, np.log(n_equal / 50), np.log(cell.volume / 1200),
-                                     float(group.is_centrosymmetric()), z2[z > 9].sum() / z2.sum(), *(cosines[1:] * 3),
+                                     float(group.is_centrosymmetric()), heavy_share(contents or CARBON), *(cosines[1:] * 3),
                                      np.log(len(group.operations()) / 4), 5 * (self.d_min - 1.5)], dtype=torch.float32)
 
     def to(self, device):
