@@ -252,7 +252,7 @@ def disturb(name, job, how, n, whole, expected, seconds, rng, base, rows):
         chain = []
         for _ in range(min(CHAIN, n - done)):
             for _ in range(50):
-                child, wait = start(job, folder), 0.1 + rng.uniform(0, seconds)
+                child, wait = start(job, folder), 0.02 + rng.uniform(0, seconds)
                 code, group = ended(child, wait), how == "Ctrl-C" and rng.random() < 0.5
                 if code is None:
                     (os.killpg if group else os.kill)(child, SIGNALS[how])
@@ -357,7 +357,7 @@ def the_start(n, rng, rows):
                 "traceback"
                 if "Traceback" in said
                 else ""
-                if process.returncode in (130, 2, 0)
+                if process.returncode in (130, -signal.SIGINT, 2, 0)  # -2: while the interpreter was already leaving
                 else f"exit code {process.returncode}"
             )
             rows.append(dict(job="the start", how="Ctrl-C", after=round(wait, 2), code=process.returncode, why=why))
