@@ -24,6 +24,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process with threads cannot be forked
@@ -42,8 +43,9 @@ import xrd_helpers.phasing.job
 import xrd_helpers.training  # noqa: F401
 from bad_input.make import HKL, INS
 from cif_makers import cif
+from makers import make_notebook
 from structure_factors import provenance
-from xrd_helpers import ROOT, cli
+from xrd_helpers import ROOT, cli, pipeline
 from xrd_helpers.config import atomic_path, write_json
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.storage import read_crystals, write_crystals
@@ -69,6 +71,18 @@ def cifs(folder, n=250):
 
 def crystals(folder):
     write_crystals(folder / "c.parquet", random_crystals(60, 1, ["P 1 21/c 1"]))
+
+
+def notebooks(folder):
+    """Two small notebooks, and a config.yaml for them."""
+    for number in (1, 2):
+        text = (
+            "from xrd_helpers.config import run_folder, write_result\n"
+            f"from xrd_helpers.random_crystals import random_crystals\nmade = random_crystals(20, seed + {number})\n"
+            f'write_result(profile, "0{number}_part", volume=sum(c.cell.volume for c in made))'
+        )
+        make_notebook(folder / "notebooks", f"0{number}_part", text, parameters='profile = "quick"\nseed = 0')
+    (folder / "config.yaml").write_text("smoke:\n  01_part: {seed: 7}\n")
 
 
 def without(*columns):
@@ -127,6 +141,12 @@ JOBS = {
         },
         0.1,
     ),
+    "run": Job(
+        "run --profile smoke --resume",
+        notebooks,
+        {f"runs/smoke/results/0{number}_part.json": Path.read_bytes for number in (1, 2)},
+        0.01,
+    ),
     "evaluate": Job(
         "evaluate c.parquet --model xrd_transformer --curve 20 --workers 0 --out table.csv",
         crystals,
@@ -152,6 +172,8 @@ def start(job, folder):
         del here.__file__
         os.chdir(folder)
         cli.PROGRAM = True
+        places = dict(runs=folder / "runs", config=folder / "config.yaml", notebooks=folder / "notebooks")
+        pipeline.run = partial(pipeline.run, **places)
         sys.argv = ["xrd", *job.command.split()]
         cli.main()
         code = 0
@@ -252,7 +274,7 @@ def disturb(name, job, how, n, whole, expected, seconds, rng, base, rows):
         chain = []
         for _ in range(min(CHAIN, n - done)):
             for _ in range(50):
-                child, wait = start(job, folder), 0.1 + rng.uniform(0, seconds)
+                child, wait = start(job, folder), 0.02 + rng.uniform(0, seconds)
                 code, group = ended(child, wait), how == "Ctrl-C" and rng.random() < 0.5
                 if code is None:
                     (os.killpg if group else os.kill)(child, SIGNALS[how])
@@ -357,7 +379,7 @@ def the_start(n, rng, rows):
                 "traceback"
                 if "Traceback" in said
                 else ""
-                if process.returncode in (130, 2, 0)
+                if process.returncode in (130, -signal.SIGINT, 2, 0)  # -2: while the interpreter was already leaving
                 else f"exit code {process.returncode}"
             )
             rows.append(dict(job="the start", how="Ctrl-C", after=round(wait, 2), code=process.returncode, why=why))

@@ -199,3 +199,13 @@ def test_the_header_that_was_read_is_written_as_it_stood(tmp_path):
     assert "CELL 1.54178 8.4000 9.1000 7.3000 90.000 111.000 90.000" in other and "ZERR 4 0 0 0 0 0 0" in other
     assert "SYMM 0.5-X, 0.5+Y, -Z" in other and "TEMP -153.000" in other and shelx.read_instructions(
         tmp_path / "b.res").spacegroup.xhm() == "P 1 21/a 1"
+
+
+@pytest.mark.parametrize("old, new", [("\n", " ! x\n"), ("7.3 9.1", "7.3 =\n 9.1"), ("0.5+Y, ", "0.5+Y, =\n  ")])
+def test_a_header_with_comments_or_continued_lines_stands_as_it_was(tmp_path, old, new):
+    text = ("CELL 0.71073 7.3 9.1 8.4 90 111 90\nZERR 4 0.001 0.001 0.001 0 0.01 0\nLATT 1\nSYMM -X, 0.5+Y, 0.5-Z\n"
+            "SFAC C N\nUNIT 12 4\nHKLF 4\n").replace(old, new)
+    read = shelx.parse_instructions(text, tmp_path / "a.ins")
+    lines = shelx.shelx_header(read.cell, gemmi.SpaceGroup("P 1 21/c 1"), {"C": 3, "N": 1}, "a", 0.71073, read.header)
+    assert "\n".join(lines[1:]) == text[:text.index("\nHKLF")]
+    assert shelx.formula_units(read.header) == 4

@@ -151,23 +151,25 @@ def _read_in_processes(paths, keep_disordered, workers, seconds, chunk):
     while queue:
         running, others = {}, set(multiprocessing.active_children())
         # spawned, because a fork of a process with threads may hang
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), leave_with_parent) as pool:
-            try:
-                while queue or running:
-                    while queue and len(running) < at_once:
-                        with no_interrupt():  # processes begin here
-                            running[pool.submit(_read_chunk, queue[0], keep_disordered, seconds)] = queue[0]
-                        queue.popleft()
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        entries = future.result()
-                        del running[future]
-                        yield from entries
-            except BrokenProcessPool:
-                pass
-            except BaseException:  # Ctrl-C, or nobody wants the rest: else the pool would wait for what is under way
-                for process in set(multiprocessing.active_children()) - others:
-                    process.kill()
-                raise
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), leave_with_parent)
+        try:
+            while queue or running:
+                while queue and len(running) < at_once:
+                    with no_interrupt(signal.SIGTERM):  # processes begin here
+                        running[pool.submit(_read_chunk, queue[0], keep_disordered, seconds)] = queue[0]
+                    queue.popleft()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    entries = future.result()
+                    del running[future]
+                    yield from entries
+        except BrokenProcessPool:
+            pass
+        except BaseException:  # Ctrl-C, or nobody wants the rest: what is under way is not waited for
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C may have left a lock of the pool taken
+            raise
+        pool.shutdown()
         suspects = [path for part in running.values() for path in part]
         if chunk > 1:
             yield from _read_in_processes(suspects, keep_disordered, 1, seconds, chunk=1)

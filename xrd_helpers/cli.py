@@ -16,7 +16,7 @@ if PROGRAM:
     # default_int_handler is what a shell that starts programs in the background, nohup and some CI runners have not
     signal.signal(signal.SIGINT, _leave)
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -486,6 +486,11 @@ def _solve_files(files, options, scheduler, workers, table, as_json):
                     _print_json(row)
     except typer.Exit as stopped:
         code = stopped.exit_code
+        for i in set(range(len(files))) - set(rows):  # locks of workers that were ended: taken and given back, they are gone
+            folder = Path(folders[i] or Path(files[i]).with_name(f"{stems[i]}_xrd"))
+            if folder.parent.is_dir():
+                with suppress(UserError), locked(folder, stems[i]):
+                    pass
     with atomic_path(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -136,10 +136,11 @@ def locked(path, part=""):
 
 
 @contextmanager
-def no_interrupt():
-    """Keep Ctrl-C waiting until the end of the block, and for good from the threads and processes begun in it.
+def no_interrupt(*others):
+    """Keep Ctrl-C, and `others`, waiting until the end of the block, and for good from the threads and processes begun in it.
 
-    Else each worker would print a traceback, and half a cluster could not be closed.
+    Else each worker would print a traceback, half a cluster could not be closed, and a process whose parent ends between
+    starting it and telling it what to do would say so with a traceback.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -147,7 +148,7 @@ def no_interrupt():
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # its start, by the first process, would let Ctrl-C through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *others})
     try:
         yield
     finally:
@@ -160,7 +161,7 @@ def leave_with_parent(ctrl_c=signal.SIG_DFL):
     signal.signal(signal.SIGINT, ctrl_c)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):  # begun within ``no_interrupt``, so that its imports were not interrupted
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
     def watch():
         multiprocessing.parent_process().join()

@@ -77,8 +77,11 @@ def look_like_amplitudes(value, d) -> bool:
     """
     if (value < 0).mean() > 0.005:
         return False
-    shells = np.array_split(np.asarray(value)[np.argsort(-d)], max(1, len(d) // 60))
-    return bool(np.median([(x**2).mean() / x.mean() ** 2 for x in shells if x.mean() > 0] or [2]) < 1.74)
+    value, n = np.asarray(value, float)[np.argsort(-d)], max(1, len(d) // 60)
+    first = np.arange(n) * len(d) // n
+    total, squares = (np.add.reduceat(x, first) for x in (value, value**2))
+    moment = (squares * np.diff(first, append=len(d)))[total > 0] / total[total > 0] ** 2
+    return bool(np.median(moment if len(moment) else 2) < 1.74)
 
 
 def read_measured(path, about=None) -> Measured:

@@ -298,27 +298,31 @@ def shelx_elements(elements, header=None) -> list[str]:
 def formula_units(header) -> float:
     """Formula units in the cell, by the ZERR line of a header; 0 where none states them."""
     try:
-        z = float(header["ZERR"][0].split()[1])
-    except (KeyError, ValueError, IndexError):
+        z = float(_words_read(header, "ZERR")[0][0])
+    except (ValueError, IndexError):
         return 0.0
     return z if 0 < z < MOST_UNITS else 0.0
 
 
+def _words_read(header, name):
+    """Words of each instruction of that name in a header, without comments, with what continues them."""
+    return [line.split()[1:] for line, _ in _instruction_lines("\n".join(header.get(name, [])))]
+
+
 def _symbols_read(header):
     """Symbols of the SFAC lines of a header."""
-    return [symbol for line, _ in _instruction_lines("\n".join(header.get("SFAC", [])))
-            for symbol in _symbols_of_sfac(line.split()[1:], "the header")]
+    return [symbol for words in _words_read(header, "SFAC") for symbol in _symbols_of_sfac(words, "the header")]
 
 
 def _same_cell(header, cell, wavelength):
     """Whether the CELL line of a header is that of this cell, to the digits in which files give them."""
-    words = header.get("CELL", [""])[0].split()[1:8]
+    words = next(iter(_words_read(header, "CELL")), [])[:7]
     return len(words) == 7 and np.allclose([float(x) for x in words], [wavelength, *cell.parameters], atol=6e-4, rtol=0)
 
 
 def _symmetry_read(header):
     """Symbol of the space group of a header's LATT and SYMM."""
-    found = spacegroup_of_shelx(int(header["LATT"][0].split()[1]), [line.split(None, 1)[1] for line in header.get("SYMM", [])])
+    found = spacegroup_of_shelx(int(_words_read(header, "LATT")[0][0]), [" ".join(x) for x in _words_read(header, "SYMM")])
     return found and found.xhm()
 
 

@@ -146,7 +146,7 @@ class Generated:
         return self.recipe, seed, tuple(self.shares.items()), self.box, self.d_target
 
     def _submit(self, seed, step, size, part):
-        with no_interrupt():  # the first begins the processes
+        with no_interrupt(signal.SIGTERM):  # the first begins the processes
             return self._pool.submit(_make, self._order(seed), self._numbers(step, size, part))
 
     @staticmethod
