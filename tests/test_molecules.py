@@ -14,6 +14,7 @@ from xrd_helpers.random_crystals.molecules import (
     SANDWICHES,
     Molecule,
     _chelate,
+    _part,
     _sandwich,
     draw_taste,
     groups,
@@ -33,7 +34,7 @@ LENGTHS = {
     "C-C": ((1.17, 1.21), (1.31, 1.35), (1.37, 1.43), (1.43, 1.58)), "C-N": ((1.13, 1.16), (1.26, 1.52)),
     "C-O": ((1.19, 1.24), (1.25, 1.39), (1.39, 1.47)), "N-O": ((1.20, 1.26),), "N-N": ((1.23, 1.38),), "C-S": ((1.67, 1.83),),
     "O-S": ((1.42, 1.45), (1.57, 1.72)), "O-P": ((1.47, 1.51), (1.55, 1.76)), "C-F": ((1.29, 1.40),), "C-Cl": ((1.63, 1.81),),
-    "Br-C": ((1.78, 1.98),), "C-I": ((2.08, 2.18),), "C-P": ((1.78, 1.87),), "C-Si": ((1.80, 1.90),), "B-C": ((1.55, 1.62),),
+    "Br-C": ((1.78, 1.98),), "C-I": ((2.08, 2.18),), "C-P": ((1.76, 1.87),), "C-Si": ((1.80, 1.90),), "B-C": ((1.55, 1.62),),
     "B-O": ((1.35, 1.52),), "B-F": ((1.36, 1.42),), "F-P": ((1.56, 1.66),), "Cl-O": ((1.40, 1.45),), "N-S": ((1.60, 1.78),),
     # riding H: SHELXL at -100 °C, aromatic and NH 0.95 and 0.88, CH to CH3 1.00 to 0.98, OH 0.84
     "C-H": ((0.94, 1.00),), "H-N": ((0.87, 0.92),), "H-O": ((0.83, 0.85),), "B-H": ((1.08, 1.14),), "H-S": ((1.19, 1.35),),
@@ -200,12 +201,13 @@ def test_saturated_rings_are_puckered_with_tetrahedral_angles(name):
 @pytest.mark.parametrize("palette, name, angle", [
     ("group", "methane", 109.4712), ("group", "silane", 109.4712), ("group", "sulfonyl", 109.4712),
     ("group", "water", 109.4712),
-    ("ion", "perchlorate", 109.4712), ("ion", "tetrafluoroborate", 109.4712), ("ion", "nitrate", 120), ("group", "nitro", 120),
-    ("group", "borane", 120), ("group", "carbonyl", 120), ("ligand", "carbon monoxide", 180)])
+    ("ion", "perchlorate", 109.4712), ("ion", "tetrafluoroborate", 109.4712), ("ion", "nitrate", 120),
+    ("group", "borane", 120), ("group", "nitro", [123.6, 118.2, 118.2]), ("group", "carbonyl", [121.7, 121.7, 116.6]),
+    ("ligand", "carbon monoxide", 180)])
 def test_centres_have_the_angles_of_the_regular_solids(palette, name, angle):
     hydride = PALETTES[palette][name]
     angles = bond_angles(None, hydride.xyz, np.arange(len(hydride.xyz))[None].repeat(len(hydride.xyz), 0) > 0, 0)
-    np.testing.assert_allclose(angles, angle, atol=1e-3)
+    np.testing.assert_allclose(angles, angle, atol=1e-3 if np.ndim(angle) == 0 else 0.06)
 
 
 @pytest.mark.parametrize("geometry, angles", [("square", [90] * 4 + [180] * 2), ("octahedral", [90] * 12 + [180] * 3),
@@ -339,6 +341,28 @@ def test_joined_bonds_are_single_bonds_of_the_tables(molecules):
         for i, j in np.argwhere(np.triu(bonded(elements, xyz))):
             found[pair_name(elements[i], elements[j])] += 1
     assert all(found[pair] for pair in ("C-C", "C-N", "C-O", "C-S", "C-F", "C-Cl", "Br-C", "N-O", "O-S"))
+
+
+def test_flat_groups_join_flat_and_saturated_ones_staggered():
+    """Biaryls, esters and nitro groups lie in a plane mostly, as long as nothing is in the way; C-C-C-C is gauche or anti."""
+    rng, palette = np.random.default_rng(2), groups()
+    found = {"flat": [], "staggered": []}
+    for _ in range(300):
+        for kind, core, other in (("flat", "benzene", "nitro"), ("staggered", "methane", "methane")):
+            molecule = Molecule(palette[core][0])
+            part = _part(palette[other][0], int(np.flatnonzero(palette[other][0].parent >= 0)[0]))
+            h = molecule.parent.index(0) if core == "methane" else molecule.is_h.argmax()
+            first = molecule.parent[h]
+            assert molecule._join(h, part, rng.random(11))
+            beside = [i for i in range(len(molecule.xyz)) if molecule.parent[i] == h or (other == "nitro" and i >= 12)]
+            ours = [i for i in range(len(molecule.xyz)) if i not in (h, first) and i not in beside
+                    and np.linalg.norm(molecule.xyz[i] - molecule.xyz[first]) < 1.6]
+            a, b, c, d = molecule.xyz[[ours[0], first, h, beside[0]]]
+            across = np.cross(b - a, c - b), np.cross(c - b, d - c)
+            found[kind].append(np.degrees(np.arccos(across[0] @ across[1] / np.prod(np.linalg.norm(across, axis=1)))))
+    flat, staggered = (np.array(found[kind]) for kind in found)
+    assert 0.7 < (np.minimum(flat, 180 - flat) < 30).mean() < 0.98, "12° of spread, and a fifth anyhow"
+    assert (np.abs(np.abs(staggered - 120) - 60) < 30).all()
 
 
 def test_molecules_are_in_one_piece(molecules):

@@ -12,6 +12,7 @@ from box_makers import recipe, simulated
 from xrd_helpers import metrics, wilson
 from xrd_helpers.gridding import AmplitudeBoxes
 from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.structure_factors import form_factor
 
 
 @pytest.fixture
@@ -106,14 +107,14 @@ def test_shell_mean_recovers_scale_and_fall_off(p21c, statistics, tolerance_k, t
     assert row.sigma_B == pytest.approx(1.48 * np.median(np.abs(B[0] - np.median(B[0]))), rel=0.2)
     # the curve is 1.5 + cos 2s² but for a common scale and fall-off, a line in the logarithm
     inside = (row.s2 > 0.2) & (row.s2 < 1.5)
-    ratio = np.log(row.curve / (1.5 + np.cos(2 * row.s2)))[inside]
+    ratio = np.log(row.curve[0] * form_factor("C", row.s2 / 4) / (1.5 + np.cos(2 * row.s2)))[inside]  # no formula: carbon
     line = np.polyval(np.polyfit(row.s2[inside], ratio, 1), row.s2[inside])
     np.testing.assert_allclose(ratio, line, atol=0.1 if statistics else 0.02)
     boxes = falling(test, rng, k[1][:len(test)], B[1][:len(test)], statistics)
     fits = []
     for i in range(len(boxes)):
         use = (boxes.target[i] & ~boxes.absent[i] & ~boxes.redundant).numpy()
-        fits.append(row._wilson(boxes.F[i].numpy()[use], 1 / boxes.d[i].numpy()[use] ** 2))
+        fits.append(row._wilson(boxes.F[i].numpy()[use], 1 / boxes.d[i].numpy()[use] ** 2, {"C": 1}))
     k_fit, B_fit = np.array(fits).T
     ratio, shift = k_fit / k[1][:len(fits)], B_fit - B[1][:len(fits)]
     np.testing.assert_allclose(ratio / np.median(ratio), 1, atol=tolerance_k)
@@ -141,14 +142,37 @@ def test_shell_mean_extends_a_smooth_fall_off(p21c):
 
 
 def test_wilson_fit_has_its_closed_form():
-    """On a flat curve without prior the fit is the Wilson plot: exact for F = k exp(-B s²/4), shells being narrow."""
-    s2 = np.linspace(0.01, 1.5, 3000)
-    row = wilson.ShellMean(s2=np.array([0, 2.0]), curve=np.ones(2))
-    k, B = row._wilson(5.3 * np.exp(-3.1 * s2 / 4), s2)
+    """On a flat curve without prior the fit is the Wilson plot: exact for F = k exp(-B s²/4) √⟨f²⟩, shells being narrow."""
+    s2, contents = np.linspace(0.01, 1.5, 3000), {"C": 8, "H": 10, "Cl": 2}
+    f2 = sum(n * np.array([gemmi.Element(symbol).it92.calculate_sf(x / 4) for x in s2]) ** 2 for symbol, n in contents.items())
+    F = 5.3 * np.exp(-3.1 * s2 / 4) * np.sqrt(f2 / 20)
+    row = wilson.ShellMean(s2=np.array([0, 2.0]), curve=np.ones((2, 2)))
+    k, B = row._wilson(F, s2, contents)
     assert k == pytest.approx(5.3, rel=1e-3) and B == pytest.approx(3.1, abs=2e-3)
-    # with a prior that is sure of itself B is the prior's, and k follows
-    sure = wilson.ShellMean(s2=row.s2, curve=row.curve, B=2.0, sigma_B=1e-6)
-    assert sure._wilson(5.3 * np.exp(-3.1 * s2 / 4), s2)[1] == pytest.approx(2.0, abs=1e-6)
+    assert row.at(F[:900], s2[:900] ** -0.5, s2[900:] ** -0.5, contents) == pytest.approx(F[900:], rel=0.01)
+    # with a prior that is sure of itself B is the prior's, and k follows: 2 Cl of 8 C, 10 H and 2 Cl are 578 of 876
+    assert wilson.heavy_share(contents) == pytest.approx(578 / 876)
+    sure = wilson.ShellMean(s2=row.s2, curve=row.curve, B=(2.0, 1.0), sigma_B=1e-6)
+    assert sure._wilson(F, s2, contents)[1] == pytest.approx(2 - 578 / 876, abs=1e-6)
+
+
+def test_light_and_heavier_crystals_fall_off_each_in_its_way(p21c):
+    """F = exp(-B s²/4) √⟨f²⟩ times a wave for light atoms, which heavier ones do not have."""
+    train, _ = p21c
+    rng, made, s2 = np.random.default_rng(5), [], 1 / np.maximum(train.d.double().numpy(), 0.1) ** 2
+    formulas = [{"C": 6.0, "O": 1.0} if i % 2 else {"C": 6.0, "Br": 1.0} for i in range(len(train))]
+    for i, contents in enumerate(formulas):
+        heavy, f2 = wilson.heavy_share(contents), sum(n * form_factor(e, s2[i] / 4) ** 2 for e, n in contents.items())
+        B = rng.normal(3 - 1.5 * heavy, 0.1)
+        made.append(np.exp(-B * s2[i] / 4 + (1 - heavy) * 0.2 * np.cos(4 * s2[i])) * np.sqrt(f2))
+    F = torch.as_tensor(np.array(made)) * (train.target & ~train.absent)
+    boxes = replace(train, F=F, d=train.d.double(), samples=tuple(
+        sample._replace(contents=contents) for sample, contents in zip(train.samples, formulas)))
+    row = wilson.ShellMean.fit([boxes])
+    assert row.sigma_B == pytest.approx(0.1, abs=0.05), "Å², since light and heavier ones have a mean each"
+    assert metrics.score(row.predict(boxes), boxes).r_ext.max() < 0.04
+    blind = replace(boxes, samples=())
+    assert metrics.score(wilson.ShellMean.fit([blind]).predict(blind), blind).r_ext.mean() > 0.06, "without the formula"
 
 
 @pytest.mark.parametrize("name, domains, l, l2, likely", [  # Padilla & Yeates (2003), table 1, and integrals of theirs

@@ -27,7 +27,8 @@ FLAT = 0.8               # share of the bonds between two flat atoms that are tr
 SWING = 0.17             # radians, spread of the torsions about 0 and 180°, or about 60, 180 and 300°
 BEND = 0.04              # radians, spread of the directions of new bonds
 FLAT_BONDS, TETRAHEDRAL = 1, 2  # how the bonds of an atom lie, 0 where they are neither
-LIMIT2 = np.array([2.75, 1.95]) ** 2  # Å², squared distance of atoms three bonds apart or more: other ones, any one and H
+# Å², squared distance of atoms three bonds apart or more: O of a flat ester or nitrobenzene has 2.65 to C; any atom and H
+LIMIT2 = np.array([2.6, 1.95]) ** 2
 
 _T = 1 / np.sqrt(3)
 DIRECTIONS = {
