@@ -284,7 +284,8 @@ def test_measured_data_cut_at_1_5_angstrom_are_extended_to_those_that_were_measu
 
 # ---- phase first ----
 
-MEAN = ShellMean(s2=np.linspace(0.01, 1.6, 20), curve=np.exp(-np.outer([1, 0.8], np.linspace(0.01, 1.6, 20))), B=(3.0, 2.0), sigma_B=1.0)
+MEAN = ShellMean(s2=np.linspace(0.01, 1.6, 20), curve=np.exp(-np.outer([1, 0.8], np.linspace(0.01, 1.6, 20))),
+                 B=(3.0, 2.0), sigma_B=1.0)
 
 
 def split(name, d_input=1.2, d_target=0.9, scale=1.0):

@@ -23,8 +23,8 @@ from xrd_helpers.training import Budget, Device, fit, train
 from xrd_helpers.weights import load_model, predict, save_model
 from xrd_helpers.wilson import ShellMean, normalize
 
-MEAN = ShellMean(s2=np.linspace(0.02, 1.55, 40), curve=0.3 * np.exp(-np.outer([1, 0.8], np.linspace(0.02, 1.55, 40))), B=(3.0, 2.0),
-                 sigma_B=1.0)
+MEAN = ShellMean(s2=np.linspace(0.02, 1.55, 40), curve=0.3 * np.exp(-np.outer([1, 0.8], np.linspace(0.02, 1.55, 40))),
+                 B=(3.0, 2.0), sigma_B=1.0)
 D = dict(d_input=2.2, d_target=1.4)
 GROUPS = {"P 1 21/c 1": (7.3, 9.1, 8.4, 90, 111, 90), "P 1 21 1": (6.1, 8.3, 6.2, 90, 103, 90),
           "C 1 2/c 1": (8.3, 7.1, 9.4, 90, 107, 90), "P 1 n 1": (6.3, 7.1, 9.4, 90, 98, 90)}
@@ -57,9 +57,9 @@ def network(seed=0, **choices):
     return model.eval()
 
 
-def sphere(boxes, values):
-    """(hkl (m, 3), values (m,)) of one crystal over the whole sphere, from values (n,) of the box, by gemmi's operators."""
-    found, ops = {}, boxes.samples[0].spacegroup.operations().sym_ops
+def sphere(boxes, values, i=0):
+    """(hkl (m, 3), values (m,)) of crystal i over the whole sphere, from values (n,) of the box, by gemmi's operators."""
+    found, ops = {}, boxes.samples[i].spacegroup.operations().sym_ops
     for hkl, value in zip(boxes.box.hkl.tolist(), values):
         for op in ops:
             if not np.isnan(value):
