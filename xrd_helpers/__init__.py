@@ -22,7 +22,7 @@ config, compiled, pipeline, summary, cli  what is run, with which parameters, an
 import os
 from pathlib import Path
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 ROOT = Path(__file__).resolve().parents[1]
 """The repository: config.yaml, data/, notebooks/ and weights/ lie here."""
