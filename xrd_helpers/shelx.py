@@ -26,7 +26,7 @@ SHELX_LARGEST = 9999.0  # the largest intensity that fits F8.2 with room for the
 SHELX_MOST = 99999.99   # the largest number that fits F8.2
 U_EQUIVALENT = 0.05     # Å² for atoms whose U a .res file gives as a multiple of another one
 COLUMNS = 0, 4, 8, 12, 20, 28  # of h, k, l, value, sigma, and their end
-DIGITS = [b"%d" % i for i in range(10)] + [b"."]
+DIGITS = list(b"0123456789.")
 MOST_UNITS = 10_000     # formula units in a cell
 MOST_LETTERS = 10_000   # of a line
 LARGEST_FILE = 2**30    # bytes: thirty million reflections
@@ -386,12 +386,12 @@ def read_shelx_records(path):
 
 def parse_shelx_records(lines, path):
     """``read_shelx_records`` of the lines of a file; errors name it by `path`."""
-    end = next((i for i, line in enumerate(lines) if not line[:12].strip(" \t0")), len(lines))
-    if not end:
-        raise ShelxError(f"{path} holds no reflections")
-    table = _in_columns(lines[:end])
+    table = _in_columns(lines)
     if table is None:
-        table = _line_by_line(lines[:end], path)
+        end = next((i for i, line in enumerate(lines) if not line[:12].strip(" \t0")), len(lines))
+        table = _line_by_line(lines[:end], path) if end else ()
+    if not len(table):
+        raise ShelxError(f"{path} holds no reflections")
     return table[:, :3].astype(np.int64), table[:, 3], table[:, 4]
 
 
@@ -401,10 +401,12 @@ def _in_columns(lines):
         lines = np.array(lines, f"S{COLUMNS[-1] + 1}")
     except UnicodeEncodeError:
         return None
-    letters = lines.view("S1").reshape(len(lines), -1)
-    letters = np.where(letters == b"", b" ", letters)
+    letters = lines.view(np.uint8).reshape(len(lines), COLUMNS[-1] + 1)
+    letters[letters == 0] = ord(" ")
+    ends = np.isin(letters[:, :12], list(b" \t0")).all(axis=1)
+    letters = letters[:ends.argmax()] if ends.any() else letters
     for column in COLUMNS[1:]:
-        if ((letters[:, column - 1] != b" ") & np.isin(letters[:, column], DIGITS)).any():
+        if ((letters[:, column - 1] != ord(" ")) & np.isin(letters[:, column], DIGITS)).any():
             return None  # a number ends where another begins, or is cut
     fields = [np.ascontiguousarray(letters[:, i:j]).view(f"S{j - i}").ravel() for i, j in zip(COLUMNS, COLUMNS[1:])]
     if any((np.char.find(field, b".") < 0).any() for field in fields[3:]):
@@ -522,8 +524,9 @@ def as_text(content) -> str:
 
 def _read_text(path):
     text = as_text(file_content(path))
-    if long := next((i for i, line in enumerate(text.splitlines(), 1) if len(line) > MOST_LETTERS), 0):
-        raise ShelxError(f"{path}, line {long} has more than {MOST_LETTERS} letters: it is no file of SHELX")
+    long = np.fromiter(map(len, text.splitlines()), int) > MOST_LETTERS
+    if long.any():
+        raise ShelxError(f"{path}, line {long.argmax() + 1} has more than {MOST_LETTERS} letters: it is no file of SHELX")
     return text
 
 
