@@ -344,7 +344,7 @@ def _start_cell(rng, shear):
     if shear.all():
         angles = np.clip(rng.normal(92, 10, 3), 65, 118)
     elif shear.any():
-        angles[1] = np.clip(rng.normal(95.5, 8), 90, 120)
+        angles[1] = np.clip(rng.normal(97.3, 8.5), 90, 120)
     return np.array(gemmi.UnitCell(*edges, *angles).orth.mat.tolist())
 
 
