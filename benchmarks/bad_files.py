@@ -95,7 +95,7 @@ def main():
                 why = complaint(case, code, out, err, seconds, gigabytes, before, present(folder))
             tried[command] += 1
             survived[command] += not why
-            last = (err.strip().splitlines() or [""])[-1].replace(temporary, "")
+            last = (err.strip().splitlines() or [""])[-1].replace(temporary, "").replace(f"{ROOT}/", "")
             rows.append(
                 dict(
                     kind=case.kind,
