@@ -236,3 +236,54 @@ def test_completion_ends_after_rounds_in_vain():
         calls.clear()
         whole = refiner.complete(model_of(crystal), CONTENTS, enough, patience, cycles=5)
         assert calls == [5] * (rounds + 1) and whole.r1 < 1e-4
+
+
+def scripted(scores):
+    """A refiner of atoms in a large cell whose least squares give one R1 after the other, and what it has been asked."""
+    crystal, scores = random_crystal("P -1"), iter(scores)
+    refiner, asked = Refiner(reflections_of(crystal, 2.0)), []
+    refiner.least_squares = lambda model, cycles: replace(model, r1=next(scores))
+    refiner.model_from_map = lambda rho, contents: replace(model_of(crystal), r1=next(scores))
+    refiner._add_peaks = lambda model, contents: asked.append(model) or model
+    refiner.rename = lambda model, contents: model
+    return refiner, asked
+
+
+@pytest.mark.parametrize("u, dropped", [
+    (7 * [0.04], 1), (8 * [0.04], 1), (15 * [0.04], 1), (16 * [0.04], 2), (24 * [0.04], 3),  # an eighth
+    (7 * [0.04] + [0.16, 0.151, 0.2], 3), (7 * [0.04] + [0.149, 0.16, 0.2], 2),  # above 0.15 Å² ...
+    (9 * [0.06] + [0.209, 0.211, 0.25], 2)])                                      # ... and 3.5 times the median, 0.21
+def test_atoms_that_melt_are_dropped_and_an_eighth_at_least(u, dropped):
+    refiner, asked = scripted([0.3, 0.3])
+    n = len(u)
+    model = Model(np.random.default_rng(0).random((n, 3)), n * ("C",), np.array(u), np.ones(n), np.arange(n))
+    refiner.complete(model, {"C": n}, patience=1)
+    left, = asked
+    assert len(left.fract) == n - dropped
+    assert sorted(left.u_iso) == sorted(u)[:n - dropped] and (np.diff(left.heights) > 0).all(), "in the order they had"
+
+
+@pytest.mark.parametrize("enough, scores, best", [
+    (0, [0.3, 0.299, 0.2985, 0.3], 0.2985),           # better by 0.002 resets the patience of three rounds, less does not
+    (0, [0.3, 0.297, 0.296, 0.296, 0.296], 0.296), (0, [0.3, 0.4, 0.4, 0.29, 0.4, 0.4, 0.4], 0.29),
+    (0.3, [0.31, 0.32, 0.305, 0.32, 0.302, 0.28, 0.28], 0.28),  # below what is enough no further
+    (0.3, [0.3, 0.4, 0.4, 0.4], 0.3), (0.3, [0.29, 0.4], 0.29)])
+def test_completion_has_patience(enough, scores, best):
+    refiner, asked = scripted(scores)
+    found = refiner.complete(model_of(random_crystal("P -1")), CONTENTS, enough)
+    assert found.r1 == best and len(asked) == len(scores) - 1
+
+
+@pytest.mark.parametrize("scores, best, used", [
+    ([0.45, 0.46, 0.48, 0.3], 0.45, 3), ([0.6, 0.3], 0.5, 1), ([0.51, 0.4], 0.4, 2)])
+def test_recycling_ends_where_it_gets_worse(scores, best, used):
+    """By more than 0.02."""
+    left = list(scores)
+    refiner, _ = scripted(iter(lambda: left.pop(0), None))
+    start = replace(model_of(random_crystal("P -1")), r1=0.5)
+    assert refiner.recycle(start, CONTENTS, used).r1 == best and len(left) == len(scores) - used
+    if used < len(scores):
+        left[:] = scores
+        assert refiner.recycle(start, CONTENTS, len(scores)).r1 == best and len(left) == len(scores) - used
+    refiner.model_from_map = lambda rho, contents: None
+    assert refiner.recycle(start, CONTENTS, 4) is start
