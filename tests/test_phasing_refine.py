@@ -177,17 +177,17 @@ def test_maps_are_fourier_sums_of_gemmi(name):
 
 def test_names_go_by_the_density_the_highest_first():
     crystal = random_crystal("P 1 21 1")  # S O O N C C C
-    refiner = Refiner(reflections_of(replace(crystal, u_iso=np.full(7, 0.04)), 0.8))
+    refiner = Refiner(reflections_of(replace(crystal, u_iso=np.full(7, 0.1)), 0.8))
     order = np.array([4, 1, 6, 0, 3, 2, 5])
     fract = crystal.fract[order] + [[2, -1, 0]]  # in other cells, too, is what the map has
-    mixed = refiner.score(model_of(crystal, fract=fract, elements=7 * ("C",), u_iso=np.full(7, 0.04), occ=np.ones(7)))
+    mixed = refiner.score(model_of(crystal, fract=fract, elements=7 * ("C",), u_iso=np.full(7, 0.1), occ=np.ones(7)))
     named = refiner.rename(mixed, {"S": 1, "O": 2, "N": 1, "C": 3})
     assert named.elements == crystal.elements and (np.diff(named.heights) <= 0).all()
     back = [np.abs(crystal.fract + [2, -1, 0] - x).max(axis=1).argmin() for x in named.fract]
     assert back[0] == 0 and set(back[1:3]) == {1, 2} and sorted(back) == list(range(7))
     rho = refiner.map(mixed)
     at = tuple(np.round(crystal.fract[0] * rho.shape).astype(int) % rho.shape)
-    assert named.heights[0] == pytest.approx(rho[at] / rho.std(), rel=0.25) and named.heights[0] > 10, "in sigmas of the map"
+    assert named.heights[0] == pytest.approx(rho[at] / rho.std(), rel=0.25) and rho.std() < 0.7, "in sigmas of the map"
 
 
 SOME_CELLS = pytest.mark.parametrize("name", ["P -1", "P 1 21/c 1", "C 1 2 1", "C 1 c 1"])
