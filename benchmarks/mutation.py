@@ -6,7 +6,8 @@ annotations, and a number that is the same plus one (1e30) stay. They are drawn 
 elsewhere in the file draws no others; --n 20 15 draws 20, and then 15 that nobody has looked at when tests were written for
 the first. Killed: a test fails, or none can be run, or they take three times as long. What survives is listed with its line;
 whether that is a test that is missing or a change without consequence is for a reader, who writes so into the column `reason`
-("no consequence: ..." or what is missing). A run begins with the reasons of benchmarks/results/mutation.csv.
+("no consequence: ..." or what is missing). A run takes over reasons, and rooms that it leaves out, from the rows in
+benchmarks/results/mutation.csv.
 
 Usage: python benchmarks/mutation.py [--rooms gridding metrics ...] [--n 20 15] [--seed 0] [--out FOLDER]
 It writes mutation.csv and mutation.json.
@@ -153,12 +154,12 @@ def main():
                 rows.append({"draw": draw + 1, **row, "killed": not passes(folder, room, text, limit)})
                 print(*rows[-1].values(), sep=" | ", flush=True)
             (folder / "xrd_helpers" / f"{room}.py").write_text(source, encoding="utf-8")
-    table, kept = pd.DataFrame(rows), ROOT / "benchmarks" / "results" / "mutation.csv"
+    table, kept = pd.DataFrame(rows).assign(reason=""), ROOT / "benchmarks" / "results" / "mutation.csv"
     if kept.is_file():
-        reasons = pd.read_csv(kept, keep_default_na=False).set_index(SAME).reason
-        table["reason"] = [reasons.get(tuple(row), "") for row in table[SAME].astype(str).itertuples(index=False)]
-    else:
-        table["reason"] = ""
+        before = pd.read_csv(kept, keep_default_na=False)
+        reasons = {tuple(map(str, row[SAME])): row.reason for _, row in before.iterrows()}
+        table["reason"] = ["" if row.killed else reasons.get(tuple(map(str, row[SAME])), "") for _, row in table.iterrows()]
+        table = pd.concat([before[~before.room.isin(args.rooms)], table])
     without = ~table.killed & table.reason.str.startswith("no consequence")
     made = table.assign(tried=1, without_consequence=without).groupby(["room", "draw"], sort=False)[
         ["killed", "tried", "without_consequence"]].sum().reset_index()
