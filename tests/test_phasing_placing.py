@@ -169,11 +169,12 @@ def test_scores_of_placements_are_the_correlation_and_r1_of_gemmis_amplitudes(ce
         assert r_factors(xyz, data, n)[0] == pytest.approx(np.abs(F - k * A).sum() / F.sum(), abs=1e-3)
 
 
-def test_a_climb_follows_the_gradient_and_keeps_the_molecule():
+@pytest.mark.parametrize("name, cell", [("P 1 21/c 1", MONOCLINIC), ("P 21 21 21", gemmi.UnitCell(8.1, 9.3, 10.7, 90, 90, 90))])
+def test_a_climb_follows_the_gradient_and_keeps_the_molecule(name, cell):
+    """With and without an inversion at the origin."""
     (molecule, _), = read_molecules("CC(=O)Nc1ccc(O)cc1")
-    group = gemmi.SpaceGroup("P 1 21/c 1")
     xyz = molecule.conformers[0] + [1.5, 2.0, 3.0]
-    crystal = Crystal("", MONOCLINIC, group, molecule.elements, xyz @ np.array(MONOCLINIC.frac.mat.tolist()).T,
+    crystal = Crystal("", cell, gemmi.SpaceGroup(name), molecule.elements, xyz @ np.array(cell.frac.mat.tolist()).T,
                       np.full(len(molecule), 0.045), np.ones(len(molecule)))
     refiner = Refiner(calculated(crystal, 2.0))
     data, _ = data_of(refiner, molecule.elements, np.zeros(len(molecule)), np.ones(len(molecule)), 0.045)
