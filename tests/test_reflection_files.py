@@ -476,11 +476,12 @@ def test_an_mtz_file_is_written_as_gemmi_reads_it(tmp_path):
         columns = {"F": ("F", F + 1), "SIGF": ("Q", F + 1)}
         reflection_files.write_mtz(tmp_path / "b.mtz", hkl, columns, cell, group, wavelength, "x")
         assert read_measured(tmp_path / "b.mtz").wavelength == known
-    mtz.cell = gemmi.UnitCell(1, 1, 1, 90, 90, 90)  # as where a program did not know it
     mtz.columns[4].type = "Q"
-    mtz.write_to_file(str(tmp_path / "c.mtz"))
-    with pytest.raises(ReflectionError, match="c.mtz holds no cell or no symmetry"):
-        read_measured(tmp_path / "c.mtz")
+    for unknown in ((1, 1, 1, 90, 90, 90), (0, 0, 0, 0, 0, 0)):  # as where a program did not know it
+        mtz.set_cell_for_all(gemmi.UnitCell(*unknown))
+        mtz.write_to_file(str(tmp_path / "c.mtz"))
+        with pytest.raises(ReflectionError, match="c.mtz holds no cell or no symmetry"):
+            read_measured(tmp_path / "c.mtz")
 
 
 def test_what_two_files_say_is_taken_from_the_reflections_first(tmp_path):

@@ -356,7 +356,7 @@ def _read_mtz(path):
         parts.append((sign * hkl[there], value[there], sigma[there]))
     rows = (np.concatenate(part) for part in zip(*parts))
     wavelength = next((x.wavelength for x in mtz.datasets if 0 < x.wavelength < 100), 0.0)
-    unknown = mtz.cell.parameters in (gemmi.UnitCell().parameters, (0,) * 6)
+    unknown = mtz.cell.parameters == gemmi.UnitCell().parameters  # of one of zeros, too
     about = About(None if unknown else _usable_cell(mtz.cell, path), mtz.spacegroup, {}, wavelength)
     return Found(*rows, power, f"MTZ, {pairs[0][0].label}", about)
 
