@@ -267,8 +267,17 @@ def test_the_limit_along_b_has_a_closed_form():
     ("P 1 1 21/b", (6.1, 8.3, 7.2, 90, 90, 103), "monoclinic"), ("P 1 21/c 1", (6.1, 8.3, 7.2, 90, 103, 90), "triclinic"),
     ("P 1 21/c 1", (6.1, 8.3, 7.2, 90, 103, 90), "orthorhombic"), ("P 41", (6.1, 6.1, 9.2, 90, 90, 90), "orthorhombic")])
 def test_another_system_is_refused(name, cell, box):
-    with pytest.raises(CrystalError, match=f"made: space group {name} is not of the {box} box"):
+    with pytest.raises(CrystalError) as caught:
         check_fit(crystal(name, cell), BOXES[box], 0.8)
+    assert str(caught.value) == f"made: space group {name} is not of the {box} box" + " (unique axis b)" * (box == "monoclinic")
+
+
+def test_an_axis_that_just_fits_is_not_named_beside_one_that_does_not():
+    """b / 21 is 0.833 Å and b / 22 0.795 Å; (17 21 0) is at 0.802 Å."""
+    c = crystal("P 21 21 21", (50, 17.5, 8.4, 90, 90, 90))
+    assert (gemmi.make_miller_array(c.cell, c.spacegroup, 0.8).tolist()).count([17, 21, 0]) == 1
+    with pytest.raises(CrystalError, match=r"orthorhombic box \(h from 17 to 62, the box holds 0\.\.16: a is too long\)"):
+        check_fit(c, BOXES["orthorhombic"], 0.8)
 
 
 def test_the_shorter_of_a_and_c_goes_first():
