@@ -137,7 +137,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="")
     args = parser.parse_args()
-    out, rows = Path(args.out) if args.out else run_folder("benchmarks"), []
+    out, rows, commit = Path(args.out) if args.out else run_folder("benchmarks"), [], str(git_state())
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder) / "repository"
@@ -165,8 +165,7 @@ def main():
         ["killed", "tried", "without_consequence"]].sum().reset_index()
     table.to_csv(out / "mutation.csv", index=False)
     print(made.to_string(index=False))
-    write_json(out / "mutation.json", {"rows": made.to_dict("records"), "seed": args.seed, "commit": str(git_state()),
-                                       "machine": machine()})
+    write_json(out / "mutation.json", {"rows": made.to_dict("records"), "seed": args.seed, "commit": commit, "machine": machine()})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from makers import REAL, direct_sum, make_crystal
+from xrd_helpers import gridding
 from xrd_helpers.cif_folders import read_cif_folders
 from xrd_helpers.config import UserError
 from xrd_helpers.crystals import CrystalError
@@ -262,6 +263,15 @@ def test_the_limit_along_b_has_a_closed_form():
         check_fit(crystal("P 1 21/c 1", (7.3, 14.41, 9.4, 90, 111, 90)), BOXES["monoclinic"], 0.8)
 
 
+def test_reflections_of_a_cell_far_too_large_are_not_listed(monkeypatch):
+    """V / d³ is 879 of the first cell, 1172 of the second, where 1000 are listed at most."""
+    monkeypatch.setattr(gridding, "MOST_POSSIBLE", 1000)
+    for cell, says in (((4.3, 4.3, 24.34, 90, 90, 90), "reflections to 0.8 Å are outside the orthorhombic box"),
+                       ((5, 5, 24, 90, 90, 90), "its cell of 600 Å³ is far too large for the orthorhombic box")):
+        with pytest.raises(CrystalError, match=says):
+            check_fit(crystal("P 21 21 21", cell), BOXES["orthorhombic"], 0.8)
+
+
 @pytest.mark.parametrize("name, cell, box", [
     ("P -1", (6.1, 8.3, 11.7, 81, 95, 104), "monoclinic"), ("P 21 21 21", (5.9, 8.1, 13.2, 90, 90, 90), "monoclinic"),
     ("P 1 1 21/b", (6.1, 8.3, 7.2, 90, 90, 103), "monoclinic"), ("P 1 21/c 1", (6.1, 8.3, 7.2, 90, 103, 90), "triclinic"),
@@ -366,6 +376,9 @@ def test_crystals_of_any_symmetry_get_a_box_each():
         check_fit(c, OWN, 1.2)
         hkl, F = boxes.reflections(0, boxes.F[0])
         np.testing.assert_allclose(F[:40], np.abs(direct_sum(c, hkl[:40])), atol=1e-4 * F.max())
+        hkl, ops = boxes.box.hkl, c.spacegroup.operations().sym_ops
+        epsilon = sum((hkl @ (np.array(op.rot) // gemmi.Op.DEN) == hkl).all(axis=1) for op in ops)
+        np.testing.assert_array_equal(boxes.epsilon.flatten(), np.where((hkl == 0).all(axis=1), 1, epsilon))
     one, = amplitude_boxes([crystal("P 1 21/c 1"), crystal("P 1 21 1")], BOXES["monoclinic"], 1.8, 1.2)
     assert len(one) == 2 and one.box is BOXES["monoclinic"]
     # 21.5443469 is the third root of 10,000
