@@ -165,7 +165,8 @@ def main():
         ["killed", "tried", "without_consequence"]].sum().reset_index()
     table.to_csv(out / "mutation.csv", index=False)
     print(made.to_string(index=False))
-    write_json(out / "mutation.json", {"rows": made.to_dict("records"), "seed": args.seed, "commit": commit, "machine": machine()})
+    found = {"rows": made.to_dict("records"), "seed": args.seed, "commit": commit, "machine": machine()}
+    write_json(out / "mutation.json", found)
 
 
 if __name__ == "__main__":
