@@ -80,6 +80,11 @@ def test_shelx_reflections_with_their_ins(tmp_path):
     measured = read_measured(tmp_path / "a.hkl", tmp_path / "other.ins")
     check_made(measured)
     assert measured.files == (tmp_path / "a.hkl", tmp_path / "other.ins")
+    (tmp_path / "b.ins").write_text(INS.replace(CELL, "11.1 6.2 8.3 90 99 90"))
+    (tmp_path / "a.hkl").rename(tmp_path / "b.hkl")
+    assert read_measured(tmp_path / "b.ins").cell.a == 11.1
+    check_made(read_measured(tmp_path / "b.ins", tmp_path / "other.ins"))  # the one that is named counts
+    (tmp_path / "b.hkl").rename(tmp_path / "a.hkl")
     (tmp_path / "other.ins").rename(tmp_path / "a.ins")
     check_made(read_measured(tmp_path / "a.ins"))
 
