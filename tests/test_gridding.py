@@ -7,9 +7,25 @@ import pytest
 import torch
 
 from makers import REAL, direct_sum, make_crystal
+from xrd_helpers import gridding
 from xrd_helpers.cif_folders import read_cif_folders
+from xrd_helpers.config import UserError
 from xrd_helpers.crystals import CrystalError
-from xrd_helpers.gridding import BOXES, AmplitudeBoxes, check_fit, select_fitting, to_box_setting
+from xrd_helpers.gridding import (
+    BOXES,
+    OWN,
+    AmplitudeBoxes,
+    Box,
+    amplitude_boxes,
+    check_fit,
+    check_resolutions,
+    find_box,
+    measured_box,
+    select_fitting,
+    smooth_even,
+    to_box_setting,
+)
+from xrd_helpers.reflections import ReflectionError, Reflections
 
 LAUE = {"monoclinic": "P 1 2/m 1", "orthorhombic": "P m m m", "triclinic": "P -1"}
 # crystals that fill a good part of their box; one of each kind of setting
@@ -247,13 +263,31 @@ def test_the_limit_along_b_has_a_closed_form():
         check_fit(crystal("P 1 21/c 1", (7.3, 14.41, 9.4, 90, 111, 90)), BOXES["monoclinic"], 0.8)
 
 
+def test_reflections_of_a_cell_far_too_large_are_not_listed(monkeypatch):
+    """V / d³ is 879 of the first cell, 1172 of the second, where 1000 are listed at most."""
+    monkeypatch.setattr(gridding, "MOST_POSSIBLE", 1000)
+    for cell, says in (((4.3, 4.3, 24.34, 90, 90, 90), "reflections to 0.8 Å are outside the orthorhombic box"),
+                       ((5, 5, 24, 90, 90, 90), "its cell of 600 Å³ is far too large for the orthorhombic box")):
+        with pytest.raises(CrystalError, match=says):
+            check_fit(crystal("P 21 21 21", cell), BOXES["orthorhombic"], 0.8)
+
+
 @pytest.mark.parametrize("name, cell, box", [
     ("P -1", (6.1, 8.3, 11.7, 81, 95, 104), "monoclinic"), ("P 21 21 21", (5.9, 8.1, 13.2, 90, 90, 90), "monoclinic"),
     ("P 1 1 21/b", (6.1, 8.3, 7.2, 90, 90, 103), "monoclinic"), ("P 1 21/c 1", (6.1, 8.3, 7.2, 90, 103, 90), "triclinic"),
     ("P 1 21/c 1", (6.1, 8.3, 7.2, 90, 103, 90), "orthorhombic"), ("P 41", (6.1, 6.1, 9.2, 90, 90, 90), "orthorhombic")])
 def test_another_system_is_refused(name, cell, box):
-    with pytest.raises(CrystalError, match=f"made: space group {name} is not of the {box} box"):
+    with pytest.raises(CrystalError) as caught:
         check_fit(crystal(name, cell), BOXES[box], 0.8)
+    assert str(caught.value) == f"made: space group {name} is not of the {box} box" + " (unique axis b)" * (box == "monoclinic")
+
+
+def test_an_axis_that_just_fits_is_not_named_beside_one_that_does_not():
+    """b / 21 is 0.833 Å and b / 22 0.795 Å; (17 21 0) is at 0.802 Å."""
+    c = crystal("P 21 21 21", (50, 17.5, 8.4, 90, 90, 90))
+    assert (gemmi.make_miller_array(c.cell, c.spacegroup, 0.8).tolist()).count([17, 21, 0]) == 1
+    with pytest.raises(CrystalError, match=r"orthorhombic box \(h from 17 to 62, the box holds 0\.\.16: a is too long\)"):
+        check_fit(c, BOXES["orthorhombic"], 0.8)
 
 
 def test_the_shorter_of_a_and_c_goes_first():
@@ -291,3 +325,139 @@ def test_share_of_the_real_monoclinic_crystals():
     fitting, problems = select_fitting(crystals, BOXES["monoclinic"], 0.8)
     assert len(fitting) + len(problems) == len(crystals)
     assert 90 <= as_given < 100 <= len(fitting) < 110
+
+
+# ---- boxes of their own ----
+
+OF_ANY = {"P -1": (6.1, 7.4, 8.3, 81, 103, 111), "C 1 2/c 1": (12.3, 6.1, 9.4, 90, 107, 90),
+          "P 21 21 21": (6.4, 7.7, 9.1, 90, 90, 90), "R -3 :H": (11.2, 11.2, 7.3, 90, 90, 120),
+          "R 3 c :R": (7.1, 7.1, 7.1, 83, 83, 83), "P 41 21 2": (7.3, 7.3, 9.8, 90, 90, 90),
+          "I 1 1 2/b": (8.3, 9.4, 7.1, 90, 90, 107), "P 61": (8.1, 8.1, 11.3, 90, 90, 120),
+          "F d -3 m :2": (9.3, 9.3, 9.3, 90, 90, 90)}
+
+
+@pytest.mark.parametrize("name", OF_ANY)
+def test_a_box_around_a_crystal_holds_each_reflection_once_and_is_the_smallest(name):
+    cell, group = gemmi.UnitCell(*OF_ANY[name]), gemmi.SpaceGroup(name)
+    box = Box.around(cell, group, 1.1)
+    whole = gemmi.make_miller_array(cell, gemmi.SpaceGroup("P 1"), 1.1)  # one of each Friedel pair
+    whole = np.concatenate([whole, -whole])
+    voxel = box.index(whole)
+    assert (voxel >= 0).all() and not box.redundant[voxel].any()
+    classes = laue_class(whole, name)
+    assert len(set(voxel)) == len(set(classes)) == len(set(zip(voxel, classes)))
+    assert laue_class(box.hkl[voxel], name) == classes
+    # gemmi's own choice of each class: none of the limits could be nearer
+    asu = gemmi.ReciprocalAsu(gemmi.SpaceGroup(box.spacegroup))
+    inside = np.array([h for h in whole.tolist() if asu.is_in(h)])
+    assert box.low == tuple(np.minimum(inside.min(axis=0), 0)) and box.high == tuple(np.maximum(inside.max(axis=0), 0))
+    # unfolded to the sphere: each reflection stands at its indices, with room for the fastest wave there is
+    size, index, point = box.sphere
+    assert all(n % 2 == 0 and n > 2 * abs(whole[:, i]).max() for i, n in enumerate(size)) and len(index) == np.prod(size)
+    np.testing.assert_array_equal(index[np.ravel_multi_index((whole % size).T, size)], voxel)
+    if "R" not in name and "6" not in name:  # where the corners of the box come to no larger indices than those of its axes
+        assert size == tuple(smooth_even(2 * abs(whole[:, i]).max() + 2) for i in range(3))
+    np.testing.assert_array_equal(np.stack(np.unravel_index(point, size), axis=1), box.hkl % size)
+    np.testing.assert_array_equal(box.representative, index[point])
+
+
+@pytest.mark.parametrize("least, expected", [(1, 2), (2, 2), (10, 10), (11, 12), (13, 14), (22, 24), (23, 24), (33, 36),
+                                             (51, 54), (57, 60), (101, 108), (121, 126), (127, 128)])
+def test_lengths_that_transform_fast(least, expected):
+    """Even ones without a prime factor above 7: 2 4 6 8 10 12 14 16 18 20 24 28 30 32 36 40 42 48 50 54 56 60 ..."""
+    assert smooth_even(least) == expected
+
+
+def test_crystals_of_any_symmetry_get_a_box_each():
+    crystals = [make_crystal("CNO", name, cell, seed=1) for name, cell in OF_ANY.items()]
+    each = amplitude_boxes(crystals, OWN, 1.8, 1.2)
+    assert [boxes.box.laue for boxes in each] == [c.spacegroup.laue_str() for c in crystals] and OWN.groups("ab") == ["a", "b"]
+    for boxes, c in zip(each, crystals):
+        check_fit(c, OWN, 1.2)
+        hkl, F = boxes.reflections(0, boxes.F[0])
+        np.testing.assert_allclose(F[:40], np.abs(direct_sum(c, hkl[:40])), atol=1e-4 * F.max())
+        hkl, ops = boxes.box.hkl, c.spacegroup.operations().sym_ops
+        epsilon = sum((hkl @ (np.array(op.rot) // gemmi.Op.DEN) == hkl).all(axis=1) for op in ops)
+        np.testing.assert_array_equal(boxes.epsilon.flatten(), np.where((hkl == 0).all(axis=1), 1, epsilon))
+    one, = amplitude_boxes([crystal("P 1 21/c 1"), crystal("P 1 21 1")], BOXES["monoclinic"], 1.8, 1.2)
+    assert len(one) == 2 and one.box is BOXES["monoclinic"]
+    # 21.5443469 is the third root of 10,000
+    check_fit(make_crystal("C", "P 1", (21.54, 21.54, 21.54, 90, 90, 90)), OWN, 0.8)
+    with pytest.raises(CrystalError, match="made: its cell of 10005 Å³ is larger than 10000 Å³"):
+        check_fit(make_crystal("C", "P 1", (21.54, 21.54, 21.563, 90, 90, 90)), OWN, 0.8)
+
+
+def test_boxes_by_their_names_and_resolutions_in_order():
+    assert find_box("triclinic") is BOXES["triclinic"] and find_box("own") is OWN
+    with pytest.raises(UserError, match="there is no box 'cubic': the boxes are monoclinic, orthorhombic, triclinic, own"):
+        find_box("cubic")
+    assert BOXES["monoclinic"].groups(["P 1", "P 1 21/c 1", "P 21 21 21", "C 1 2 1"]) == ["P 1 21/c 1", "C 1 2 1"]
+    check_resolutions(0.81, 0.8)
+    for d_input, d_target in ((0.8, 0.8), (0.8, 1.5), (1.5, 0), (1.5, -0.8)):
+        with pytest.raises(UserError, match="d_target must be above 0 and below d_input"):
+            check_resolutions(d_input, d_target)
+
+
+# ---- what was measured ----
+
+def measured_of(c, d_min=1.4, keep=slice(None)):
+    """Merged reflections (present ones) of a crystal to d_min, with gemmi's amplitudes."""
+    hkl = gemmi.make_miller_array(c.cell, c.spacegroup, d_min)
+    hkl = hkl[~c.spacegroup.operations().systematic_absences(hkl)][keep]
+    return Reflections.of_good_data(hkl.astype(np.int64), np.abs(direct_sum(c, hkl)), c.cell, c.spacegroup)
+
+
+@pytest.mark.parametrize("name, cell, swapped, box", [
+    ("P 1 21/c 1", (7.3, 9.1, 8.4, 90, 111, 90), False, "monoclinic"),
+    ("P 1 21/c 1", (9.4, 6.1, 7.3, 90, 99, 90), True, "monoclinic"),
+    ("C 1 2 1", (12.1, 6.3, 7.2, 90, 108, 90), True, "monoclinic"),
+    ("P -1", (6.1, 8.3, 9.7, 81, 95, 104), False, "triclinic"),
+    ("P 41 21 2", (7.3, 7.3, 9.8, 90, 90, 90), False, "own"), ("P 1 21 1", (9.1, 7.3, 6.2, 90, 103, 90), True, "own")])
+def test_measured_amplitudes_in_a_box(name, cell, swapped, box):
+    """In the box's setting each voxel has the amplitude of its reflection; a hole stays one, an absence inside the data is
+    known to be zero, and one beyond them is not."""
+    c = crystal(name, cell)
+    merged = measured_of(c, keep=slice(0, None, 2))
+    boxes, turned = measured_box(merged, find_box(box), 1.0, contents={"C": 1.0})
+    hkl, ops = boxes.box.hkl, boxes.samples[0].spacegroup.operations()
+    assert turned == swapped and boxes.samples[0].contents == {"C": 1.0} and boxes.F.shape == (1, *boxes.box.shape)
+    ours = np.stack([hkl[:, 2], -hkl[:, 1], hkl[:, 0]], axis=1) if swapped else hkl  # a' = c, b' = -b, c' = a
+    some = (hkl != 0).any(axis=1)
+    d = np.full(len(hkl), np.inf)
+    d[some] = c.cell.calculate_d_array(ours[some])
+    np.testing.assert_allclose(boxes.d.flatten()[some], d[some], rtol=1e-6)
+    np.testing.assert_array_equal(boxes.target.flatten(), (d >= 1) & some)
+    absent = np.array(ops.systematic_absences(hkl.astype(np.int32)))
+    np.testing.assert_array_equal(boxes.absent.flatten(), absent)
+    F_of = dict(zip(laue_class(merged.hkl, name), merged.F))
+    F = np.array([F_of.get(h, 0) for h in laue_class(ours, name)])
+    known = np.array([h in F_of for h in laue_class(ours, name)])
+    np.testing.assert_array_equal(boxes.measured.flatten(), known | absent & some & (d >= merged.d.min()))
+    np.testing.assert_allclose(boxes.F.flatten() * boxes.scale, F, atol=1e-5 * F.max())
+    assert float(boxes.scale) == pytest.approx(merged.F.max()) and float(boxes.F.max()) == 1
+    np.testing.assert_array_equal(boxes.redundant.flatten(), boxes.box.redundant)
+    epsilon = sum((hkl @ (np.array(op.rot) // gemmi.Op.DEN) == hkl).all(axis=1) for op in ops.sym_ops)
+    np.testing.assert_array_equal(boxes.epsilon.flatten()[some], epsilon[some])
+
+
+def test_a_model_is_shown_no_more_than_it_was_trained_on():
+    c = crystal("P 1 21 1", (6.1, 8.3, 7.2, 90, 103, 90))
+    merged = measured_of(c, 0.7)
+    boxes, _ = measured_box(merged, BOXES["monoclinic"], 0.8, d_shown=1.5)
+    assert torch.equal(boxes.measured, AmplitudeBoxes.from_crystals([c], d_input=1.5).measured)
+    boxes, _ = measured_box(merged, BOXES["monoclinic"], 0.8)  # nor beyond the target
+    assert torch.equal(boxes.measured, boxes.target)
+    assert boxes.samples[0].contents == {}
+
+
+def test_too_little_that_is_measured_is_said():
+    merged = measured_of(crystal("P 1 21 1", (6.1, 8.3, 7.2, 90, 103, 90)), 1.6)
+    least = merged.select(np.argsort(-merged.d)[:30])
+    measured_box(least, BOXES["monoclinic"], 0.8)
+    with pytest.raises(ReflectionError, match="mine: only 29 reflections are measured to 0.8 Å, of 30 at least"):
+        measured_box(least.select(np.arange(29)), BOXES["monoclinic"], 0.8, name="mine")
+    with pytest.raises(ReflectionError, match="to 3 Å, of 30 at least"):
+        measured_box(merged, BOXES["monoclinic"], 0.8, d_shown=3)
+    none = Reflections(merged.hkl, 0 * merged.F, merged.sigF, merged.cell, merged.spacegroup)
+    with pytest.raises(ReflectionError, match="the data: only"):
+        measured_box(none, BOXES["monoclinic"], 0.8)

@@ -18,7 +18,7 @@ from xrd_helpers.known_molecule import read_molecules
 from xrd_helpers.metrics import score
 from xrd_helpers.reflection_files import read_measured
 from xrd_helpers.reflections import Measured, ReflectionError, Reflections, unique_hkl
-from xrd_helpers.weights import load_model, predict
+from xrd_helpers.weights import WeightsError, load_model, predict
 from xrd_helpers.wilson import ShellMean
 
 MONOCLINIC = BOXES["monoclinic"]
@@ -332,6 +332,27 @@ def test_without_a_structure_something_else_stands_in(hopeless):
     boxes = replace(boxes, F=shuffled)
     stood_in = inference.phase_first_boxes(boxes, lambda b: np.full(b.F.shape, 0.123), trials=2)
     assert (stood_in[boxes.extension.numpy()] == 0.123).all()
+
+
+def test_the_next_best_method_says_that_it_stands_in(monkeypatch):
+    """Where no structure is found PattersonNet, and the mean where that cannot be had."""
+    _, truth, measured = made_data("P 1 21/c 1")
+    monkeypatch.setattr(inference, "extend_by_structure", lambda *arguments: (None, None))
+    monkeypatch.setattr(inference, "shell_mean", lambda: MEAN)
+    extended, trained, words = inference.extend_by("phase_first", measured, d_target=0.9)
+    by_name, its_own, _ = inference.extend_by("patterson_net", measured, d_target=0.9)
+    assert "no structure was found" in words and "Instead: PattersonNet" in words and trained == its_own != (0, 0)
+    np.testing.assert_array_equal(extended.predicted.F, by_name.predicted.F)
+    assert truth.keys() - set(map(tuple, measured.hkl.tolist())) == set(map(tuple, extended.predicted.hkl.tolist()))
+
+    def without(path):
+        raise WeightsError(f"{path} is damaged")
+
+    monkeypatch.setattr(inference, "load_model", without)
+    extended, trained, words = inference.extend_by("phase_first", measured, d_target=0.9)
+    assert "patterson_net.safetensors is damaged.) Instead: Shell mean" in words and trained == (0, 0)
+    slope, offset = np.polyfit(extended.predicted.d**-2.0, np.log(extended.predicted.F), 1)
+    assert np.abs(np.log(extended.predicted.F) - offset - slope * extended.predicted.d**-2.0).max() < 0.02
 
 
 def test_boxes_hold_what_the_reflections_say(monkeypatch):

@@ -103,6 +103,18 @@ def test_ssim_is_that_of_scikit_image_on_the_box(p21c):
         assert scores.ssim[i] == pytest.approx(structural_similarity(given, true, data_range=1.0), rel=1e-12)
 
 
+@pytest.mark.parametrize("side, window", [(5, 5), (6, 5), (7, 7), (8, 7), (9, 7)])
+def test_the_window_of_ssim_is_odd_and_fits_the_box(side, window):
+    """Of 7 voxels as scikit-image has it by default, or the largest odd number that a small cell's box has room for."""
+    rng = np.random.default_rng(side)
+    F, pred = rng.random((2, 1, side, 10, 11))
+    none = torch.zeros(F.shape, dtype=torch.bool)
+    boxes = AmplitudeBoxes(box=None, F=torch.as_tensor(F), scale=torch.ones(1), measured=none, target=~none, absent=none,
+                           redundant=none[0], d=torch.as_tensor(rng.uniform(0.8, 1.5, F.shape)), epsilon=torch.ones(F.shape))
+    assert metrics.score(pred, boxes).ssim[0] == pytest.approx(
+        structural_similarity(pred[0], F[0], data_range=1.0, win_size=window), rel=1e-12)
+
+
 def test_score_takes_tensors_and_gives_a_row_a_crystal(p21c):
     _, boxes = p21c
     table = metrics.score(boxes.F_in, boxes)

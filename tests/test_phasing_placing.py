@@ -12,7 +12,7 @@ from xrd_helpers.config import UserError
 from xrd_helpers.crystals import Crystal, all_operators
 from xrd_helpers.known_molecule import from_geometry, read_molecules, turn
 from xrd_helpers.phasing import placing
-from xrd_helpers.phasing.climbing import climb, data_of, score
+from xrd_helpers.phasing.climbing import climb, data_of, draw, mutate, r_factors, score
 from xrd_helpers.phasing.distances import distances_of, refine, rigid_distances
 from xrd_helpers.phasing.origin import match_atoms, solved
 from xrd_helpers.phasing.placing import (
@@ -75,11 +75,106 @@ def test_hydrogen_is_spread_over_a_shell():
     np.testing.assert_allclose(with_h.form - bare.form, [2 * form * np.sin(2 * np.pi / d) / (2 * np.pi / d)], atol=1e-4)
 
 
-def test_a_climb_follows_the_gradient_and_keeps_the_molecule():
+def lengths_of(xyz):
+    return np.linalg.norm(xyz[..., :, None, :] - xyz[..., None, :, :], axis=-1)
+
+
+@pytest.fixture(scope="module")
+def two_in_a_cell():
+    """Paracetamol anywhere and biphenyl on the inversion centres of P -1."""
+    molecules = [read_molecules(text)[0][0] for text in ("CC(=O)Nc1ccc(O)cc1", "c1ccccc1-c1ccccc1")]
+    return Search(dummy(TRICLINIC, "P -1", 3.0), molecules, Arrangement((Part(0, 1), Part(1, 2)), 2, 18.0))
+
+
+def drawn(search, n, loose, seed=3):
+    m = len(search.molecules)
+    xyz, free = np.empty((n, len(search.elements), 3), np.float32), np.empty((n, m, 3, 3), np.float32)
+    chosen = np.random.default_rng(seed).integers(len(search.conformers), size=(n, m))
+    draw(xyz, free, search.conformers, chosen, search.joints, search.sites, search.refiner.orth, loose, seed)
+    return xyz, free, chosen
+
+
+def test_placements_are_drawn_everywhere_and_turned_every_way(two_in_a_cell):
+    search, n = two_in_a_cell, 400
+    xyz, free, chosen = drawn(search, n, 0.0)
+    first = search.joints.first
+    frac = np.array(TRICLINIC.frac.mat.tolist())
+    for b in range(0, n, 40):  # what torsions do not change is that of the conformer
+        conformer = np.concatenate([search.conformers[chosen[b, c], first[c]:first[c + 1]] for c in (0, 1)])
+        for i, j in np.asarray(search.rows)[:, :2].astype(int):
+            assert np.linalg.norm(xyz[b, i] - xyz[b, j]) == pytest.approx(np.linalg.norm(conformer[i] - conformer[j]), abs=1e-3)
+    centre = [xyz[:, first[c]:first[c + 1]].mean(1) @ frac.T for c in (0, 1)]
+    # even from 0 to 1: mean 1/2 and deviation 1 / sqrt(12); and on the eight centres of Wyckoff's table, an eighth on each
+    assert np.abs(centre[0].mean(0) - 0.5).max() < 0.06 and np.abs(centre[0].std(0) - 12**-0.5).max() < 0.03
+    assert np.ptp(centre[0], axis=0).min() > 0.95
+    half = np.round(2 * centre[1]).astype(int)
+    np.testing.assert_allclose(centre[1], half / 2, atol=1e-4)
+    counts = np.bincount((half % 2) @ [4, 2, 1], minlength=8)
+    assert counts.min() > 50 - 4 * 50**0.5 and (free[:, 1] == 0).all()
+    np.testing.assert_allclose(free[:, 0], np.tile(np.eye(3), (n, 1, 1)), atol=1e-5)
+    # directions on the sphere: ⟨u⟩ = 0 and ⟨u uᵀ⟩ = 1/3
+    bond = xyz[:, 1] - xyz[:, 0]
+    bond /= np.linalg.norm(bond, axis=1)[:, None]
+    assert np.abs(bond.mean(0)).max() < 0.12 and np.abs(bond.T @ bond / n - np.eye(3) / 3).max() < 0.08
+    # torsions: a normal deviate of 0.25 from those of the conformer, or any angle for up to all of them
+    again, _, _ = drawn(search, n, 1.0)
+    assert not np.array_equal(again, xyz) and np.array_equal(drawn(search, 5, 0.0)[0], xyz[:5])
+    spread = [np.abs(lengths_of(x[:, first[1]:]) - lengths_of(search.conformers[rows[:, 1], first[1]:])).max((1, 2)).mean()
+              for x, rows in ((xyz, chosen), (again, chosen))]
+    assert spread[1] > 1.5 * spread[0] > 0
+
+
+def test_a_change_of_a_placement_is_of_one_molecule_and_one_kind(two_in_a_cell):
+    search, n = two_in_a_cell, 300
+    xyz, free, chosen = drawn(search, n, 0.0)
+    before = xyz.copy()
+    mutate(xyz, free, search.conformers, chosen, search.joints, search.sites, search.refiner.orth, 5)
+    first = search.joints.first
+    parts = [slice(first[c], first[c + 1]) for c in (0, 1)]
+    changed = np.array([[np.abs(xyz[b, part] - before[b, part]).max() > 1e-4 for part in parts] for b in range(n)])
+    assert (changed.sum(1) <= 1).all() and changed.any(1).mean() > 0.9
+    kinds = {"torsion": 0, "rotation": 0, "shift": 0}
+    for b in range(n):
+        part = parts[0] if changed[b, 0] else parts[1]
+        moved = xyz[b, part].mean(0) - before[b, part].mean(0)
+        rigid = np.abs(lengths_of(xyz[b, part]) - lengths_of(before[b, part])).max() < 1e-3
+        shifted = np.abs(xyz[b, part] - before[b, part] - moved).max() < 1e-3
+        kinds["shift" if shifted else "rotation" if rigid else "torsion"] += 1
+        if rigid and not shifted:
+            assert np.abs(moved).max() < 1e-3, "about its centre"
+        if part == parts[1] and rigid:
+            assert np.abs(moved).max() < 1e-3, "on a centre of inversion there is no way to go"
+    # 0.6 torsions and 0.1 all of it, 0.2 rotations, 0.1 shifts
+    assert 0.6 < kinds["torsion"] / n < 0.8 and 0.12 < kinds["rotation"] / n < 0.28 and 0.05 < kinds["shift"] / n < 0.16
+
+
+@pytest.mark.parametrize("cell, group", [(TRICLINIC, "P -1"), (MONOCLINIC, "P 1 21 1")])
+def test_scores_of_placements_are_the_correlation_and_r1_of_gemmis_amplitudes(cell, group):
+    """Over the strongest of reflections by resolution; the weight of each is as ``data`` has it."""
+    rng, elements, group = np.random.default_rng(2), ("C", "N", "O", "Cl"), gemmi.SpaceGroup(group)
+    hkl = unique_hkl(cell, group, 1.8)
+    refiner = Refiner(Reflections.of_good_data(hkl, rng.uniform(5, 90, len(hkl)), cell, group))
+    data, _ = data_of(refiner, elements, np.zeros(4), np.ones(4), 0.045)
+    order, n = np.argsort(-refiner.reflections.d, kind="stable"), 60
+    for _ in range(2):
+        fract = rng.random((4, 3))
+        small = Crystal("", cell, group, elements, fract, np.full(4, 0.045), np.ones(4)).small_structure()
+        calculator = gemmi.StructureFactorCalculatorX(small.cell)
+        A = np.array([abs(calculator.calculate_sf_from_small_structure(small, h)) for h in hkl[order][:n].tolist()])
+        xyz, F, w = (fract @ refiner.orth.T).astype(np.float32)[None], refiner.reflections.F[order][:n], data.weight[:n]
+        a, f = A - (w * A).sum() / w.sum(), F - (w * F).sum() / w.sum()
+        cc = (w * a * f).sum() / np.sqrt((w * a * a).sum() * (w * f * f).sum())
+        assert score(xyz, data, n)[0] == pytest.approx(cc, abs=1e-3)
+        k = (A @ F) / (A @ A)
+        assert r_factors(xyz, data, n)[0] == pytest.approx(np.abs(F - k * A).sum() / F.sum(), abs=1e-3)
+
+
+@pytest.mark.parametrize("name, cell", [("P 1 21/c 1", MONOCLINIC), ("P 21 21 21", gemmi.UnitCell(8.1, 9.3, 10.7, 90, 90, 90))])
+def test_a_climb_follows_the_gradient_and_keeps_the_molecule(name, cell):
+    """With and without an inversion at the origin."""
     (molecule, _), = read_molecules("CC(=O)Nc1ccc(O)cc1")
-    group = gemmi.SpaceGroup("P 1 21/c 1")
     xyz = molecule.conformers[0] + [1.5, 2.0, 3.0]
-    crystal = Crystal("", MONOCLINIC, group, molecule.elements, xyz @ np.array(MONOCLINIC.frac.mat.tolist()).T,
+    crystal = Crystal("", cell, gemmi.SpaceGroup(name), molecule.elements, xyz @ np.array(cell.frac.mat.tolist()).T,
                       np.full(len(molecule), 0.045), np.ones(len(molecule)))
     refiner = Refiner(calculated(crystal, 2.0))
     data, _ = data_of(refiner, molecule.elements, np.zeros(len(molecule)), np.ones(len(molecule)), 0.045)

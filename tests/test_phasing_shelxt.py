@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from xrd_helpers.phasing import PhasingError, shelxt
-from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.phasing.job import solve_with_shelxt
+from xrd_helpers.reflections import Measured, Reflections, unique_hkl
 
 TABLE = """
    R1  Rweak Alpha SysAbs  Orientation      Space group  Flack_x  File  Formula
@@ -160,3 +161,23 @@ def test_a_missing_program_is_an_error(tmp_path, reflections, monkeypatch):
     (tmp_path / "shelxt").write_text("not a program")
     with pytest.raises(PhasingError, match="cannot be started"):
         shelxt.run_shelxt(reflections, ["C"], tmp_path / "run", executable=tmp_path / "shelxt")
+
+
+def test_shelxt_is_given_what_was_predicted_and_judged_by_what_was_measured(tmp_path, reflections):
+    program = stand_in(tmp_path / "shelxt", """
+pathlib.Path("job.lxt").write_text(LISTING)
+pathlib.Path("job_a.res").write_text(RES)""")
+    measured = Measured(reflections.hkl, reflections.F**2, 0.1 * reflections.F**2, reflections.cell, reflections.spacegroup,
+                        {"Zn": 0.5, "O": 1, "C": 1}, 0.71073, (tmp_path / "made.hkl",), "made up")
+    more = unique_hkl(reflections.cell, reflections.spacegroup, 1.3)[::2]
+    more = more[reflections.cell.calculate_d_array(more.astype(np.int32)) < 1.5]
+    found = []
+    for i, factor in enumerate((None, 5.0, 35.0)):
+        F = np.full(len(more), factor or 1.0)
+        extra = factor and Reflections(more, F, 0.3 * F, reflections.cell, reflections.spacegroup)
+        found.append(solve_with_shelxt(measured, tmp_path / str(i), program, extra).solution)
+        given = np.array([line.split()[:3] for line in (tmp_path / str(i) / "job.hkl").read_text().splitlines() if line], int)
+        given = set(map(tuple, given[:list(map(tuple, given)).index((0, 0, 0))].tolist()))
+        assert given == set(map(tuple, measured.merge().hkl.tolist())) | (set(map(tuple, more.tolist())) if factor else set())
+    assert found[1].evidence == found[2].evidence and 0 < found[1].evidence.r1 < 5
+    np.testing.assert_array_equal(found[0].fract, found[1].fract)

@@ -80,6 +80,11 @@ def test_shelx_reflections_with_their_ins(tmp_path):
     measured = read_measured(tmp_path / "a.hkl", tmp_path / "other.ins")
     check_made(measured)
     assert measured.files == (tmp_path / "a.hkl", tmp_path / "other.ins")
+    (tmp_path / "b.ins").write_text(INS.replace(CELL, "11.1 6.2 8.3 90 99 90"))
+    (tmp_path / "a.hkl").rename(tmp_path / "b.hkl")
+    assert read_measured(tmp_path / "b.ins").cell.a == 11.1
+    check_made(read_measured(tmp_path / "b.ins", tmp_path / "other.ins"))  # the one that is named counts
+    (tmp_path / "b.hkl").rename(tmp_path / "a.hkl")
     (tmp_path / "other.ins").rename(tmp_path / "a.ins")
     check_made(read_measured(tmp_path / "a.ins"))
 
@@ -288,3 +293,215 @@ def test_a_format_is_its_reader_in_the_list(tmp_path, monkeypatch):
     measured = read_measured(tmp_path / "a.xy")
     check_made(measured)
     assert measured.kind == "a table"
+
+
+def test_amplitudes_are_told_in_shells_by_the_second_moment():
+    """Of 0 and 1, of which a share p is 1, it is 1 / p: 1.72 for 58 of 100, 1.75 for 57."""
+    d = np.linspace(2, 1, 100)
+    values = np.zeros((2, 100))
+    values[0, :58], values[1, :57] = 7, 7
+    assert look_like_amplitudes(values[0], d) and not look_like_amplitudes(values[1], d)
+    assert not look_like_amplitudes(0 * d, d)
+    # two shells of 60, each of one value, the strong ones at low resolution; in one of 119 the moment is that of all, 1.9
+    d = np.linspace(2, 1, 120)
+    values, order = np.where(d > 1.5, 100, 1), np.random.default_rng(0).permutation(120)
+    assert look_like_amplitudes(values[order], d[order]) and not look_like_amplitudes(values[:119], d[:119])
+    # below zero: a half per cent of all may be, one more tells F²
+    d = np.linspace(2, 1, 1000)
+    for n, expected in ((5, True), (6, False)):
+        assert look_like_amplitudes(np.where(np.arange(1000) < n, -0.01, 1), d) is expected
+
+
+# ---- what is in a file, item by item ----
+
+COLUMNS = [  # of the dictionaries cif_core, mmcif and pdbx, SHELXL's .fcf among them; power of F
+    ("_refln_", "F_squared_meas", "F_squared_sigma", 2), ("_refln_", "F_squared_meas", "F_squared_meas_su", 2),
+    ("_refln_", "intensity_meas", "intensity_sigma", 2), ("_refln_", "intensity_meas", "intensity_meas_su", 2),
+    ("_refln_", "F_meas", "F_sigma", 1), ("_refln_", "F_meas", "F_meas_su", 1), ("_refln_", "F_meas", "F_meas_sigma", 1),
+    ("_diffrn_refln.", "intensity_net", "intensity_sigma", 2), ("_diffrn_refln_", "intensity_net", "intensity_sigma", 2),
+    ("_diffrn_refln_", "intensity_net", "intensity_u", 2), ("_diffrn_refln_", "intensity_net", "intensity_net_su", 2),
+    ("_refln.", "intensity_meas", "intensity_sigma", 2), ("_refln.", "F_meas_au", "F_meas_sigma_au", 1)]
+FEW = [(1, 2, 3, 11.0, 0.5), (2, 0, 0, 6.0, 0.25)]
+
+
+@pytest.mark.parametrize("prefix, value, sigma, power", COLUMNS)
+def test_each_pair_of_columns_is_f_or_its_square(prefix, value, sigma, power, tmp_path):
+    (tmp_path / "a.cif").write_text(CIF_HEAD + loop(*hkl_of(prefix), prefix + value, prefix + sigma, rows=FEW))
+    measured = read_measured(tmp_path / "a.cif")
+    assert measured.kind == prefix + value and measured.hkl.tolist() == [[1, 2, 3], [2, 0, 0]]
+    assert measured.intensity.tolist() == ([121, 36] if power == 1 else [11, 6])
+    assert measured.sigma.tolist() == ([11, 3] if power == 1 else [0.5, 0.25])
+
+
+def cif_with(old, new, tail=""):
+    assert old in CIFS["F²"]
+    return CIFS["F²"].replace(old, new) + tail
+
+
+def test_what_a_cif_says_of_the_crystal(tmp_path):
+    def read(text):
+        (tmp_path / "a.cif").write_text(text)
+        return read_measured(tmp_path / "a.cif")
+
+    # the group by its operators, by a Hall symbol, by Hermann and Mauguin's, or by its number
+    operators = CIF_HEAD[CIF_HEAD.index("loop_"):]
+    for item in ("_symmetry_space_group_name_Hall '-P 2yn'\n", "_symmetry_space_group_name_H-M 'P 1 21/n 1'\n"):
+        check_made(read(cif_with(operators, item)))
+    assert read(cif_with(operators, "_symmetry_Int_Tables_number 14\n")).spacegroup.hm == "P 1 21/c 1"
+    with pytest.raises(ReflectionError, match="a.cif holds no cell or no symmetry"):
+        read(cif_with(operators, ""))
+    # contents of the asymmetric unit: 4 operators; without a number of formula units as many as these
+    for z, share in (("4", 1), ("2", 0.5), ("?", 1), ("0", 1), ("10000", 1), ("8(1)", 2)):
+        elements = read(cif_with("_Z 4", f"_Z {z}")).elements
+        assert elements == {"O": 2 * share, "N": share, "C": 4 * share, "H": 5 * share}, z
+    assert read(cif_with("C4 H5 N O2", "C1.5 Xx3 Br")).elements == {"Br": 1, "C": 1.5}
+    # a wavelength of X-rays, or none is stated
+    for stated, known in (("1.54178", True), ("99.5", True), ("100", False), ("100.5", False), ("0", False), ("?", False)):
+        measured = read(cif_with("1.54178", stated, "_diffrn_ambient_temperature 0\n"))
+        assert set(measured.header) == ({"CELL", "ZERR"} if known else set()), stated
+        assert measured.wavelength == (0 if stated == "?" else float(stated))
+    assert read(cif_with("_Z 4", "_Z ?")).header == {}
+    # uncertainties in units of the last digit
+    text = cif_with("length_a 10.1", "length_a 10.1(2)").replace("length_b 6.2", "length_b 6(12)")
+    assert read(text).header["ZERR"] == ("ZERR 4 0.2 12 0 0 0 0",)
+    # the .res in it counts where its cell is that of the file, within 0.02
+    for a, counts in (("10.1003", True), ("10.115", True), ("10.13", False)):
+        res = f"_shelx_res_file\n;\n{INS.replace('10.1 6.2', f'{a} 6.2')}\n;\n"
+        measured = read(CIFS["F²"] + res)
+        assert ("TITL" in measured.header) == counts and measured.cell.a == (float(a) if counts else 10.1)
+    assert "TITL" not in read(CIFS["F²"] + "_shelx_res_file\n;\nsent on request\n;\n").header
+
+
+def test_a_cell_has_the_symmetry_of_the_group_but_for_a_little(tmp_path):
+    """As measured cells do, whose angles are not always set to 90°."""
+    (tmp_path / "a.cif").write_text(cif_with("angle_alpha 90", "angle_alpha 90.04"))
+    assert read_measured(tmp_path / "a.cif").cell.alpha == 90.04
+    (tmp_path / "a.cif").write_text(cif_with("angle_alpha 90", "angle_alpha 90.3"))
+    with pytest.raises(ReflectionError, match="does not have the symmetry of P 1 21/n 1"):
+        read_measured(tmp_path / "a.cif")
+
+
+def test_numbers_that_nobody_measures_are_refused(tmp_path):
+    """d(0 0 41) of 8.3 Å and β = 99° is 0.1999 Å, d(0 0 40) 0.2049: half a wavelength is at least 0.2."""
+    def read(*rows):
+        (tmp_path / "a.cif").write_text(CIF_HEAD + loop(*hkl_of("_refln_"), "_refln_F_squared_meas", "_refln_F_squared_sigma",
+                                                        rows=[*ROWS, *rows]))
+        return read_measured(tmp_path / "a.cif")
+
+    assert len(read((0, 0, 40, 9, 1)).hkl) == 6
+    for row in ((0, 0, 41, 9, 1), (1, -10000, 2, 9, 1)):
+        with pytest.raises(ReflectionError, match=rf"short enough for reflection {re.escape(str(row[:3]))} of this cell"):
+            read(row, (3, 0, 37, 1, 1))
+    assert read((1, 1, 1, 9e29, 1)).intensity.max() == 9e29 and read((1, 1, 1, 9, 9e29)).sigma.max() == 9e29
+    for row in ((1, 1, 1, 2e30, 1), (1, 1, 1, -2e30, 1), (1, 1, 1, 9, 2e30)):
+        with pytest.raises(ReflectionError, match=r"a.cif holds a number of 2e\+30, which no detector counts"):
+            read(row)
+    for index in ("1.5", "2147483648", "-1e11"):
+        with pytest.raises(ReflectionError, match="a.cif holds indices that are no whole numbers"):
+            read((1, index, 1, 9, 1))
+    with pytest.raises(ReflectionError, match="a.cif: no reflection is above zero"):
+        (tmp_path / "a.cif").write_text(CIFS["F²"].replace(" 121.0 ", " 0 ").replace(" 100.0 ", " -1 ").replace(" 49.0 ", " 0 ")
+                                        .replace(" 16.0 ", " 0 "))
+        read_measured(tmp_path / "a.cif")
+    # half of them with an uncertainty are enough, and F(000) is none of them
+    assert len(read(*((h, 1, 1, 3, 0) for h in range(2, 7)), (0, 0, 0, 9, 1)).hkl) == 5
+
+
+def test_what_was_predicted_is_not_measured(tmp_path):
+    (tmp_path / "a.hkl").write_text(shelx_text([*ROWS, (4, 1, 1, 3.0, 1.0), (5, 1, 1, 3.0, 1.0)]))
+    for n, notes in ((5, ("2 predicted reflections of the file are left out",)), (7, ()), (9, ())):
+        (tmp_path / "a.ins").write_text(INS.replace("REM SYMM", f"REM EXTENDED: {n} measured reflections\nREM SYMM"))
+        measured = read_measured(tmp_path / "a.hkl")
+        assert measured.notes == notes and len(measured.hkl) == min(n, 7)
+
+
+@pytest.mark.parametrize("names", [["TWIN"], ["BASF"], ["OMIT"], ["NEUT"], ["TWIN", "BASF", "OMIT"]])
+def test_what_is_not_honoured_is_said(names, tmp_path):
+    (tmp_path / "a.hkl").write_text(shelx_text())
+    (tmp_path / "a.ins").write_text(INS.replace("UNIT", "".join(f"{name} 1\n" for name in names) + "UNIT"))
+    note, = read_measured(tmp_path / "a.hkl").notes
+    assert note.startswith(" and ".join(names) + " of the file: passed on to what is written, but not honoured here")
+
+
+@pytest.mark.parametrize("hklf, power", [("HKLF 4", 2), ("hklf  3", 1), ("", 2), ("HKLF 5", 0)])
+def test_the_res_in_a_cif_says_what_its_hkl_holds(hklf, power, tmp_path):
+    text = embedded("_shelx_res_file", INS.replace("HKLF 4", hklf)) + embedded("_shelx_hkl_file", shelx_text(FEW))
+    (tmp_path / "a.cif").write_text(CIF_HEAD + text)
+    if not power:
+        with pytest.raises(ReflectionError, match="a.cif holds reflections of HKLF 5, which is not supported: 4"):
+            read_measured(tmp_path / "a.cif")
+        return
+    measured = read_measured(tmp_path / "a.cif")
+    assert measured.intensity.tolist() == ([11, 6] if power == 2 else [121, 36])
+    assert measured.kind == f"SHELX, HKLF {2 + power}, in the CIF"
+
+
+def test_a_file_is_told_by_what_it_holds(tmp_path):
+    mtz_file(tmp_path / "a.hkl", [("I", "J"), ("SIGI", "Q")], ROWS)
+    check_made(read_measured(tmp_path / "a.hkl"), elements=False)
+    (tmp_path / "b.mtz").write_text("# made\n  DATA_a" + CIFS["F²"][6:])
+    check_made(read_measured(tmp_path / "b.mtz"))
+    (tmp_path / "c.dat").write_text(shelx_text())
+    (tmp_path / "c.ins").write_text(INS)
+    check_made(read_measured(tmp_path / "c.dat"))
+
+
+PAIRS = {"JQ": [("IMEAN", "J"), ("SIGIMEAN", "Q")], "FQ": [("F", "F"), ("SIGF", "Q")],
+         "KM": [("I(+)", "K"), ("SIGI(+)", "M"), ("I(-)", "K"), ("SIGI(-)", "M")],
+         "GL": [("F(+)", "G"), ("SIGF(+)", "L"), ("F(-)", "G"), ("SIGF(-)", "L")]}
+
+
+@pytest.mark.parametrize("types", PAIRS)
+def test_columns_of_an_mtz_file(types, tmp_path):
+    """A second pair does not count unless it is that of the Friedel mates, of which those without an uncertainty are absent."""
+    columns, both = PAIRS[types], types in ("KM", "GL")
+    other = [] if both else [("SECOND", columns[0][1]), ("SIGSECOND", columns[1][1])]
+    rows = [(1, 2, 3, 11, 0.5, 10, 0.25), (2, 0, 0, 6, 0.25, 5, 0), (0, 1, 1, 4, 0, 3, 1)]
+    mtz_file(tmp_path / "a.mtz", [("H2", "I"), *columns, *other], [(*r[:3], 9, *r[3:]) for r in rows])
+    measured = read_measured(tmp_path / "a.mtz")
+    power = 2 if types in ("FQ", "GL") else 1
+    expected = [((1, 2, 3), 11), ((2, 0, 0), 6)] + [((-1, -2, -3), 10), ((0, -1, -1), 3)] * both
+    assert [(tuple(h), I) for h, I in zip(measured.hkl.tolist(), measured.intensity)] == [(h, x**power) for h, x in expected]
+    assert measured.kind == f"MTZ, {columns[0][0]}"
+    mtz_file(tmp_path / "b.mtz", [("F", "F"), ("PHI", "P")], [(1, 2, 3, 1, 2)])
+    with pytest.raises(ReflectionError, match="b.mtz holds neither intensities nor amplitudes"):
+        read_measured(tmp_path / "b.mtz")
+
+
+def test_an_mtz_file_is_written_as_gemmi_reads_it(tmp_path):
+    cell, group, rng = gemmi.UnitCell(6.1, 8.3, 11.7, 81, 95, 104), gemmi.SpaceGroup("P -1"), np.random.default_rng(0)
+    hkl, F, phi = rng.integers(-9, 10, (20, 3)), rng.random(20), rng.uniform(-180, 180, 20)
+    reflection_files.write_mtz(tmp_path / "a.mtz", hkl, {"F": ("F", F), "PHI": ("P", phi)}, cell, group, 0.71073, "made")
+    mtz = gemmi.read_mtz_file(str(tmp_path / "a.mtz"))
+    assert [(c.label, c.type) for c in mtz.columns[3:]] == [("F", "F"), ("PHI", "P")] and mtz.spacegroup == group
+    np.testing.assert_allclose(mtz.array, np.column_stack([hkl, F, phi]), rtol=1e-6)
+    assert mtz.cell.parameters == pytest.approx(cell.parameters, rel=1e-6)
+    assert mtz.datasets[-1].dataset_name == "made" and mtz.datasets[-1].wavelength == pytest.approx(0.71073)
+    for wavelength, known in ((99, 99), (0, 0), (100, 0), (101, 0)):
+        columns = {"F": ("F", F + 1), "SIGF": ("Q", F + 1)}
+        reflection_files.write_mtz(tmp_path / "b.mtz", hkl, columns, cell, group, wavelength, "x")
+        assert read_measured(tmp_path / "b.mtz").wavelength == known
+    mtz.columns[4].type = "Q"
+    for unknown in ((1, 1, 1, 90, 90, 90), (0, 0, 0, 0, 0, 0)):  # as where a program did not know it
+        mtz.set_cell_for_all(gemmi.UnitCell(*unknown))
+        mtz.write_to_file(str(tmp_path / "c.mtz"))
+        with pytest.raises(ReflectionError, match="c.mtz holds no cell or no symmetry"):
+            read_measured(tmp_path / "c.mtz")
+
+
+def test_what_two_files_say_is_taken_from_the_reflections_first(tmp_path):
+    (tmp_path / "a.cif").write_text(CIFS["F²"])
+    other = INS.replace("10.1 6.2", "10.2 6.2").replace("1.54178", "0.71073").replace("SFAC C", "SFAC Si")
+    (tmp_path / "a.ins").write_text(other)
+    check_made(read_measured(tmp_path / "a.cif"))  # which lacks nothing
+    check_made(read_measured(tmp_path / "a.cif", tmp_path / "a.ins"))
+    (tmp_path / "a.cif").write_text(cif_with("'C4 H5 N O2'", "?").replace("1.54178", "?"))
+    measured = read_measured(tmp_path / "a.cif")
+    assert measured.cell.a == 10.1 and measured.wavelength == 0.71073 and measured.elements["Si"] == 4
+    assert measured.files == (tmp_path / "a.cif", tmp_path / "a.ins")
+    (tmp_path / "a.hkl").write_text(shelx_text())
+    (tmp_path / "b.cif").write_text("data_x\n_cell_length_a 10.1\n")
+    with pytest.raises(ReflectionError, match="b.cif states no cell or no symmetry, and .*a.hkl does not either"):
+        read_measured(tmp_path / "a.hkl", tmp_path / "b.cif")
+    (tmp_path / "b.cif").write_text("data_x\n_audit_update 1\n" + CIF_HEAD)  # of several blocks the one with a cell
+    check_made(read_measured(tmp_path / "a.hkl", tmp_path / "b.cif"))

@@ -255,6 +255,23 @@ def test_an_element_without_f_prime_is_named():
         structure_factors(c, some_hkl(), energy=ENERGY)
 
 
+def test_the_tables_of_f_prime_reach_from_1_to_80_kev_and_to_uranium():
+    for energy in (1, 80):
+        assert np.isfinite(structure_factors(crystal("P 1"), some_hkl(), energy=energy)).all()
+    assert structure_factors(crystal("P 1", elements=("U",)), some_hkl(), energy=ENERGY)[0].imag > 10
+    with pytest.raises(CrystalError, match="for the element Np, only up to uranium"):
+        structure_factors(crystal("P 1", elements=("Np",)), some_hkl(), energy=ENERGY)
+
+
+def test_f_prime_and_f_double_prime_may_be_given():
+    """Of one element, at one atom of it at the origin; those of the other stay the ones of the tables."""
+    c = make_crystal("CS", "P 1", fract=[X, [0, 0, 0]], u=0.0)
+    change = (structure_factors(c, some_hkl(), energy=ENERGY, dispersion={"S": (1.5, 2.5)})
+              - structure_factors(c, some_hkl(), energy=ENERGY))
+    expected = complex(1.5, 2.5) - complex(*gemmi.cromer_liberman(16, 1000 * ENERGY))
+    np.testing.assert_allclose(change, expected, atol=1e-9)
+
+
 def test_equal_displacements_along_all_axes_are_isotropic():
     """Uij = U cos of the angle between the reciprocal axes is the tensor of a sphere, in a triclinic cell as well."""
     c = crystal("P 1")

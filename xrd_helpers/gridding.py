@@ -88,7 +88,8 @@ class Box:
         The grid's size (3,), even, no prime factor above 7, with the index of 0 first; the voxel of each of its points in
         C order, -1 where there is none; the point of each voxel (n,).
         """
-        size = tuple(smooth_even(2 * max(-low, high) + 2) for low, high in zip(self.low, self.high))
+        reach = np.abs(self.hkl @ self.rotations).max(axis=(0, 1))  # of all equivalents: a fourfold axis brings h to k
+        size = tuple(smooth_even(2 * n + 2) for n in reach.tolist())
         axes = [np.fft.fftfreq(points, 1 / points).round().astype(int) for points in size]
         every = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
         return size, self.index(every), np.ravel_multi_index((self.hkl % size).T, size)

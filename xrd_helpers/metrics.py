@@ -47,7 +47,7 @@ def _score_one(F_pred, boxes, i):
         "r_ext": r_factor(pred, true),
         "cc_ext": correlation(pred, true),
         "cc_e": correlation(normalize(pred, d[extension], epsilon), normalize(true, d[extension], epsilon)),
-        "ssim": float(structural_similarity(pasted, F_true, data_range=1, win_size=min(7, side - (side + 1) % 2))),
+        "ssim": float(structural_similarity(pasted, F_true, data_range=1, win_size=min(7, side - 1 + side % 2))),
     }
 
 

@@ -357,11 +357,11 @@ def _read_mtz(path):
     # (+) and (-) stand in columns of their own; of others the first pair counts
     for sign, (value, sigma) in zip((1, -1), pairs[:2 if types in ("KM", "GL") else 1]):
         value, sigma = value.array.astype(float), sigma.array.astype(float)
-        known = np.isfinite(value) & np.isfinite(sigma) & ((sign > 0) | (sigma > 0))
-        parts.append((sign * hkl[known], value[known], sigma[known]))
+        there = (sign > 0) | (sigma > 0)
+        parts.append((sign * hkl[there], value[there], sigma[there]))
     rows = (np.concatenate(part) for part in zip(*parts))
     wavelength = next((x.wavelength for x in mtz.datasets if 0 < x.wavelength < 100), 0.0)
-    unknown = mtz.cell.parameters in (gemmi.UnitCell().parameters, (0,) * 6)
+    unknown = mtz.cell.parameters == gemmi.UnitCell().parameters  # of one of zeros, too
     about = About(None if unknown else _usable_cell(mtz.cell, path), mtz.spacegroup, {}, wavelength)
     return Found(*rows, power, f"MTZ, {pairs[0][0].label}", about)
 

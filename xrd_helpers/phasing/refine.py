@@ -155,7 +155,7 @@ class Refiner:
         factor = self.factor.astype(np.float32)[:, None]
         weights, waves = self.weights(model), list(self._waves(model))
         real = weights * sum(cos for cos, _ in waves) * factor
-        imag = 0 * real if self.centric else weights * sum(sin for _, sin in waves) * factor
+        imag = np.zeros_like(real) if self.centric else weights * sum(sin for _, sin in waves) * factor
         sf = real.sum(1) + 1j * imag.sum(1)
         unit = (sf / np.maximum(np.abs(sf), 1e-9))[:, None]
         return weights, waves, unit.real, unit.imag, real * unit.real + imag * unit.imag, sf
