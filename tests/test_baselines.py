@@ -55,7 +55,7 @@ def test_shell_mean_on_random_crystals_scores_what_the_design_measured(name, r_a
 def test_the_shell_mean_comes_from_random_crystals_that_fit():
     mean = baselines.shell_mean(20, seed=1)
     assert isinstance(mean, wilson.ShellMean) and (mean.curve > 0).all() and 1 / mean.s2.max() ** 0.5 < 0.82
-    assert all(1 < B < 10 for B in mean.B), "Å², of light and heavier ones between 100 K and room temperature"
+    assert all(0 < B < 10 for B in mean.B), "Å², of light and heavier ones between 100 K and room temperature"
     assert baselines.shell_mean(20, seed=1) is mean, "made once"
     rows = baselines.know_nothing(mean)
     assert list(rows) == list(baselines.KNOW_NOTHING) == ["shell mean", "shell permuted", "zero fill"]

@@ -21,7 +21,7 @@ PER_GROUP = 5
 BONDI = {"H": 1.10, "C": 1.70, "N": 1.55, "O": 1.52, "F": 1.47, "Cl": 1.75, "Br": 1.85, "I": 1.98, "S": 1.80, "P": 1.80,
          "Si": 2.10, "B": 1.85, "Na": 1.25, "K": 1.60}
 ACCEPTORS = ("N", "O", "F")
-CLOSEST = 0.42       # Å below the sum of the radii, as the module says
+CLOSEST = 0.28       # Å below the sum of the radii, as the module says
 HOFMANN = {"H": 5.08, "C": 13.87, "N": 11.8, "O": 11.39, "F": 11.17, "S": 25.2, "Cl": 25.8, "Br": 32.7, "I": 46.2, "B": 13.24,
            "P": 29.5, "Si": 37.3}  # Å³ an atom, Hofmann (2002)
 

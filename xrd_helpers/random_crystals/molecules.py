@@ -29,6 +29,7 @@ BEND = 0.04              # radians, spread of the directions of new bonds
 FLAT_BONDS, TETRAHEDRAL = 1, 2  # how the bonds of an atom lie, 0 where they are neither
 # Å², squared distance of atoms three bonds apart or more: O of a flat ester or nitrobenzene has 2.65 to C; any atom and H
 LIMIT2 = np.array([2.6, 1.95]) ** 2
+LARGE2 = 1.2**2          # of large atoms: the square of that many times the length of a bond
 
 _T = 1 / np.sqrt(3)
 DIRECTIONS = {
@@ -454,8 +455,8 @@ class Molecule:
         if fold:
             tried = [2 * np.pi * (np.floor(fold * torsions) + (fold == 3) / 2) / fold + SWING * swing, *tried]
         for angles in tried:
-            placed, room = _placed(part.local, part.is_h, frame, self.radius[p] + part.radius[0], angles - part.azimuth,
-                                   self.xyz, self.is_h, i, p, self.radius[p], self.inversion)
+            placed, room = _placed(part.local, part.is_h, np.array(part.radius), frame, angles - part.azimuth,
+                                   self.xyz, self.is_h, np.array(self.radius), i, p, self.inversion)
             if room >= 1:
                 break
         else:
@@ -512,10 +513,10 @@ def _unit(v):
 
 
 @numba.njit(cache=True)
-def _placed(local, new_is_h, frame, bond, angles, xyz, is_h, i, p, radius, inversion):
+def _placed(local, new_is_h, new_radius, frame, angles, xyz, is_h, radius, i, p, inversion):
     """A part (n, 3) joined to atom p of a molecule in the place of its H number i, at the torsion that leaves most room, and
     that room: the smallest squared distance over its limit. Below 1 it says no more than that."""
-    best, best_room = np.zeros_like(local), -1.0
+    best, best_room, bond = np.zeros_like(local), -1.0, radius[p] + new_radius[0]
     for angle in angles:
         across = np.cos(angle) * frame[1] + np.sin(angle) * frame[2]
         up = np.cos(angle) * frame[2] - np.sin(angle) * frame[1]
@@ -530,9 +531,10 @@ def _placed(local, new_is_h, frame, bond, angles, xyz, is_h, i, p, radius, inver
                 # atom of the part may be near to what is bonded to its partner
                 if m == i or m == p:
                     continue
-                bonded = (radius + (0.31 if is_h[m] else 0.9) + 0.3) ** 2
+                bonded = (radius[p] + (0.31 if is_h[m] else 0.9) + 0.3) ** 2
                 for k in range(0 if _squared(xyz[p], side, xyz[m]) > bonded else 1, len(placed)):
-                    room = min(room, _squared(placed[k], side, xyz[m]) / LIMIT2[new_is_h[k] | is_h[m]])
+                    limit = max(LIMIT2[new_is_h[k] | is_h[m]], LARGE2 * (new_radius[k] + radius[m]) ** 2)
+                    room = min(room, _squared(placed[k], side, xyz[m]) / limit)
             if side < 0:
                 for k in range(len(placed)):
                     for m in range(len(placed)):
