@@ -1,0 +1,527 @@
+"""A learned step inside phasing: does a small network, called now and then by charge flipping, bring more starts right?
+
+Density in, density out, on the grid of charge flipping, periodic, in any cell: the network sees the map in units of its sigma,
+the Patterson map of E² - 1 and the map of votes (the positive density convoluted with the Patterson map, which every atom of
+the density casts for all others), and works on blocks of 2 × 2 × 2 points with 3 × 3 × 3 convolutions, 0.24 M parameters. It is
+trained on states that charge flipping visits: of random light molecules (recipe *molecules*), amplitudes to 1.4-2.1 Å, every
+tenth cycle before the map is replaced by its peaks; the loss is that of the phases, Σ E² cos Δφ / Σ E² at the shift and hand
+that fit what the network says best, and the correlation with the true map down to where reflections float.
+
+Usage: python benchmarks/learned_step.py states --minutes 10 --seed 1 --out STATES [--weights W]
+       python benchmarks/learned_step.py train --states STATES ... --minutes 30 --weights W
+       python benchmarks/learned_step.py oracle --states STATES --weights W
+       python benchmarks/learned_step.py judge --crystals FOLDER --weights W [--part report]
+*states* with --weights has the network in the loop; *oracle* says what a call is worth on states it has not seen; *judge*
+writes learned_step.json into --out, by default RUNS/benchmarks: real light crystals, the engine alone, guided by PattersonNet,
+and each with the learned step, by processor seconds.
+"""
+
+import argparse
+import json
+import os
+import time
+from functools import partial
+from math import comb
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+
+from starts import RIGHT, agreement_with_truth, guide  # first, since it imports cctbx, which crashes after torch
+
+# isort: split
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as nnf
+
+from xrd_helpers import locate
+from xrd_helpers.cif_folders import read_cif_folders
+from xrd_helpers.config import atomic_path, run_folder, write_json
+from xrd_helpers.gridding import OWN, amplitude_boxes
+from xrd_helpers.phasing import Settings
+from xrd_helpers.phasing.charge_flipping import Candidate, one_thread
+from xrd_helpers.phasing.flipping_grid import FlippingGrid, eliminate_low_density, flip, keep_peaks, normalised_amplitudes
+from xrd_helpers.phasing.fourier import HalfGrid
+from xrd_helpers.random_crystals import random_crystals
+from xrd_helpers.reflections import Reflections, unique_hkl
+from xrd_helpers.structure_factors import structure_factors
+from xrd_helpers.summary import git_state, machine
+from xrd_helpers.weights import load_model, predict
+
+GROUPS = ["P 1 21/c 1", "P 1 21/n 1", "P -1", "P 1 21 1", "P 21 21 21"]
+D_MIN = 1.4, 2.1
+STARTS = 4        # of each crystal that is trained on
+TRIED = 16        # of each that is judged by
+COLUMNS = ["d_min", "crystal", "variant", "right", "seconds"]
+LARGEST = 24_000  # points of a map that is trained on
+
+
+# --- the network ---
+
+class Block(nn.Module):
+    """x + two convolutions."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.one, self.two = nn.Conv3d(c, c, 3), nn.Conv3d(c, c, 3)
+        self.scale = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x):
+        return x + self.scale * self.two(periodic(nnf.silu(self.one(periodic(nnf.silu(x))))))
+
+
+class Periodic(torch.autograd.Function):
+    """One voxel more on all sides of (b, c, x, y, z), by the period; autograd's own gradient takes as long as the network."""
+
+    @staticmethod
+    def forward(ctx, x):
+        for axis in (2, 3, 4):
+            x = torch.cat([x.narrow(axis, -1, 1), x, x.narrow(axis, 0, 1)], axis)
+        return x
+
+    @staticmethod
+    def backward(ctx, g):
+        g = g.clone()
+        for axis in (4, 3, 2):
+            n = g.shape[axis] - 2
+            g.select(axis, 1).add_(g.select(axis, n + 1))
+            g.select(axis, n).add_(g.select(axis, 0))
+            g = g.narrow(axis, 1, n)
+        return g
+
+
+periodic = Periodic.apply
+
+
+class LearnedStep(nn.Module):
+    """Maps (b, 3, nx, ny, nz), even sizes, and numbers (7,) -> what the density (b, nx, ny, nz) becomes."""
+
+    def __init__(self, c=32, blocks=4):
+        super().__init__()
+        self.stem, self.numbers = nn.Conv3d(24, c, 3), nn.Linear(7, c)
+        self.blocks = nn.Sequential(*(Block(c) for _ in range(blocks)))
+        self.head = nn.Conv3d(c, 8, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, maps, numbers):
+        b, c, *n = maps.shape
+        half = [points // 2 for points in n]
+        x = maps.reshape(b, c, half[0], 2, half[1], 2, half[2], 2).permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, 8 * c, *half)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        x = self.stem(periodic(x)) + self.numbers(numbers).view(1, -1, 1, 1, 1)
+        x = self.head(nnf.silu(self.blocks(x))).float()
+        x = x.reshape(b, 2, 2, 2, *half).permute(0, 4, 1, 5, 2, 6, 3).reshape(b, *n)
+        return maps[:, 0] + x
+
+
+def network_of(path):
+    with safe_open(path, "pt") as file:
+        made = file.metadata()
+    network = LearnedStep(int(made["c"]), int(made["blocks"]))
+    network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    return network.eval()
+
+
+def channels(rho, amplitude):
+    """(b, 3, ...) of densities (b, nx, ny, nz) and the grid of |E| (nx, ny, nz // 2 + 1): in units of their sigmas."""
+    n = rho.shape[1:]
+    weight = torch.where(amplitude > 0, amplitude.square() - 1, 0)
+    patterson = torch.fft.irfftn(torch.complex(weight, torch.zeros_like(weight)), s=n)
+    patterson = patterson / patterson.std()
+    rho = rho / rho.std(dim=(1, 2, 3), keepdim=True)
+    votes = torch.fft.irfftn(torch.fft.rfftn(rho.clamp(min=0), dim=(1, 2, 3)) * weight, s=n, dim=(1, 2, 3))
+    votes = votes / votes.std(dim=(1, 2, 3), keepdim=True)
+    return torch.stack([rho, patterson.expand_as(rho), votes], 1)
+
+
+def numbers_of(cell, size, d_min):
+    """(7,): points of the map per Å and angles."""
+    edges, cosines = np.array(cell.parameters[:3]), np.cos(np.radians(cell.parameters[3:]))
+    return torch.tensor([*(edges / size / 0.5 - 1) * 2, *cosines * 2, (d_min - 1.75) * 3], dtype=torch.float32)
+
+
+# --- grids with even sizes ---
+
+def even(size):
+    return tuple(n + n % 2 for n in size)
+
+
+def resized(sf, size, new):
+    """Half grids (b, ...) of maps of `size` points for maps of `new` ones: nothing stands at the Nyquist frequencies."""
+    for axis, (n, m) in enumerate(zip(size, new), 1):
+        if axis == 3:
+            least = min(sf.shape[3], m // 2 + 1)
+            sf = torch.cat([sf[..., :least], sf.new_zeros((*sf.shape[:3], m // 2 + 1 - least))], 3)
+        elif n != m:
+            least = min(n, m)
+            low, high = (least + 1) // 2, least // 2
+            shape = list(sf.shape)
+            shape[axis] = m - low - high
+            sf = torch.cat([sf.narrow(axis, 0, low), sf.new_zeros(shape), sf.narrow(axis, n - high, high)], axis)
+    return sf
+
+
+class Step:
+    """``real_space_step`` of one FlippingGrid, by a network."""
+
+    def __init__(self, network, grid, cell, d_min):
+        self.network, self.size, self.even = network, grid.size, even(grid.size)
+        self.amplitude = resized(grid.amplitude[None], self.size, self.even)[0]
+        self.numbers, self.strong = numbers_of(cell, self.even, d_min), grid.strong * (grid.amplitude > 0)
+
+    @torch.inference_mode()
+    def __call__(self, rho):
+        if self.size != self.even:
+            rho = torch.fft.irfftn(resized(torch.fft.rfftn(rho, dim=(1, 2, 3)), self.size, self.even), s=self.even, dim=(1, 2, 3))
+        with torch.autocast("cpu", torch.bfloat16):
+            rho = self.network(channels(rho, self.amplitude), self.numbers)
+        sf = torch.fft.rfftn(rho, dim=(1, 2, 3))
+        if self.size != self.even:
+            sf = resized(sf, self.even, self.size)
+        # on the scale of E, for the sake of weak reflections and of those that were not measured
+        sf = sf * (self.strong.square().sum() / (self.strong * sf.abs()).sum((1, 2, 3), keepdim=True))
+        return torch.fft.irfftn(sf, s=self.size, dim=(1, 2, 3))
+
+
+# --- the cycles of the engine ---
+
+def prepared(crystal, d_min, predicted=None, settings=Settings()):
+    hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_min)
+    F = np.abs(structure_factors(crystal, hkl))
+    reflections = Reflections.of_good_data(hkl, F, crystal.cell, crystal.spacegroup)
+    grid = FlippingGrid(reflections, predicted, settings)
+    return grid, Candidate(grid, reflections, crystal.spacegroup, crystal.contents)
+
+
+def search(grid, candidate, starts, generator, learned=None, at=(), cycles=None, seen=None):
+    """The cycles of ``charge_flipping.solve``, from random starts; instead of peaks the learned step at some of them.
+
+    seen : function of the cycle and the grids before the peaks are taken
+    """
+    settings = grid.settings
+    deltas = settings.thresholds(range(starts))
+    peaks = partial(keep_peaks, n=round(sum(candidate.contents.values()) * candidate.n_ops))
+    sf = grid.random_start(starts, generator)
+    cycles = cycles or settings.cycles
+    for cycle in range(settings.peak_cycle, cycles + 1, settings.peak_cycle):
+        sf = grid.run(sf, partial(flip, delta=deltas), settings.peak_cycle - 1)
+        if seen:
+            seen(cycle, sf)
+        sf = grid.run(sf, learned if cycle in at else peaks, 1)
+        if cycle % settings.symmetrise == 0 and cycle < cycles:
+            shifts = grid.agreement(sf, candidate.links)[1]
+            sf = torch.stack([candidate.symmetrised(*pair) for pair in zip(sf, shifts)])
+    return sf
+
+
+# --- states ---
+
+def truth(crystal, grid, free_to):
+    """Half grid of E with the true phases, of what was not measured too, to free_to (Å)."""
+    hkl = unique_hkl(crystal.cell, crystal.spacegroup, free_to)
+    sf = structure_factors(crystal, hkl)
+    full = Reflections.of_good_data(hkl, np.abs(sf), crystal.cell, crystal.spacegroup)
+    E = normalised_amplitudes(full) * np.exp(1j * np.angle(sf))
+    inside = (2 * np.abs(full.p1.hkl) < grid.size).all(1)
+    half = HalfGrid(full.p1, grid.size)
+    if not inside.all():
+        raise ValueError("the grid is too small")
+    found = torch.as_tensor(half.coefficients(E))
+    return torch.where(grid.amplitude > 0, found / found.abs().clamp_min(1e-9) * grid.amplitude,
+                       torch.where(grid.factor.abs() > 0, found, 0))
+
+
+def one_states(crystal, d_min, rng, generator, network, times):
+    """{name: tensor} of a crystal: maps in half precision of even sizes."""
+    grid, candidate = prepared(crystal, d_min)
+    if np.prod(grid.size) > LARGEST:
+        return None
+    size, wanted, maps = even(grid.size), set(rng.choice(np.arange(20, 401, 10), times, replace=False).tolist()), []
+
+    def on_even(sf):
+        rho = torch.fft.irfftn(resized(sf, grid.size, size), s=size, dim=(1, 2, 3))
+        return (rho / rho.std(dim=(1, 2, 3), keepdim=True)).half()
+
+    def seen(cycle, sf):
+        if cycle in wanted:
+            maps.append(on_even(sf))
+
+    settings = grid.settings
+    free_to = max(settings.free_least * d_min, min(settings.free_to, d_min))
+    target = truth(crystal, grid, free_to)
+    # called at one in two of the chances, so that states with and without are seen
+    step = network and Step(network, grid, crystal.cell, d_min)
+    every = int(rng.choice([20, 50, 100]))
+    search(grid, candidate, STARTS, generator, step, range(every, 401, every) if step else (), seen=seen)
+    amplitude = resized(grid.amplitude[None], grid.size, size)[0].numpy()
+    full = np.zeros(size, np.float32)
+    k = size[2] // 2
+    full[:, :, :k + 1] = amplitude
+    rest = amplitude[:, :, 1:k][:, :, ::-1]
+    full[:, :, k + 1:] = np.roll(rest[::-1, ::-1], (1, 1), (0, 1))
+    rho = torch.fft.irfftn(resized(target[None], grid.size, size), s=size, dim=(1, 2, 3))
+    return {"maps": torch.stack(maps), "truth": (rho / rho.std())[0].half(), "amplitude": torch.as_tensor(full).half(),
+            "numbers": numbers_of(crystal.cell, size, d_min)}
+
+
+def states(given):
+    network = given.weights and network_of(given.weights)
+    until, rng, kept, first = time.monotonic() + 60 * given.minutes, np.random.default_rng(given.seed), {}, 0
+    generator, n = torch.Generator().manual_seed(given.seed), 0
+    with one_thread():
+        while time.monotonic() < until:
+            for crystal in random_crystals(20, given.seed, GROUPS, first=first, recipe="molecules"):
+                if crystal.light and (found := one_states(crystal, rng.uniform(*D_MIN), rng, generator, network, given.times)):
+                    kept |= {f"{n}.{name}": value for name, value in found.items()}
+                    n += 1
+            first += 20
+    save_file(kept, given.out)
+    print(f"{n} of {first} crystals, {n * given.times * STARTS} states", flush=True)
+
+
+# --- training ---
+
+def read_states(paths):
+    found = []
+    for path in paths:
+        tensors = load_file(path)
+        for i in range(1 + max(int(name.split(".")[0]) for name in tensors)):
+            found.append({name: tensors[f"{i}.{name}"] for name in ("maps", "truth", "amplitude", "numbers")})
+    return found
+
+
+def turned(one, maps, rng):
+    """Maps, truth, amplitude and numbers with axes changed at random, and inverted or not."""
+    axes = list(rng.permutation(3))
+    other = [*axes, *(3 + axis for axis in axes), 6]
+    truth, amplitude = (one[name].float().permute(*axes) for name in ("truth", "amplitude"))
+    maps = maps.float().permute(0, *(1 + axis for axis in axes))
+    if rng.random() < 0.5:
+        maps = maps.flip(1, 2, 3).roll((1, 1, 1), (1, 2, 3))
+    return maps.contiguous(), truth.contiguous(), amplitude[:, :, :amplitude.shape[2] // 2 + 1].contiguous(), one["numbers"][other]
+
+
+def phase_scores(rho, truth, amplitude):
+    """(b,) Σ E² cos Δφ / Σ E² of densities, and their correlation with the truth, |E| put in, at the best shift and hand."""
+    n = truth.shape
+    twice = torch.full((n[2] // 2 + 1,), 2.0)
+    twice[[0, -1]] = 1
+    T, F = torch.fft.rfftn(truth), torch.fft.rfftn(rho, dim=(1, 2, 3))
+    known, size = amplitude > 0, T.abs()
+    there = size > 1e-2 * size.mean()
+    there[0, 0, 0] = False
+    scale = (twice * amplitude * size).sum() / (twice * amplitude.square()).sum()
+    F2 = F.real.square() + F.imag.square()
+    unit = F * (F2 + 1e-3 * F2.mean((1, 2, 3), keepdim=True)).rsqrt()
+    with torch.no_grad():
+        true = torch.where(known, T / size.clamp_min(1e-9) * amplitude * scale, T * there)
+        true = torch.stack([_moved(true, amplitude * one, n) for one in unit])
+    agreement = (twice * amplitude * (unit * true.conj()).real * known).sum((1, 2, 3)) / (
+        scale * (twice * amplitude.square()).sum())
+    # on the scale of the truth
+    F = F * there * ((twice * amplitude * size * scale).sum() /
+                     (twice * amplitude * F.detach().abs()).sum((1, 2, 3), keepdim=True).clamp_min(1e-9))
+    mixed = torch.where(known, unit * amplitude * scale, F)
+    product = (twice * (mixed * true.conj()).real).sum((1, 2, 3))
+    norms = [(twice * (x.real.square() + x.imag.square())).sum((1, 2, 3)) for x in (mixed, true)]
+    return agreement, product * (norms[0] * norms[1]).rsqrt()
+
+
+def _moved(true, F, n):
+    """The half grid `true`, of that hand and at that shift where it fits F best."""
+    hands = torch.stack([true, true.conj()])
+    sums = torch.fft.irfftn(F * hands.conj(), s=n, dim=(1, 2, 3))
+    hand, *u = np.unravel_index(int(sums.argmax()), sums.shape)
+    moved = hands[hand]
+    for axis in range(3):
+        below, top, above = (float(sums[(hand, *((x + step * (i == axis)) % n[i] for i, x in enumerate(u)))])
+                             for step in (-1, 0, 1))
+        at = u[axis] + (0.5 * (below - above) / (below - 2 * top + above) if top > max(below, above) else 0)
+        h = torch.fft.fftfreq(n[axis], 1 / n[axis]) if axis < 2 else torch.arange(n[2] // 2 + 1)
+        moved = moved * torch.exp(-2j * torch.pi * h * at / n[axis]).view([-1 if i == axis else 1 for i in range(3)])
+    return moved
+
+
+def train(given):
+    torch.set_num_threads(1)
+    data, rng = read_states(given.states), np.random.default_rng(given.seed)
+    print(len(data), "crystals", flush=True)
+    network = network_of(given.start) if given.start else LearnedStep(given.c, given.blocks)
+    network.train().to(memory_format=torch.channels_last_3d)
+    print(sum(p.numel() for p in network.parameters()), "parameters", flush=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=given.lr, weight_decay=1e-4, betas=(0.9, 0.98))
+    began, step, told, log = time.monotonic(), 0, [], []
+    average = {name: p.detach().clone() for name, p in network.state_dict().items()}
+    while (share := (time.monotonic() - began) / 60 / given.minutes) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = given.lr * min(1, share / 0.02 + 1e-3) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * share)))
+        optimizer.zero_grad()
+        for i in rng.integers(len(data), size=given.batch):
+            maps = data[i]["maps"]
+            maps, true, amplitude, numbers = turned(data[i], maps[rng.integers(len(maps))], rng)
+            seen = channels(maps, amplitude)
+            with torch.autocast("cpu", torch.bfloat16):
+                out = network(seen, numbers)
+            agreement, cc = phase_scores(out, true, amplitude)
+            loss = ((1 - agreement) + 0.5 * (1 - cc)).mean() / given.batch
+            loss.backward()
+            with torch.no_grad():
+                told.append([float(phase_scores(maps, true, amplitude)[0].mean()) if step % 8 == 0 else np.nan,
+                             float(agreement.mean()), float(cc.mean())])
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        with torch.no_grad():
+            keep = min(0.998, 1 - 1 / (step + 1))
+            for name, p in network.state_dict().items():
+                average[name].lerp_(p, 1 - keep)
+        if step % 100 == 0:
+            log.append([step, time.monotonic() - began, *np.nanmean(told, 0)])
+            print("step {} {:.0f} s: agreement before {:.3f}, after {:.3f}; cc {:.3f}".format(*log[-1]), flush=True)
+            told = []
+            save(average, given, step, log)
+    save(average, given, step, log)
+
+
+def save(weights, given, step, log):
+    save_file({name: value.half().contiguous() for name, value in weights.items()}, given.weights,
+              {"c": str(given.c), "blocks": str(given.blocks), "steps": str(step), "log": json.dumps(log[-1:])})
+
+
+def oracle(given):
+    torch.set_num_threads(1)
+    network, rows = network_of(given.weights).to(memory_format=torch.channels_last_3d), []
+    with torch.inference_mode():
+        for one in read_states(given.states):
+            amplitude = one["amplitude"].float()[:, :, :one["amplitude"].shape[2] // 2 + 1].contiguous()
+            for maps in one["maps"].float():
+                with torch.autocast("cpu", torch.bfloat16):
+                    out = network(channels(maps, amplitude), one["numbers"])
+                before, after = (phase_scores(x, one["truth"].float(), amplitude)[0].numpy() for x in (maps, out))
+                rows += [(float(one["numbers"][6]) / 3 + 1.75, *pair) for pair in zip(before, after)]
+    rows = np.array(rows)
+    for low, high in ((1.4, 1.6), (1.6, 1.85), (1.85, 2.1)):
+        part = rows[(rows[:, 0] >= low) & (rows[:, 0] < high)]
+        print(f"{low}-{high} Å: {len(part)} states, agreement {part[:, 1].mean():.3f} -> {part[:, 2].mean():.3f}, right "
+              f"{(part[:, 1] > RIGHT).mean():.3f} -> {(part[:, 2] > RIGHT).mean():.3f}; of those at " + ", ".join(
+                  f"{a:.1f}-{a + 0.1:.1f}: {len(band)} {band[:, 2].mean() - band[:, 1].mean():+.3f}" for a in np.arange(0.1, 1, 0.1)
+                  if len(band := part[(part[:, 1] >= a) & (part[:, 1] < a + 0.1)])), flush=True)
+
+
+# --- the judgement ---
+
+def crystals_of(folder, part, n):
+    """Light real crystals of one part of the split, in an order of chance."""
+    split = pd.read_csv(Path(folder) / "SPLIT.csv")
+    names = {Path(name).stem for name in split[split["part"] == part]["file"]}
+    crystals = [c for c in read_cif_folders([folder])[0] if c.light and Path(c.source or c.name).stem in names]
+    return [crystals[i] for i in np.random.default_rng(0).permutation(len(crystals))[:n]]
+
+
+def guide_of(crystal, d_min, patterson_net):
+    boxes, = amplitude_boxes([crystal], OWN, d_min, 0.8)
+    return guide(boxes, 0, predict(patterson_net, boxes), crystal, equal=False)
+
+
+def variant(name):
+    """(calls every so many cycles, cycles, whether guided) of a name as "every:cycles" or "every:cycles:guided"."""
+    every, cycles, *guided = name.split(":")
+    return int(every), int(cycles), bool(guided)
+
+
+def judge(given):
+    network = network_of(given.weights).to(memory_format=torch.channels_last_3d)
+    patterson_net, _ = load_model(locate("weights/patterson_net.safetensors"))
+    crystals = crystals_of(given.crystals, given.part, given.n)
+    rows = []
+    for d_min in given.d_min:
+        for number, crystal in enumerate(crystals):
+            with one_thread():
+                predicted = guide_of(crystal, d_min, patterson_net) if any(variant(v)[2] for v in given.variants) else None
+                for name in given.variants:
+                    every, cycles, guided = variant(name)
+                    began = time.process_time()
+                    grid, candidate = prepared(crystal, d_min, predicted if guided else None)
+                    step = Step(network, grid, crystal.cell, d_min) if every else None
+                    at = range(every, cycles + 1, every) if every else ()
+                    sf = search(grid, candidate, TRIED, torch.Generator().manual_seed(0), step, at, cycles)
+                    sf = grid.run(sf, eliminate_low_density, grid.settings.polish)
+                    seconds = time.process_time() - began
+                    right = int((agreement_with_truth(grid, sf, crystal) > RIGHT).sum())
+                    rows.append((d_min, crystal.name, name, right, round(seconds, 2)))
+            if number % 4 == 3 or number + 1 == len(crystals):
+                print(f"{d_min:g} Å, {number + 1} crystals", flush=True)
+                table = tables(pd.DataFrame(rows, columns=COLUMNS))
+                print("\n".join(f"  {name:16s} {row}" for name, row in table[f"{d_min:g}"].items()), flush=True)
+    rows = pd.DataFrame(rows, columns=COLUMNS)
+    folder = Path(given.out) if given.out else run_folder("benchmarks")
+    with atomic_path(folder / "learned_step.csv") as temporary:
+        rows.to_csv(temporary, index=False)
+    write_json(folder / "learned_step.json", {"table": tables(rows), "part": given.part, "crystals": len(crystals), "starts": TRIED,
+                                              "commit": git_state(), "machine": machine()})
+
+
+def tables(rows):
+    """{d_min: {variant: figures}}; the time of engine starts that each variant has is that of the first one."""
+    result = {}
+    for d_min, part in rows.groupby("d_min"):
+        right, seconds = (part.pivot(index="crystal", columns="variant", values=value) for value in ("right", "seconds"))
+        first = part["variant"].iloc[0]
+        result[f"{d_min:g}"] = {name: {
+            "starts right": round(float(right[name].mean() / TRIED), 3),
+            "seconds a start": round(float(seconds[name].mean() / TRIED), 3),
+            "right in the time of one": round(float((right[name] / TRIED * seconds[first] / seconds[name]).mean()), 3),
+            "crystals in the time of": {n: round(float(np.mean([some_right(r, n * t / s) for r, t, s in zip(
+                right[name], seconds[first], seconds[name])])), 3) for n in (1, 4, 8)}}
+            for name in dict.fromkeys(part["variant"])}
+    return result
+
+
+def some_right(right, starts):
+    """Probability that of so many starts, drawn from TRIED of which `right` are, some one is; between whole numbers linear."""
+    n = np.arange(TRIED + 1)
+    none = [comb(TRIED - right, k) / comb(TRIED, k) for k in n]
+    return 1 - np.interp(starts, n, none)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("states")
+    one.add_argument("--minutes", type=float, default=10)
+    one.add_argument("--seed", type=int, default=1)
+    one.add_argument("--times", type=int, default=3, help="states of each start")
+    one.add_argument("--weights", default="", help="of a network that is in the loop")
+    one.add_argument("--out", required=True)
+    one = commands.add_parser("train")
+    one.add_argument("--states", nargs="+", required=True)
+    one.add_argument("--start", default="", help="weights to go on from")
+    one.add_argument("--weights", required=True)
+    one.add_argument("--minutes", type=float, default=30)
+    one.add_argument("--lr", type=float, default=2e-3)
+    one.add_argument("--batch", type=int, default=4, help="crystals a step, four maps of each")
+    one.add_argument("--c", type=int, default=32)
+    one.add_argument("--blocks", type=int, default=4)
+    one.add_argument("--seed", type=int, default=0)
+    one = commands.add_parser("oracle")
+    one.add_argument("--states", nargs="+", required=True)
+    one.add_argument("--weights", required=True)
+    one = commands.add_parser("judge")
+    one.add_argument("--crystals", required=True, help="folder with CIF files and SPLIT.csv")
+    one.add_argument("--weights", required=True)
+    one.add_argument("--part", default="report")
+    one.add_argument("--n", type=int, default=40)
+    one.add_argument("--d-min", type=float, nargs="+", default=[1.5, 1.75, 2.0])
+    one.add_argument("--variants", nargs="+", default=["0:400", "50:400", "0:400:guided", "50:400:guided"],
+                     help="calls every so many cycles, cycles, guided")
+    one.add_argument("--out", default="", help="folder of the result; RUNS/benchmarks by default")
+    given = parser.parse_args()
+    {"states": states, "train": train, "oracle": oracle, "judge": judge}[given.command](given)
+
+
+if __name__ == "__main__":
+    main()
