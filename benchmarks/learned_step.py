@@ -29,6 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 from starts import RIGHT, agreement_with_truth, guide  # first, since it imports cctbx, which crashes after torch
 
 # isort: split
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -176,7 +177,8 @@ class Step:
     @torch.inference_mode()
     def __call__(self, rho):
         if self.size != self.even:
-            rho = torch.fft.irfftn(resized(torch.fft.rfftn(rho, dim=(1, 2, 3)), self.size, self.even), s=self.even, dim=(1, 2, 3))
+            sf = resized(torch.fft.rfftn(rho, dim=(1, 2, 3)), self.size, self.even)
+            rho = torch.fft.irfftn(sf, s=self.even, dim=(1, 2, 3))
         with torch.autocast("cpu", torch.bfloat16):
             rho = self.network(channels(rho, self.amplitude), self.numbers)
         sf = torch.fft.rfftn(rho, dim=(1, 2, 3))
@@ -189,11 +191,11 @@ class Step:
 
 # --- the cycles of the engine ---
 
-def prepared(crystal, d_min, predicted=None, settings=Settings()):
+def prepared(crystal, d_min, predicted=None):
     hkl = unique_hkl(crystal.cell, crystal.spacegroup, d_min)
     F = np.abs(structure_factors(crystal, hkl))
     reflections = Reflections.of_good_data(hkl, F, crystal.cell, crystal.spacegroup)
-    grid = FlippingGrid(reflections, predicted, settings)
+    grid = FlippingGrid(reflections, predicted)
     return grid, Candidate(grid, reflections, crystal.spacegroup, crystal.contents)
 
 
@@ -302,7 +304,8 @@ def turned(one, maps, rng):
     maps = maps.float().permute(0, *(1 + axis for axis in axes))
     if rng.random() < 0.5:
         maps = maps.flip(1, 2, 3).roll((1, 1, 1), (1, 2, 3))
-    return maps.contiguous(), truth.contiguous(), amplitude[:, :, :amplitude.shape[2] // 2 + 1].contiguous(), one["numbers"][other]
+    amplitude = amplitude[:, :, :amplitude.shape[2] // 2 + 1]
+    return maps.contiguous(), truth.contiguous(), amplitude.contiguous(), one["numbers"][other]
 
 
 def phase_scores(rho, truth, amplitude):
@@ -407,9 +410,11 @@ def oracle(given):
     for low, high in ((1.4, 1.6), (1.6, 1.85), (1.85, 2.1)):
         part = rows[(rows[:, 0] >= low) & (rows[:, 0] < high)]
         print(f"{low}-{high} Å: {len(part)} states, agreement {part[:, 1].mean():.3f} -> {part[:, 2].mean():.3f}, right "
-              f"{(part[:, 1] > RIGHT).mean():.3f} -> {(part[:, 2] > RIGHT).mean():.3f}; of those at " + ", ".join(
-                  f"{a:.1f}-{a + 0.1:.1f}: {len(band)} {band[:, 2].mean() - band[:, 1].mean():+.3f}" for a in np.arange(0.1, 1, 0.1)
-                  if len(band := part[(part[:, 1] >= a) & (part[:, 1] < a + 0.1)])), flush=True)
+              f"{(part[:, 1] > RIGHT).mean():.3f} -> {(part[:, 2] > RIGHT).mean():.3f}; from", flush=True)
+        for least in np.arange(0.1, 1, 0.1):
+            band = part[(part[:, 1] >= least) & (part[:, 1] < least + 0.1)]
+            if len(band):
+                print(f"    {least:.1f}: {len(band)} states, {band[:, 2].mean() - band[:, 1].mean():+.3f}", flush=True)
 
 
 # --- the judgement ---
@@ -461,8 +466,9 @@ def judge(given):
     folder = Path(given.out) if given.out else run_folder("benchmarks")
     with atomic_path(folder / "learned_step.csv") as temporary:
         rows.to_csv(temporary, index=False)
-    write_json(folder / "learned_step.json", {"table": tables(rows), "part": given.part, "crystals": len(crystals), "starts": TRIED,
-                                              "commit": git_state(), "machine": machine()})
+    figure(rows).savefig(folder / "learned_step.png", dpi=120)
+    write_json(folder / "learned_step.json", {"table": tables(rows), "part": given.part, "crystals": len(crystals),
+                                              "starts": TRIED, "commit": git_state(), "machine": machine()})
 
 
 def tables(rows):
@@ -486,6 +492,28 @@ def some_right(right, starts):
     n = np.arange(TRIED + 1)
     none = [comb(TRIED - right, k) / comb(TRIED, k) for k in n]
     return 1 - np.interp(starts, n, none)
+
+
+def figure(rows):
+    """Share of crystals with a right start against processor seconds, a panel for each resolution."""
+    resolutions = sorted(rows["d_min"].unique())
+    fig, axes = plt.subplots(1, len(resolutions), figsize=(4 * len(resolutions), 3.4), sharey=True, layout="constrained")
+    for ax, d_min in zip(np.atleast_1d(axes), resolutions):
+        for name, part in rows[rows["d_min"] == d_min].groupby("variant", sort=False):
+            every, cycles, guided = variant(name)
+            t = np.geomspace(0.02, 2, 60)
+            share = [np.mean([some_right(r, x * TRIED / s) for r, s in zip(part["right"], part["seconds"])]) for x in t]
+            ax.plot(t, 100 * np.array(share), color="C4" if guided else "0.4", ls="--" if every else "-", label=title_of(name))
+        ax.set(xscale="log", title=f"{d_min:g} Å", xlabel="processor seconds a crystal")
+    np.atleast_1d(axes)[0].set_ylabel("crystals with a right start / %")
+    np.atleast_1d(axes)[0].legend(frameon=False, fontsize=8)
+    return fig
+
+
+def title_of(name):
+    every, cycles, guided = variant(name)
+    return ("learned step" if every else "engine") + (f", {cycles} cycles" if cycles != Settings().cycles else "") + (
+        ", guided" if guided else "")
 
 
 def main():
