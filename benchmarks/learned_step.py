@@ -9,7 +9,7 @@ that fit what the network says best, and the correlation with the true map down 
 
 Usage: python benchmarks/learned_step.py states --minutes 10 --seed 1 --out STATES [--weights W]
        python benchmarks/learned_step.py train --states STATES ... --minutes 30 --weights W
-       python benchmarks/learned_step.py oracle --states STATES --weights W
+       python benchmarks/learned_step.py oracle --weights W
        python benchmarks/learned_step.py judge --crystals FOLDER --weights W [--part report]
 *states* with --weights has the network in the loop; *oracle* says what a call is worth on states it has not seen; *judge*
 writes learned_step.json into --out, by default RUNS/benchmarks: real light crystals, the engine alone, guided by PattersonNet,
@@ -23,6 +23,7 @@ import time
 from functools import partial
 from math import comb
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
@@ -56,7 +57,10 @@ GROUPS = ["P 1 21/c 1", "P 1 21/n 1", "P -1", "P 1 21 1", "P 21 21 21"]
 D_MIN = 1.4, 2.1
 STARTS = 4        # of each crystal that is trained on
 TRIED = 16        # of each that is judged by
+FOLLOWED = {"before": (0, 0), "one cycle": (0, 1), "20 cycles": (0, 20), "the step": (1, 0), "the step, 20 cycles": (1, 20),
+            "six steps": (6, 0)}  # steps and cycles after them
 COLUMNS = ["d_min", "crystal", "variant", "right", "seconds"]
+LOOPED = 200      # cycles with the learned step among them
 LARGEST = 24_000  # points of a map that is trained on
 
 
@@ -242,7 +246,8 @@ def one_states(crystal, d_min, rng, generator, network, times):
     grid, candidate = prepared(crystal, d_min)
     if np.prod(grid.size) > LARGEST:
         return None
-    size, wanted, maps = even(grid.size), set(rng.choice(np.arange(20, 401, 10), times, replace=False).tolist()), []
+    step, cycles = network and Step(network, grid, crystal.cell, d_min), LOOPED if network else grid.settings.cycles
+    size, wanted, maps = even(grid.size), set(rng.choice(np.arange(20, cycles + 1, 10), times, replace=False).tolist()), []
 
     def on_even(sf):
         rho = torch.fft.irfftn(resized(sf, grid.size, size), s=size, dim=(1, 2, 3))
@@ -255,10 +260,15 @@ def one_states(crystal, d_min, rng, generator, network, times):
     settings = grid.settings
     free_to = max(settings.free_least * d_min, min(settings.free_to, d_min))
     target = truth(crystal, grid, free_to)
-    # called at one in two of the chances, so that states with and without are seen
-    step = network and Step(network, grid, crystal.cell, d_min)
-    every = int(rng.choice([20, 50, 100]))
-    search(grid, candidate, STARTS, generator, step, range(every, 401, every) if step else (), seen=seen)
+    if step:
+        every = int(rng.choice([10, 20, 50]))
+        sf = search(grid, candidate, STARTS, generator, step, range(every, cycles + 1, every), cycles, seen)
+        sf = grid.run(sf, eliminate_low_density, grid.settings.polish)
+        for _ in range(times):
+            maps.append(on_even(sf))
+            sf = grid.run(sf, step, 1)
+    else:
+        search(grid, candidate, STARTS, generator, seen=seen)
     amplitude = resized(grid.amplitude[None], grid.size, size)[0].numpy()
     full = np.zeros(size, np.float32)
     k = size[2] // 2
@@ -396,25 +406,42 @@ def save(weights, given, step, log):
 
 
 def oracle(given):
-    torch.set_num_threads(1)
-    network, rows = network_of(given.weights).to(memory_format=torch.channels_last_3d), []
-    with torch.inference_mode():
-        for one in read_states(given.states):
-            amplitude = one["amplitude"].float()[:, :, :one["amplitude"].shape[2] // 2 + 1].contiguous()
-            for maps in one["maps"].float():
-                with torch.autocast("cpu", torch.bfloat16):
-                    out = network(channels(maps, amplitude), one["numbers"])
-                before, after = (phase_scores(x, one["truth"].float(), amplitude)[0].numpy() for x in (maps, out))
-                rows += [(float(one["numbers"][6]) / 3 + 1.75, *pair) for pair in zip(before, after)]
-    rows = np.array(rows)
-    for low, high in ((1.4, 1.6), (1.6, 1.85), (1.85, 2.1)):
-        part = rows[(rows[:, 0] >= low) & (rows[:, 0] < high)]
-        print(f"{low}-{high} Å: {len(part)} states, agreement {part[:, 1].mean():.3f} -> {part[:, 2].mean():.3f}, right "
-              f"{(part[:, 1] > RIGHT).mean():.3f} -> {(part[:, 2] > RIGHT).mean():.3f}; from", flush=True)
-        for least in np.arange(0.1, 1, 0.1):
-            band = part[(part[:, 1] >= least) & (part[:, 1] < least + 0.1)]
-            if len(band):
-                print(f"    {least:.1f}: {len(band)} states, {band[:, 2].mean() - band[:, 1].mean():+.3f}", flush=True)
+    """Agreement with the truth of states of crystals that were not trained on, and what becomes of it."""
+    network, rng = network_of(given.weights).to(memory_format=torch.channels_last_3d), np.random.default_rng(given.seed)
+    generator, rows, seconds = torch.Generator().manual_seed(given.seed), [], dict.fromkeys(FOLLOWED, 0.0)
+    crystals = [c for c in random_crystals(2 * given.n, given.seed, GROUPS, recipe="molecules") if c.light][:given.n]
+    with one_thread():
+        for crystal in crystals:
+            d_min, states = rng.uniform(*D_MIN), {}
+            grid, candidate = prepared(crystal, d_min)
+            step = Step(network, grid, crystal.cell, d_min)
+            search(grid, candidate, STARTS, generator, seen=states.__setitem__)
+            for sf in map(states.get, (90, 190, 290)):
+                found = []
+                for name, (steps, cycles) in FOLLOWED.items():
+                    began = time.process_time()
+                    new = on(grid, candidate, grid.run(sf, step, steps), cycles)
+                    seconds[name] += time.process_time() - began
+                    found.append(agreement_with_truth(grid, new, crystal))
+                rows += [(d_min, *one) for one in zip(*found)]
+    rows = pd.DataFrame(rows, columns=["d_min", *FOLLOWED])
+    for low, high in ((1.4, 2.1), (1.4, 1.6), (1.6, 1.85), (1.85, 2.1)):
+        part = rows[rows["d_min"].between(low, high)]
+        for least, most in ((0, 1), (0, 0.3), (0.3, 0.45), (0.45, 0.6), (0.6, 1)):
+            band = part[part["before"].between(least, most)]
+            print(f"{low}-{high} Å, {least}-{most}: {len(band)} states; " + ", ".join(
+                f"{name} {band[name].mean():.3f} ({100 * (band[name] > RIGHT).mean():.0f} %)" for name in FOLLOWED), flush=True)
+    print({name: f"{1e3 * s / len(rows):.2f} ms" for name, s in seconds.items()})
+
+
+def on(grid, candidate, sf, cycles):
+    """So many cycles more, a multiple of ten, or one."""
+    peaks = partial(keep_peaks, n=round(sum(candidate.contents.values()) * candidate.n_ops))
+    if cycles < grid.settings.peak_cycle:
+        return grid.run(sf, flip, cycles)
+    for _ in range(0, cycles, grid.settings.peak_cycle):
+        sf = grid.run(grid.run(sf, flip, grid.settings.peak_cycle - 1), peaks, 1)
+    return sf
 
 
 # --- the judgement ---
@@ -432,10 +459,24 @@ def guide_of(crystal, d_min, patterson_net):
     return guide(boxes, 0, predict(patterson_net, boxes), crystal, equal=False)
 
 
-def variant(name):
-    """(calls every so many cycles, cycles, whether guided) of a name as "every:cycles" or "every:cycles:guided"."""
-    every, cycles, *guided = name.split(":")
-    return int(every), int(cycles), bool(guided)
+class Variant(NamedTuple):
+    """What is tried: calls every so many cycles (0: none), cycles, calls at the end, whether guided by PattersonNet."""
+
+    every: int
+    cycles: int
+    last: int
+    guided: bool = False
+
+    @classmethod
+    def of(cls, name):
+        """Of "every:cycles:last", with ":guided" or without."""
+        numbers = name.split(":")
+        return cls(*map(int, numbers[:3]), guided="guided" in numbers)
+
+    @property
+    def title(self):
+        return ("learned step" if self.every or self.last else "engine") + (
+            f", {self.cycles} cycles" if self.cycles != Settings().cycles else "") + (", guided" if self.guided else "")
 
 
 def judge(given):
@@ -446,15 +487,17 @@ def judge(given):
     for d_min in given.d_min:
         for number, crystal in enumerate(crystals):
             with one_thread():
-                predicted = guide_of(crystal, d_min, patterson_net) if any(variant(v)[2] for v in given.variants) else None
+                wanted = any(Variant.of(name).guided for name in given.variants)
+                predicted = guide_of(crystal, d_min, patterson_net) if wanted else None
                 for name in given.variants:
-                    every, cycles, guided = variant(name)
+                    every, cycles, last, guided = Variant.of(name)
                     began = time.process_time()
                     grid, candidate = prepared(crystal, d_min, predicted if guided else None)
-                    step = Step(network, grid, crystal.cell, d_min) if every else None
+                    step = Step(network, grid, crystal.cell, d_min) if every or last else None
                     at = range(every, cycles + 1, every) if every else ()
                     sf = search(grid, candidate, TRIED, torch.Generator().manual_seed(0), step, at, cycles)
                     sf = grid.run(sf, eliminate_low_density, grid.settings.polish)
+                    sf = grid.run(sf, step, last)
                     seconds = time.process_time() - began
                     right = int((agreement_with_truth(grid, sf, crystal) > RIGHT).sum())
                     rows.append((d_min, crystal.name, name, right, round(seconds, 2)))
@@ -500,20 +543,15 @@ def figure(rows):
     fig, axes = plt.subplots(1, len(resolutions), figsize=(4 * len(resolutions), 3.4), sharey=True, layout="constrained")
     for ax, d_min in zip(np.atleast_1d(axes), resolutions):
         for name, part in rows[rows["d_min"] == d_min].groupby("variant", sort=False):
-            every, cycles, guided = variant(name)
+            tried = Variant.of(name)
             t = np.geomspace(0.02, 2, 60)
             share = [np.mean([some_right(r, x * TRIED / s) for r, s in zip(part["right"], part["seconds"])]) for x in t]
-            ax.plot(t, 100 * np.array(share), color="C4" if guided else "0.4", ls="--" if every else "-", label=title_of(name))
+            ax.plot(t, 100 * np.array(share), color="C4" if tried.guided else "0.4",
+                    ls="--" if tried.every or tried.last else "-", label=tried.title)
         ax.set(xscale="log", title=f"{d_min:g} Å", xlabel="processor seconds a crystal")
     np.atleast_1d(axes)[0].set_ylabel("crystals with a right start / %")
     np.atleast_1d(axes)[0].legend(frameon=False, fontsize=8)
     return fig
-
-
-def title_of(name):
-    every, cycles, guided = variant(name)
-    return ("learned step" if every else "engine") + (f", {cycles} cycles" if cycles != Settings().cycles else "") + (
-        ", guided" if guided else "")
 
 
 def main():
@@ -536,7 +574,8 @@ def main():
     one.add_argument("--blocks", type=int, default=4)
     one.add_argument("--seed", type=int, default=0)
     one = commands.add_parser("oracle")
-    one.add_argument("--states", nargs="+", required=True)
+    one.add_argument("--n", type=int, default=60, help="random crystals")
+    one.add_argument("--seed", type=int, default=9, help="another than that of the states")
     one.add_argument("--weights", required=True)
     one = commands.add_parser("judge")
     one.add_argument("--crystals", required=True, help="folder with CIF files and SPLIT.csv")
@@ -544,8 +583,8 @@ def main():
     one.add_argument("--part", default="report")
     one.add_argument("--n", type=int, default=40)
     one.add_argument("--d-min", type=float, nargs="+", default=[1.5, 1.75, 2.0])
-    one.add_argument("--variants", nargs="+", default=["0:400", "50:400", "0:400:guided", "50:400:guided"],
-                     help="calls every so many cycles, cycles, guided")
+    one.add_argument("--variants", nargs="+", default=["0:400:0", "50:400:1", "0:400:0:guided", "50:400:1:guided"],
+                     help="calls every so many cycles:cycles:calls at the end, and :guided")
     one.add_argument("--out", default="", help="folder of the result; RUNS/benchmarks by default")
     given = parser.parse_args()
     {"states": states, "train": train, "oracle": oracle, "judge": judge}[given.command](given)
