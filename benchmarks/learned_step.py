@@ -59,7 +59,8 @@ STARTS = 4        # of each crystal that is trained on
 TRIED = 16        # of each that is judged by
 FOLLOWED = {"before": (0, 0), "one cycle": (0, 1), "20 cycles": (0, 20), "the step": (1, 0), "the step, 20 cycles": (1, 20),
             "six steps": (6, 0)}  # steps and cycles after them
-COLUMNS = ["d_min", "crystal", "variant", "right", "seconds"]
+CLEARLY_RIGHT = 0.7
+COLUMNS = ["d_min", "crystal", "variant", "right", "seconds", "clearly_right", "agreement"]
 LOOPED = 200      # cycles with the learned step among them
 LARGEST = 24_000  # points of a map that is trained on
 
@@ -482,10 +483,10 @@ class Variant(NamedTuple):
 def judge(given):
     network = network_of(given.weights).to(memory_format=torch.channels_last_3d)
     patterson_net, _ = load_model(locate("weights/patterson_net.safetensors"))
-    crystals = crystals_of(given.crystals, given.part, given.n)
-    rows = []
-    for d_min in given.d_min:
-        for number, crystal in enumerate(crystals):
+    crystals, rows = crystals_of(given.crystals, given.part, given.n), []
+    folder = Path(given.out) if given.out else run_folder("benchmarks")
+    for number, crystal in enumerate(crystals, 1):
+        for d_min in given.d_min:
             with one_thread():
                 wanted = any(Variant.of(name).guided for name in given.variants)
                 predicted = guide_of(crystal, d_min, patterson_net) if wanted else None
@@ -499,19 +500,27 @@ def judge(given):
                     sf = grid.run(sf, eliminate_low_density, grid.settings.polish)
                     sf = grid.run(sf, step, last)
                     seconds = time.process_time() - began
-                    right = int((agreement_with_truth(grid, sf, crystal) > RIGHT).sum())
-                    rows.append((d_min, crystal.name, name, right, round(seconds, 2)))
-            if number % 4 == 3 or number + 1 == len(crystals):
-                print(f"{d_min:g} Å, {number + 1} crystals", flush=True)
-                table = tables(pd.DataFrame(rows, columns=COLUMNS))
-                print("\n".join(f"  {name:16s} {row}" for name, row in table[f"{d_min:g}"].items()), flush=True)
-    rows = pd.DataFrame(rows, columns=COLUMNS)
-    folder = Path(given.out) if given.out else run_folder("benchmarks")
+                    found = agreement_with_truth(grid, sf, crystal)
+                    rows.append((d_min, crystal.name, name, int((found > RIGHT).sum()), round(seconds, 3),
+                                 int((found > CLEARLY_RIGHT).sum()), round(float(found.mean()), 3)))
+        if number % 4 == 0 or number == len(crystals):
+            table = write(folder, pd.DataFrame(rows, columns=COLUMNS), given.part)
+            print(f"{number} crystals", flush=True)
+            for d_min, figures in table.items():
+                print("\n".join(f"  {d_min} {name:16s} {row}" for name, row in figures.items()), flush=True)
+
+
+def write(folder, rows, part):
+    """learned_step.csv, .json, .png in a folder -> the table."""
     with atomic_path(folder / "learned_step.csv") as temporary:
         rows.to_csv(temporary, index=False)
-    figure(rows).savefig(folder / "learned_step.png", dpi=120)
-    write_json(folder / "learned_step.json", {"table": tables(rows), "part": given.part, "crystals": len(crystals),
+    table = tables(rows)
+    write_json(folder / "learned_step.json", {"table": table, "part": part, "crystals": rows["crystal"].nunique(),
                                               "starts": TRIED, "commit": git_state(), "machine": machine()})
+    fig = figure(rows)
+    fig.savefig(folder / "learned_step.png", dpi=120)
+    plt.close(fig)
+    return table
 
 
 def tables(rows):
@@ -522,6 +531,7 @@ def tables(rows):
         first = part["variant"].iloc[0]
         result[f"{d_min:g}"] = {name: {
             "starts right": round(float(right[name].mean() / TRIED), 3),
+            "clearly": round(float(part[part["variant"] == name]["clearly_right"].mean() / TRIED), 3),
             "seconds a start": round(float(seconds[name].mean() / TRIED), 3),
             "right in the time of one": round(float((right[name] / TRIED * seconds[first] / seconds[name]).mean()), 3),
             "crystals in the time of": {n: round(float(np.mean([some_right(r, n * t / s) for r, t, s in zip(
@@ -544,7 +554,7 @@ def figure(rows):
     for ax, d_min in zip(np.atleast_1d(axes), resolutions):
         for name, part in rows[rows["d_min"] == d_min].groupby("variant", sort=False):
             tried = Variant.of(name)
-            t = np.geomspace(0.02, 2, 60)
+            t = np.geomspace(0.02, np.median(part["seconds"]), 60)  # most crystals have starts left
             share = [np.mean([some_right(r, x * TRIED / s) for r, s in zip(part["right"], part["seconds"])]) for x in t]
             ax.plot(t, 100 * np.array(share), color="C4" if tried.guided else "0.4",
                     ls="--" if tried.every or tried.last else "-", label=tried.title)
@@ -583,7 +593,8 @@ def main():
     one.add_argument("--part", default="report")
     one.add_argument("--n", type=int, default=40)
     one.add_argument("--d-min", type=float, nargs="+", default=[1.5, 1.75, 2.0])
-    one.add_argument("--variants", nargs="+", default=["0:400:0", "50:400:1", "0:400:0:guided", "50:400:1:guided"],
+    one.add_argument("--variants", nargs="+", default=["0:400:0", "0:200:0", "0:200:2", "0:400:0:guided", "0:200:0:guided",
+                                                               "0:200:2:guided"],
                      help="calls every so many cycles:cycles:calls at the end, and :guided")
     one.add_argument("--out", default="", help="folder of the result; RUNS/benchmarks by default")
     given = parser.parse_args()
