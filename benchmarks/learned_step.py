@@ -60,6 +60,7 @@ TRIED = 16        # of each that is judged by
 FOLLOWED = {"before": (0, 0), "one cycle": (0, 1), "20 cycles": (0, 20), "the step": (1, 0), "the step, 20 cycles": (1, 20),
             "six steps": (6, 0)}  # steps and cycles after them
 CLEARLY_RIGHT = 0.7
+VARIANTS = ["0:400:0", "0:200:0", "0:200:2", "0:400:2", "100:400:2", "0:400:0:guided", "0:400:2:guided"]
 COLUMNS = ["d_min", "crystal", "variant", "right", "seconds", "clearly_right", "agreement"]
 LOOPED = 200      # cycles with the learned step among them
 LARGEST = 24_000  # points of a map that is trained on
@@ -476,7 +477,8 @@ class Variant(NamedTuple):
 
     @property
     def title(self):
-        return ("learned step" if self.every or self.last else "engine") + (
+        parts = [f"every {self.every} cycles"] * bool(self.every) + [f"{self.last} times at the end"] * bool(self.last)
+        return ("learned step " + " and ".join(parts) if parts else "engine") + (
             f", {self.cycles} cycles" if self.cycles != Settings().cycles else "") + (", guided" if self.guided else "")
 
 
@@ -503,7 +505,7 @@ def judge(given):
                     found = agreement_with_truth(grid, sf, crystal)
                     rows.append((d_min, crystal.name, name, int((found > RIGHT).sum()), round(seconds, 3),
                                  int((found > CLEARLY_RIGHT).sum()), round(float(found.mean()), 3)))
-        if number % 4 == 0 or number == len(crystals):
+        if number % 2 == 0 or number == len(crystals):
             table = write(folder, pd.DataFrame(rows, columns=COLUMNS), given.part)
             print(f"{number} crystals", flush=True)
             for d_min, figures in table.items():
@@ -593,8 +595,7 @@ def main():
     one.add_argument("--part", default="report")
     one.add_argument("--n", type=int, default=40)
     one.add_argument("--d-min", type=float, nargs="+", default=[1.5, 1.75, 2.0])
-    one.add_argument("--variants", nargs="+", default=["0:400:0", "0:200:0", "0:200:2", "0:400:0:guided", "0:200:0:guided",
-                                                               "0:200:2:guided"],
+    one.add_argument("--variants", nargs="+", default=VARIANTS,
                      help="calls every so many cycles:cycles:calls at the end, and :guided")
     one.add_argument("--out", default="", help="folder of the result; RUNS/benchmarks by default")
     given = parser.parse_args()
