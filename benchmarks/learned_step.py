@@ -552,17 +552,21 @@ def some_right(right, starts):
 def figure(rows):
     """Share of crystals with a right start against processor seconds, a panel for each resolution."""
     resolutions = sorted(rows["d_min"].unique())
-    fig, axes = plt.subplots(1, len(resolutions), figsize=(4 * len(resolutions), 3.4), sharey=True, layout="constrained")
-    for ax, d_min in zip(np.atleast_1d(axes), resolutions):
+    fig, axes = plt.subplots(1, len(resolutions), figsize=(12, 4.2), sharey=True, layout="constrained", squeeze=False)
+    for ax, d_min in zip(axes[0], resolutions):
         for name, part in rows[rows["d_min"] == d_min].groupby("variant", sort=False):
             tried = Variant.of(name)
-            t = np.geomspace(0.02, np.median(part["seconds"]), 60)  # most crystals have starts left
+            t = np.geomspace(0.03, np.median(part["seconds"]), 60)  # where half of the crystals have starts left
             share = [np.mean([some_right(r, x * TRIED / s) for r, s in zip(part["right"], part["seconds"])]) for x in t]
-            ax.plot(t, 100 * np.array(share), color="C4" if tried.guided else "0.4",
-                    ls="--" if tried.every or tried.last else "-", label=tried.title)
+            colour = "C4" if tried.guided else "C1" if tried.every else "C0" if tried.last else "0.4"
+            ax.plot(t, 100 * np.array(share), color=colour,
+                    ls=":" if tried.cycles < Settings().cycles else "--" if tried.guided and tried.last else "-",
+                    label=tried.title)
         ax.set(xscale="log", title=f"{d_min:g} Å", xlabel="processor seconds a crystal")
-    np.atleast_1d(axes)[0].set_ylabel("crystals with a right start / %")
-    np.atleast_1d(axes)[0].legend(frameon=False, fontsize=8)
+        ax.set_xticks([0.03, 0.1, 0.3, 1], ["0.03", "0.1", "0.3", "1"])
+        ax.minorticks_off()
+    axes[0, 0].set_ylabel("crystals with a right start / %")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return fig
 
 
