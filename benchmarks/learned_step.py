@@ -1,19 +1,17 @@
-"""A learned step inside phasing: does a small network, called now and then by charge flipping, bring more starts right?
+"""A learned step inside phasing: does a small network, called a few times by charge flipping, bring more starts right?
 
-Density in, density out, on the grid of charge flipping, periodic, in any cell: the network sees the map in units of its sigma,
-the Patterson map of E² - 1 and the map of votes (the positive density convoluted with the Patterson map, which every atom of
-the density casts for all others), and works on blocks of 2 × 2 × 2 points with 3 × 3 × 3 convolutions, 0.24 M parameters. It is
-trained on states that charge flipping visits: of random light molecules (recipe *molecules*), amplitudes to 1.4-2.1 Å, every
-tenth cycle before the map is replaced by its peaks; the loss is that of the phases, Σ E² cos Δφ / Σ E² at the shift and hand
-that fit what the network says best, and the correlation with the true map down to where reflections float.
+The network is that of ``xrd_helpers.phasing.learned_step``. It is trained on states that charge flipping visits: of random
+light molecules (recipe *molecules*), amplitudes to 1.4-2.1 Å, some cycles before the map is replaced by its peaks. The loss is
+that of the phases, Σ E² cos Δφ / Σ E² at the shift and hand that fit what the network says best, and the correlation with the
+true map down to where reflections float.
 
-Usage: python benchmarks/learned_step.py states --minutes 10 --seed 1 --out STATES [--weights W]
-       python benchmarks/learned_step.py train --states STATES ... --minutes 30 --weights W
-       python benchmarks/learned_step.py oracle --weights W
-       python benchmarks/learned_step.py judge --crystals FOLDER --weights W [--part report]
-*states* with --weights has the network in the loop; *oracle* says what a call is worth on states it has not seen; *judge*
-writes learned_step.json into --out, by default RUNS/benchmarks: real light crystals, the engine alone, guided by PattersonNet,
-and each with the learned step, by processor seconds.
+Usage: python benchmarks/learned_step.py states --minutes 12 --seed 1 --out STATES [--weights W]
+       python benchmarks/learned_step.py train --states STATES ... --minutes 22 --weights W [--start W]
+       python benchmarks/learned_step.py oracle [--weights W]
+       python benchmarks/learned_step.py judge --crystals FOLDER [--weights W] [--part report]
+*states* with --weights has the network in the loop; *oracle* says what a call is worth on states it has not seen, with the
+shipped weights by default; *judge* writes learned_step.csv, .json and .png into --out, by default RUNS/benchmarks: starts of
+real light crystals, by the engine alone, guided by PattersonNet, and each with the learned step, by processor seconds.
 """
 
 import argparse
@@ -34,10 +32,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy.stats import wilcoxon
 from torch import nn
-from torch.nn import functional as nnf
 
 from xrd_helpers import locate
 from xrd_helpers.cif_folders import read_cif_folders
@@ -47,6 +44,7 @@ from xrd_helpers.phasing import Settings
 from xrd_helpers.phasing.charge_flipping import Candidate, one_thread
 from xrd_helpers.phasing.flipping_grid import FlippingGrid, eliminate_low_density, flip, keep_peaks, normalised_amplitudes
 from xrd_helpers.phasing.fourier import HalfGrid
+from xrd_helpers.phasing.learned_step import FILE, LearnedStep, Network, channels, even, numbers_of, read_network, resized
 from xrd_helpers.random_crystals import random_crystals
 from xrd_helpers.reflections import Reflections, unique_hkl
 from xrd_helpers.structure_factors import structure_factors
@@ -64,135 +62,6 @@ VARIANTS = ["0:400:0", "0:200:0", "0:200:2", "0:400:2", "100:400:2", "0:400:0:gu
 COLUMNS = ["d_min", "crystal", "variant", "right", "seconds", "clearly_right", "agreement"]
 LOOPED = 200      # cycles with the learned step among them
 LARGEST = 24_000  # points of a map that is trained on
-
-
-# --- the network ---
-
-class Block(nn.Module):
-    """x + two convolutions."""
-
-    def __init__(self, c):
-        super().__init__()
-        self.one, self.two = nn.Conv3d(c, c, 3), nn.Conv3d(c, c, 3)
-        self.scale = nn.Parameter(torch.tensor(0.3))
-
-    def forward(self, x):
-        return x + self.scale * self.two(periodic(nnf.silu(self.one(periodic(nnf.silu(x))))))
-
-
-class Periodic(torch.autograd.Function):
-    """One voxel more on all sides of (b, c, x, y, z), by the period; autograd's own gradient takes as long as the network."""
-
-    @staticmethod
-    def forward(ctx, x):
-        for axis in (2, 3, 4):
-            x = torch.cat([x.narrow(axis, -1, 1), x, x.narrow(axis, 0, 1)], axis)
-        return x
-
-    @staticmethod
-    def backward(ctx, g):
-        g = g.clone()
-        for axis in (4, 3, 2):
-            n = g.shape[axis] - 2
-            g.select(axis, 1).add_(g.select(axis, n + 1))
-            g.select(axis, n).add_(g.select(axis, 0))
-            g = g.narrow(axis, 1, n)
-        return g
-
-
-periodic = Periodic.apply
-
-
-class LearnedStep(nn.Module):
-    """Maps (b, 3, nx, ny, nz), even sizes, and numbers (7,) -> what the density (b, nx, ny, nz) becomes."""
-
-    def __init__(self, c=32, blocks=4):
-        super().__init__()
-        self.stem, self.numbers = nn.Conv3d(24, c, 3), nn.Linear(7, c)
-        self.blocks = nn.Sequential(*(Block(c) for _ in range(blocks)))
-        self.head = nn.Conv3d(c, 8, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, maps, numbers):
-        b, c, *n = maps.shape
-        half = [points // 2 for points in n]
-        x = maps.reshape(b, c, half[0], 2, half[1], 2, half[2], 2).permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, 8 * c, *half)
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        x = self.stem(periodic(x)) + self.numbers(numbers).view(1, -1, 1, 1, 1)
-        x = self.head(nnf.silu(self.blocks(x))).float()
-        x = x.reshape(b, 2, 2, 2, *half).permute(0, 4, 1, 5, 2, 6, 3).reshape(b, *n)
-        return maps[:, 0] + x
-
-
-def network_of(path):
-    with safe_open(path, "pt") as file:
-        made = file.metadata()
-    network = LearnedStep(int(made["c"]), int(made["blocks"]))
-    network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-    return network.eval()
-
-
-def channels(rho, amplitude):
-    """(b, 3, ...) of densities (b, nx, ny, nz) and the grid of |E| (nx, ny, nz // 2 + 1): in units of their sigmas."""
-    n = rho.shape[1:]
-    weight = torch.where(amplitude > 0, amplitude.square() - 1, 0)
-    patterson = torch.fft.irfftn(torch.complex(weight, torch.zeros_like(weight)), s=n)
-    patterson = patterson / patterson.std()
-    rho = rho / rho.std(dim=(1, 2, 3), keepdim=True)
-    votes = torch.fft.irfftn(torch.fft.rfftn(rho.clamp(min=0), dim=(1, 2, 3)) * weight, s=n, dim=(1, 2, 3))
-    votes = votes / votes.std(dim=(1, 2, 3), keepdim=True)
-    return torch.stack([rho, patterson.expand_as(rho), votes], 1)
-
-
-def numbers_of(cell, size, d_min):
-    """(7,): points of the map per Å and angles."""
-    edges, cosines = np.array(cell.parameters[:3]), np.cos(np.radians(cell.parameters[3:]))
-    return torch.tensor([*(edges / size / 0.5 - 1) * 2, *cosines * 2, (d_min - 1.75) * 3], dtype=torch.float32)
-
-
-# --- grids with even sizes ---
-
-def even(size):
-    return tuple(n + n % 2 for n in size)
-
-
-def resized(sf, size, new):
-    """Half grids (b, ...) of maps of `size` points for maps of `new` ones: nothing stands at the Nyquist frequencies."""
-    for axis, (n, m) in enumerate(zip(size, new), 1):
-        if axis == 3:
-            least = min(sf.shape[3], m // 2 + 1)
-            sf = torch.cat([sf[..., :least], sf.new_zeros((*sf.shape[:3], m // 2 + 1 - least))], 3)
-        elif n != m:
-            least = min(n, m)
-            low, high = (least + 1) // 2, least // 2
-            shape = list(sf.shape)
-            shape[axis] = m - low - high
-            sf = torch.cat([sf.narrow(axis, 0, low), sf.new_zeros(shape), sf.narrow(axis, n - high, high)], axis)
-    return sf
-
-
-class Step:
-    """``real_space_step`` of one FlippingGrid, by a network."""
-
-    def __init__(self, network, grid, cell, d_min):
-        self.network, self.size, self.even = network, grid.size, even(grid.size)
-        self.amplitude = resized(grid.amplitude[None], self.size, self.even)[0]
-        self.numbers, self.strong = numbers_of(cell, self.even, d_min), grid.strong * (grid.amplitude > 0)
-
-    @torch.inference_mode()
-    def __call__(self, rho):
-        if self.size != self.even:
-            sf = resized(torch.fft.rfftn(rho, dim=(1, 2, 3)), self.size, self.even)
-            rho = torch.fft.irfftn(sf, s=self.even, dim=(1, 2, 3))
-        with torch.autocast("cpu", torch.bfloat16):
-            rho = self.network(channels(rho, self.amplitude), self.numbers)
-        sf = torch.fft.rfftn(rho, dim=(1, 2, 3))
-        if self.size != self.even:
-            sf = resized(sf, self.even, self.size)
-        # on the scale of E, for the sake of weak reflections and of those that were not measured
-        sf = sf * (self.strong.square().sum() / (self.strong * sf.abs()).sum((1, 2, 3), keepdim=True))
-        return torch.fft.irfftn(sf, s=self.size, dim=(1, 2, 3))
 
 
 # --- the cycles of the engine ---
@@ -248,7 +117,7 @@ def one_states(crystal, d_min, rng, generator, network, times):
     grid, candidate = prepared(crystal, d_min)
     if np.prod(grid.size) > LARGEST:
         return None
-    step, cycles = network and Step(network, grid, crystal.cell, d_min), LOOPED if network else grid.settings.cycles
+    step, cycles = network and LearnedStep(grid, network), LOOPED if network else grid.settings.cycles
     size, wanted, maps = even(grid.size), set(rng.choice(np.arange(20, cycles + 1, 10), times, replace=False).tolist()), []
 
     def on_even(sf):
@@ -283,7 +152,7 @@ def one_states(crystal, d_min, rng, generator, network, times):
 
 
 def states(given):
-    network = given.weights and network_of(given.weights)
+    network = given.weights and read_network(given.weights)
     until, rng, kept, first = time.monotonic() + 60 * given.minutes, np.random.default_rng(given.seed), {}, 0
     generator, n = torch.Generator().manual_seed(given.seed), 0
     with one_thread():
@@ -365,7 +234,7 @@ def train(given):
     torch.set_num_threads(1)
     data, rng = read_states(given.states), np.random.default_rng(given.seed)
     print(len(data), "crystals", flush=True)
-    network = network_of(given.start) if given.start else LearnedStep(given.c, given.blocks)
+    network = read_network(given.start) if given.start else Network(given.c, given.blocks)
     network.train().to(memory_format=torch.channels_last_3d)
     print(sum(p.numel() for p in network.parameters()), "parameters", flush=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=given.lr, weight_decay=1e-4, betas=(0.9, 0.98))
@@ -409,14 +278,14 @@ def save(weights, given, step, log):
 
 def oracle(given):
     """Agreement with the truth of states of crystals that were not trained on, and what becomes of it."""
-    network, rng = network_of(given.weights).to(memory_format=torch.channels_last_3d), np.random.default_rng(given.seed)
+    network, rng = read_network(given.weights), np.random.default_rng(given.seed)
     generator, rows, seconds = torch.Generator().manual_seed(given.seed), [], dict.fromkeys(FOLLOWED, 0.0)
     crystals = [c for c in random_crystals(2 * given.n, given.seed, GROUPS, recipe="molecules") if c.light][:given.n]
     with one_thread():
         for crystal in crystals:
             d_min, states = rng.uniform(*D_MIN), {}
             grid, candidate = prepared(crystal, d_min)
-            step = Step(network, grid, crystal.cell, d_min)
+            step = LearnedStep(grid, network)
             search(grid, candidate, STARTS, generator, seen=states.__setitem__)
             for sf in map(states.get, (90, 190, 290)):
                 found = []
@@ -483,7 +352,7 @@ class Variant(NamedTuple):
 
 
 def judge(given):
-    network = network_of(given.weights).to(memory_format=torch.channels_last_3d)
+    network = read_network(given.weights)
     patterson_net, _ = load_model(locate("weights/patterson_net.safetensors"))
     crystals, rows = crystals_of(given.crystals, given.part, given.n), []
     folder = Path(given.out) if given.out else run_folder("benchmarks")
@@ -496,7 +365,7 @@ def judge(given):
                     every, cycles, last, guided = Variant.of(name)
                     began = time.process_time()
                     grid, candidate = prepared(crystal, d_min, predicted if guided else None)
-                    step = Step(network, grid, crystal.cell, d_min) if every or last else None
+                    step = LearnedStep(grid, network) if every or last else None
                     at = range(every, cycles + 1, every) if every else ()
                     sf = search(grid, candidate, TRIED, torch.Generator().manual_seed(0), step, at, cycles)
                     sf = grid.run(sf, eliminate_low_density, grid.settings.polish)
@@ -533,11 +402,12 @@ def tables(rows):
         first = part["variant"].iloc[0]
         result[f"{d_min:g}"] = {name: {
             "starts right": round(float(right[name].mean() / TRIED), 3),
-            "clearly": round(float(part[part["variant"] == name]["clearly_right"].mean() / TRIED), 3),
+            f"above {CLEARLY_RIGHT}": round(float(part[part["variant"] == name]["clearly_right"].mean() / TRIED), 3),
             "seconds a start": round(float(seconds[name].mean() / TRIED), 3),
             "right in the time of one": round(float((right[name] / TRIED * seconds[first] / seconds[name]).mean()), 3),
             "crystals in the time of": {n: round(float(np.mean([some_right(r, n * t / s) for r, t, s in zip(
-                right[name], seconds[first], seconds[name])])), 3) for n in (1, 4, 8)}}
+                right[name], seconds[first], seconds[name])])), 3) for n in (1, 4, 8)},
+            "p": None if name == first else float(wilcoxon(right[name], right[first]).pvalue)}
             for name in dict.fromkeys(part["variant"])}
     return result
 
@@ -574,7 +444,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("states")
-    one.add_argument("--minutes", type=float, default=10)
+    one.add_argument("--minutes", type=float, default=12)
     one.add_argument("--seed", type=int, default=1)
     one.add_argument("--times", type=int, default=3, help="states of each start")
     one.add_argument("--weights", default="", help="of a network that is in the loop")
@@ -592,10 +462,10 @@ def main():
     one = commands.add_parser("oracle")
     one.add_argument("--n", type=int, default=60, help="random crystals")
     one.add_argument("--seed", type=int, default=9, help="another than that of the states")
-    one.add_argument("--weights", required=True)
+    one.add_argument("--weights", default=FILE)
     one = commands.add_parser("judge")
     one.add_argument("--crystals", required=True, help="folder with CIF files and SPLIT.csv")
-    one.add_argument("--weights", required=True)
+    one.add_argument("--weights", default=FILE)
     one.add_argument("--part", default="report")
     one.add_argument("--n", type=int, default=40)
     one.add_argument("--d-min", type=float, nargs="+", default=[1.5, 1.75, 2.0])
