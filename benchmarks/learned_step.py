@@ -407,7 +407,7 @@ def tables(rows):
             "right in the time of one": round(float((right[name] / TRIED * seconds[first] / seconds[name]).mean()), 3),
             "crystals in the time of": {n: round(float(np.mean([some_right(r, n * t / s) for r, t, s in zip(
                 right[name], seconds[first], seconds[name])])), 3) for n in (1, 4, 8)},
-            "p": None if name == first else float(wilcoxon(right[name], right[first]).pvalue)}
+            "p": float(wilcoxon(right[name], right[first]).pvalue) if (right[name] != right[first]).sum() > 1 else None}
             for name in dict.fromkeys(part["variant"])}
     return result
 
