@@ -22,7 +22,7 @@ from ..config import UserError
 from ..crystals import count_elements
 from . import verdict
 from .building import Builder, Chain, build
-from .flipping_grid import FlippingGrid, Settings, eliminate_low_density, flip, keep_peaks, normalised_amplitudes
+from .flipping_grid import FlippingGrid, Settings, flip, keep_peaks, normalised_amplitudes
 from .fourier import HalfGrid
 from .hydrogen import with_hydrogen
 from .origin import match_atoms
@@ -225,9 +225,10 @@ def _flipped(grid, candidates, sf, step, looking=False):
     settings = grid.settings
     peaks = partial(keep_peaks, n=max(1, round(sum(candidates[0].contents.values()) * candidates[0].n_ops)))
     for cycle in range(0, settings.cycles, ROUND):
-        for _ in range(0, ROUND, settings.peak_cycle):
+        for done in range(cycle + settings.peak_cycle, cycle + ROUND + 1, settings.peak_cycle):
             sf = grid.run(sf, step, settings.peak_cycle - 1)
-            sf = grid.run(sf, peaks, 1)
+            learned = settings.learned and done % settings.symmetrise == 0
+            sf = grid.run(sf, grid.learned_step if learned else peaks, 1)
         last = cycle + ROUND >= settings.cycles
         averaging = (cycle + ROUND) % settings.symmetrise == 0 and not last
         agreement = shift = None
@@ -303,7 +304,7 @@ def minutes_of(effort) -> float:
 
 def _chains(grid, candidates, sf):
     """Chains from P1 grids (b, ...): in the groups worth it, from the likeliest places of their origin."""
-    sf = grid.run(sf, eliminate_low_density, grid.settings.polish)
+    sf = grid.polished(sf)
     figures = np.stack([grid.agreement(sf, candidate.links)[0] for candidate in candidates])    # (groups, b)
     chains = []
     for i in range(len(sf)):
@@ -329,7 +330,7 @@ def _look(grid, candidates, sf, screen, certain, left) -> list[Found]:
     The likeliest group alone is refined, or the next where that has been done ``left`` (groups,) times already; but before a
     structure is believed, every group with more operators has its turn.
     """
-    sf = grid.run(sf, eliminate_low_density, grid.settings.polish)
+    sf = grid.polished(sf)
     figures, shifts = zip(*(grid.agreement(sf, candidate.links) for candidate in candidates))
     figures = [float(figure[0]) for figure in figures]
     built = [Found(candidates[g], model, figures) for g in _worth_building(candidates, figures)

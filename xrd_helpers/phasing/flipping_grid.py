@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch
 from ..crystals import rotations_and_translations
 from ..wilson import normalize
 from .fourier import FourierSum, HalfGrid, grid_size
+from .learned_step import LearnedStep
 
 MOST_LINKED = 1500     # strong reflections of half the sphere that tell how well phases agree with a space group
 
@@ -31,6 +33,9 @@ class Settings:
     peak_cycle : every so many cycles the map is replaced by its highest peaks, one for each atom
     symmetrise : every so many cycles the phases are averaged over the space group, of several that they obey best
     polish : cycles of low-density elimination after charge flipping
+    learned : 0, or times that a network makes the map after that; then it does so every `symmetrise` cycles, too, instead of
+        its peaks (``learned_step``). For light molecules and data that end between 1.4 and 2.1 Å: of 40, 56, 34, 28 % of the
+        starts come right with 2, at 1.5, 1.75, 2.0 Å, 42, 25, 20 % with 0, which take 15-25 % less time.
     """
 
     deltas: tuple[float, ...] = (0.1, 0.0, -0.2, 0.3)
@@ -46,6 +51,7 @@ class Settings:
     peak_cycle: int = 10
     symmetrise: int = 100
     polish: int = 6
+    learned: int = 0
 
     def thresholds(self, trials):
         """Flipping thresholds (b, 1, 1, 1) of some of the trials, given by their numbers."""
@@ -95,7 +101,7 @@ class FlippingGrid(HalfGrid):
         spacing = min(d_min / settings.spacing, free_to / settings.free_spacing)
         super().__init__(p1, grid_size(reflections.cell, p1.hkl, spacing))
         self.device, self.settings = torch.device(device), settings
-        self.E = normalised_amplitudes(reflections)
+        self.E, self.cell, self.d_min = normalised_amplitudes(reflections), reflections.cell, d_min
         # every reflection of the sphere, as a voxel of the half grid and whether it stands there as its Friedel mate
         self._place, self._mate = self._voxels(p1.hkl), p1.hkl[:, 2] < 0
         E = self.E[p1.index[self.rows]]
@@ -162,6 +168,15 @@ class FlippingGrid(HalfGrid):
             # squares and rsqrt: a third of the time of abs and a division
             sf = new * (self.factor + self.strong * (re.square() + im.square() + 1e-9).rsqrt())
         return sf
+
+    @cached_property
+    def learned_step(self):
+        return LearnedStep(self)
+
+    def polished(self, sf):
+        """Grids (b, ...) after the last cycle."""
+        sf = self.run(sf, eliminate_low_density, self.settings.polish)
+        return self.run(sf, self.learned_step, self.settings.learned) if self.settings.learned else sf
 
     def sphere(self, sf):
         """F(h) (b, m) of the whole sphere ``p1`` out of the grids, as the rest of the package writes it."""
