@@ -352,7 +352,8 @@ def test_the_next_best_method_says_that_it_stands_in(monkeypatch):
     extended, trained, words = inference.extend_by("phase_first", measured, d_target=0.9)
     assert "patterson_net.safetensors is damaged.) Instead: Shell mean" in words and trained == (0, 0)
     slope, offset = np.polyfit(extended.predicted.d**-2.0, np.log(extended.predicted.F), 1)
-    assert np.abs(np.log(extended.predicted.F) - offset - slope * extended.predicted.d**-2.0).max() < 0.02
+    # a function of d alone, nearly a line: the form factors bend it
+    assert np.abs(np.log(extended.predicted.F) - offset - slope * extended.predicted.d**-2.0).max() < 0.05
 
 
 def test_boxes_hold_what_the_reflections_say(monkeypatch):
