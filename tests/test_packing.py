@@ -10,6 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from makers import make_crystal
+from xrd_helpers import ROOT
 from xrd_helpers.random_crystals import MOLECULE_SPACEGROUPS, random_crystals
 from xrd_helpers.random_crystals import recipes as recipe
 from xrd_helpers.random_crystals.packing import Contents, pack
@@ -296,3 +297,9 @@ def test_starts_differ_and_follow_the_stream():
         cells.append(result)
     assert cells[0][0].parameters == cells[1][0].parameters != cells[2][0].parameters
     np.testing.assert_array_equal(cells[0][1], cells[1][1])
+
+
+def test_what_numba_compiles_needs_no_folder_to_write_to():
+    """``compiled`` does without; numba.njit(cache=True) is an error on import where neither package nor home can be written."""
+    rooms = [path.name for path in (ROOT / "xrd_helpers").rglob("*.py") if "njit" in path.read_text(encoding="utf-8")]
+    assert rooms == ["compiled.py"]

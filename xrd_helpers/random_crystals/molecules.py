@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import gemmi
-import numba
 import numpy as np
+
+from ..compiled import compiled
 
 # Å, radii where hybridisation counts; all others are those of Cordero et al.
 RADII = {"tetrahedral": {"C": 0.765}, "trigonal": {"C": 0.73, "N": 0.70, "O": 0.62, "S": 1.03},
@@ -474,7 +475,7 @@ class Molecule:
         return True
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _site(xyz, is_h, i, p, radius):
     """Where a part joins atom p in the place of H number i: unit vectors (3, 3) as rows, along the bond, towards an atom bonded
     to p, and across; and how the bonds of p lie."""
@@ -497,7 +498,7 @@ def _site(xyz, is_h, i, p, radius):
     return frame, FLAT_BONDS if n == 1 or n == 2 and abs((bonded[1] * frame[2]).sum()) < 0.2 else TETRAHEDRAL
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _bent(frame, by):
     """Unit vectors (3, 3) whose first is turned by small angles (2,) towards the two others."""
     new = np.empty((3, 3))
@@ -507,12 +508,12 @@ def _bent(frame, by):
     return new
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _unit(v):
     return v / np.sqrt((v * v).sum())
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _placed(local, new_is_h, new_radius, frame, angles, xyz, is_h, radius, i, p, inversion):
     """A part (n, 3) joined to atom p of a molecule in the place of its H number i, at the torsion that leaves most room, and
     that room: the smallest squared distance over its limit. Below 1 it says no more than that."""
@@ -546,7 +547,7 @@ def _placed(local, new_is_h, new_radius, frame, angles, xyz, is_h, radius, i, p,
     return best, best_room
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _squared(one, side, other):
     return (one[0] - side * other[0]) ** 2 + (one[1] - side * other[1]) ** 2 + (one[2] - side * other[2]) ** 2
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import gemmi
-import numba
 import numpy as np
 
+from ..compiled import compiled
 from ..crystals import all_operators
 
 # Å, contact radii: those of Bondi (J. Phys. Chem. 1964, 68, 441); what is not listed is taken as 1.9
@@ -85,7 +85,7 @@ def pack(contents: Contents, rng):
     return cell, x @ np.linalg.inv(orth).T + centre[mol]
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _relax(body, start, radius, kind, rotation, translation, shear, volume, fixed, orth, turn, centre):
     """Push molecules apart until no clash is left (True), in place in orth, turn and centre; False if some remain.
 
@@ -173,7 +173,7 @@ def _relax(body, start, radius, kind, rotation, translation, shear, volume, fixe
     return False
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _push(total, weight, arm, v):
     """Add that an atom at arm (3,) asks its molecule to move by v (3,)."""
     weight[0] += 1
@@ -183,7 +183,7 @@ def _push(total, weight, arm, v):
         weight[1] += arm[q] ** 2
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _list_pairs(body, start, radius, kind, rotation, translation, fixed, orth, turn, centre, middle, half, reach):
     """Pairs that may touch, of an atom of molecule a and one of an image: molecule c under an operator and a lattice
     translation. Of a contact and the same one seen from its other end only one is listed.
@@ -261,13 +261,13 @@ def _list_pairs(body, start, radius, kind, rotation, translation, fixed, orth, t
     return image[:n_images], shift[:n_images], pair, aim
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _longer(rows):
     """The rows of an array with room for as many more."""
     return np.concatenate((rows, np.empty_like(rows)))
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _side(sign, translation, t):
     """Of an image of a molecule and the molecule as its image sees it: 1 the one to list, -1 the other, 0 if they are the same.
 
@@ -279,7 +279,7 @@ def _side(sign, translation, t):
     return 0
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _aim(radii, kind_i, kind_j):
     """Å, the distance at which two atoms begin to push: a hydrogen bond lets its atoms come nearer."""
     closest = radii - CLOSEST
@@ -290,7 +290,7 @@ def _aim(radii, kind_i, kind_j):
     return closest + CLOSEST - AIM
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _place(body, start, orth, turn, centre, X, x):
     """Cartesian centres X (m, 3) and atoms relative to their centre x (n, 3), in place."""
     for m in range(len(centre)):
@@ -300,12 +300,12 @@ def _place(body, start, orth, turn, centre, X, x):
                 x[i, k] = turn[m, k, 0] * body[i, 0] + turn[m, k, 1] * body[i, 1] + turn[m, k, 2] * body[i, 2]
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _set_volume(orth, volume):
     orth *= (volume / (orth[0, 0] * orth[1, 1] * orth[2, 2])) ** (1 / 3)
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _rotation(w):
     """(3, 3) rotation by the small vector w (3,), by Cayley's formula: exactly a rotation."""
     x, y, z = w / 2

@@ -13,9 +13,9 @@ from __future__ import annotations
 from functools import cache
 
 import gemmi
-import numba
 import numpy as np
 
+from ..compiled import compiled
 from ..config import UserError
 from ..crystals import Crystal, all_operators
 from .molecules import METALS, Molecule, draw_taste, ions, metal_core, organic_core
@@ -141,7 +141,7 @@ def _random_cell(rng, volume, spacegroup):
     return gemmi.UnitCell(*edges, *angles)
 
 
-@numba.njit(cache=True)
+@compiled(fastmath=False)
 def _place_atoms(candidates, n_atoms, rot, tran, orth):
     """The first n_atoms of the candidates (m, 3) that keep MIN_DISTANCE from their own images and from all images of those
     before; fewer if there are not so many."""
