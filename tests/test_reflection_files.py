@@ -505,3 +505,14 @@ def test_what_two_files_say_is_taken_from_the_reflections_first(tmp_path):
         read_measured(tmp_path / "a.hkl", tmp_path / "b.cif")
     (tmp_path / "b.cif").write_text("data_x\n_audit_update 1\n" + CIF_HEAD)  # of several blocks the one with a cell
     check_made(read_measured(tmp_path / "a.hkl", tmp_path / "b.cif"))
+
+
+def test_a_cell_with_more_reflections_than_can_be_listed_names_its_file(tmp_path):
+    """Found by the fuzzer: a slip of the pen makes an edge of 790 Å, in which the same indices reach 0.26 Å."""
+    lines = [f"{h:4}{k:4}{l:4}{9:8.2f}{1:8.2f}\n" for h, k, l in ((1, 2, 3), (2, 0, 34), (1, 1, 1))]
+    (tmp_path / "a.hkl").write_text("".join(lines))
+    (tmp_path / "a.ins").write_text("TITL a\nCELL 0.7103 790 111 9 84 90 111\nSFAC C\nUNIT 1\nHKLF 4\nEND\n")
+    measured = read_measured(tmp_path / "a.hkl")
+    for told in (measured.quality, measured.shells):
+        with pytest.raises(ReflectionError, match=r"a\.hkl: a cell of .* reflections to .*, more than can be treated here"):
+            told(measured.merge())

@@ -229,13 +229,19 @@ class Measured:
         data = _without_absences(self.hkl, self.intensity, self.sigma, self.cell, self.spacegroup)
         data.prepare_for_merging(gemmi.DataType.Mean)  # Friedel mates together
         r_int = data.calculate_merging_stats(None, use_weights="U")[0].r_merge()  # plain means, as SHELXL and CIF have it
-        possible = len(unique_hkl(merged.cell, merged.spacegroup, merged.d_min - 1e-6))
-        return Quality(len(self.hkl), len(merged), merged.d_min, len(merged) / possible,
+        return Quality(len(self.hkl), len(merged), merged.d_min, len(merged) / len(self._possible(merged)),
                        r_int if np.isfinite(r_int) else None, float((self.intensity / self.sigma).mean()))
+
+    def _possible(self, merged):
+        """hkl (n, 3) that could have been measured; ReflectionError with the file if they are too many."""
+        try:
+            return unique_hkl(merged.cell, merged.spacegroup, merged.d_min - 1e-6)
+        except ReflectionError as error:
+            raise ReflectionError(f"{self.files[0]}: {error}") from None
 
     def shells(self, merged: Reflections, n=10) -> list[Shell]:
         """What was measured in shells of equal volume of reciprocal space, the one of lowest resolution first."""
-        possible = unique_hkl(merged.cell, merged.spacegroup, merged.d_min - 1e-6)
+        possible = self._possible(merged)
         n = max(1, min(n, len(possible) // 20))
         edges = np.linspace(0, (merged.d_min - 1e-6) ** -3, n + 1)[1:-1]
         data = _without_absences(self.hkl, self.intensity, self.sigma, self.cell, self.spacegroup)
