@@ -487,7 +487,7 @@ def _solve_files(files, options, scheduler, workers, table, as_json):
     except typer.Exit as stopped:
         code = stopped.exit_code
         for i in set(range(len(files))) - set(rows):  # locks of workers that were ended: taken and given back, they are gone
-            folder = Path(folders[i] or Path(files[i]).with_name(f"{stems[i]}_xrd"))
+            folder = _folder_of(Path(files[i]), folders[i])
             if folder.parent.is_dir():
                 with suppress(UserError), locked(folder, stems[i]):
                     pass
@@ -496,6 +496,13 @@ def _solve_files(files, options, scheduler, workers, table, as_json):
         writer.writeheader()
         writer.writerows(rows[i] for i in sorted(rows))
     return code or int(any(row["verdict"] in ("error", "not solved") for row in rows.values()))
+
+
+def _folder_of(file, out):
+    """Where what comes of a file (Path) is written: ``out``, or a folder beside it."""
+    from pathlib import Path
+
+    return Path(out) if out else file.with_name(f"{file.stem}_xrd")
 
 
 def _solve_side_by_side(files, folders, options, scheduler, workers):
@@ -556,8 +563,6 @@ def _solve_file(file, say, **options):
 def _solve_held(held, file, say, *, about, elements, formula, z, spacegroup, extend, network, engine, shelxt, timeout, molecule,
                 or_, fragment, trials, effort, minutes, seed, d_min, out, overwrite):
     """``_solve_file``; what is to be locked is, by `held`."""
-    from pathlib import Path
-
     from xrd_helpers.known_molecule import read_molecules
     from xrd_helpers.phasing import job, output
     from xrd_helpers.phasing.charge_flipping import minutes_of
@@ -587,7 +592,7 @@ def _solve_held(held, file, say, *, about, elements, formula, z, spacegroup, ext
     if not molecule:
         measured = job.with_contents(measured, formula, z, elements)
     stem = measured.files[0].stem
-    folder = Path(out) if out else measured.files[0].with_name(f"{stem}_xrd")
+    folder = _folder_of(measured.files[0], out)
     refuse_to_overwrite(output.may_be_written(folder / stem), overwrite)
     held.enter_context(locked(folder, stem))
     merged = measured.merge()
